@@ -1,0 +1,98 @@
+//! What an endpoint is told: who it is, whom it may talk to and what to negotiate.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use espalier_secret::SecretBytes;
+
+/// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity(pub String);
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// ESP algorithms, in the order in which they are offered (RFC 4106, RFC 7634).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EspSuite {
+    /// ENCR_AES_GCM_16 with a 256-bit key.
+    Aes256Gcm16,
+    /// ENCR_AES_GCM_16 with a 128-bit key.
+    Aes128Gcm16,
+    /// ENCR_CHACHA20_POLY1305.
+    ChaCha20Poly1305,
+}
+
+/// One traffic selector (RFC 7296 §3.13.1). Ports are inclusive; `0..=65535` is any. Protocol 0 is any.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TrafficSelector {
+    /// IP protocol number, 0 for any.
+    pub protocol: u8,
+    /// First port.
+    pub start_port: u16,
+    /// Last port.
+    pub end_port: u16,
+    /// First address.
+    pub start: IpAddr,
+    /// Last address, of the same family.
+    pub end: IpAddr,
+}
+
+/// This node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sent as IDi or IDr.
+    pub identity: Identity,
+    /// Certificate and key; `None` where every peer uses a PSK.
+    pub credentials: Option<crate::identity::Credentials>,
+    /// Who may vouch for peers; empty where every peer uses a PSK.
+    pub trust: crate::identity::TrustAnchors,
+}
+
+/// How a peer proves who it is. The same way is used in both directions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAuth {
+    /// Certificate under [`Config::trust`], with this node's own [`Config::credentials`].
+    Certificate,
+    /// Shared secret of at least 32 bytes.
+    Psk(SecretBytes),
+}
+
+/// What CHILD_SA to have with a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildConfig {
+    /// USE_TRANSPORT_MODE (RFC 7296 §1.3.1); else tunnel mode.
+    pub transport: bool,
+    /// ESP algorithms in order of preference.
+    pub suites: Vec<EspSuite>,
+    /// Offer and accept extended sequence numbers; when false they are refused.
+    pub esn: bool,
+    /// What this node sends from.
+    pub local_ts: Vec<TrafficSelector>,
+    /// What this node sends to.
+    pub remote_ts: Vec<TrafficSelector>,
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Expected identity.
+    pub identity: Identity,
+    /// UID of its Node; where both this and a UID in the certificate are there, they must be equal.
+    pub uid: Option<String>,
+    /// Where to send from. Port 500 or 4500.
+    pub local: SocketAddr,
+    /// Where to send to. Port 500 or 4500.
+    pub remote: SocketAddr,
+    /// Addresses that may claim this identity: those of its Node.
+    pub addresses: Vec<IpAddr>,
+    /// How it proves who it is.
+    pub auth: PeerAuth,
+    /// The CHILD_SA.
+    pub child: ChildConfig,
+    /// This node's announcement (opaque, at most 64 bytes), carried as a private notify in IKE_AUTH by both sides.
+    pub announcement: Vec<u8>,
+}

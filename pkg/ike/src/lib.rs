@@ -1,0 +1,11 @@
+//! Pure IKEv2 (RFC 7296): no sockets, no clock, no global randomness.
+//!
+//! [`Endpoint`] is one node's IKE engine. Its driver feeds it datagrams and the time and drains, **in this order**,
+//! [`Endpoint::poll_event`] (acting on each event before the next step) and then [`Endpoint::poll_transmit`]: a response
+//! that promises an SA must not leave before that SA is installed.
+
+mod config;
+mod event;
+
+pub use config::{ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, TrafficSelector};
+pub use event::{ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit};
