@@ -1,0 +1,357 @@
+//! One pair of nodes between clear and encrypted.
+//!
+//! Both ends hold a [`Pair`] and tell each other, through IKE, a whole [`Announcement`] at each change. Every rule reads
+//! the present facts only (level, not edge), so a lost or repeated announcement does no harm:
+//!
+//! - the stricter of both modes holds (`effective`);
+//! - an end opens its inbound filter before it says so, and sends clear only to an end that said so;
+//! - an end sends ESP as soon as the other is known to open it;
+//! - an end closes its inbound filter only when the other is known to send ESP, and after a drain;
+//! - under `Required` an end without ESP sends nothing, but for a live pair in transition, until a deadline;
+//! - SAs that both ends left are given up after a drain, and from half of it on they are not used again: an end that
+//!   returns to a stricter mode just then negotiates new ones instead of sealing with what the other is about to delete.
+
+use std::time::{Duration, Instant};
+
+use crate::Mode;
+
+/// What an end does with packets for the other end's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Sends {
+    /// Drops them.
+    #[default]
+    Nothing,
+    /// Sends them through the clear overlay.
+    Clear,
+    /// Seals them.
+    Esp,
+}
+
+/// What an end tells the other one. On the wire four bytes: version 1, mode, flags (bit 0: accepts clear), sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Announcement {
+    /// Its own policy.
+    pub mode: Mode,
+    /// Clear packets are let in.
+    pub accepts_clear: bool,
+    /// What it does with packets towards the other end.
+    pub sends: Sends,
+}
+
+/// An announcement that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "announcement of version 1 has four bytes (version, mode 0 to 2, flags, sends 0 to 2), got {0:02x?}"
+)]
+pub struct AnnouncementError(Vec<u8>);
+
+impl Announcement {
+    const VERSION: u8 = 1;
+    const SENDS: [Sends; 3] = [Sends::Nothing, Sends::Clear, Sends::Esp];
+
+    /// For the wire.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        vec![
+            Self::VERSION,
+            self.mode as u8,
+            u8::from(self.accepts_clear),
+            self.sends as u8,
+        ]
+    }
+
+    /// From the wire; later versions may append bytes.
+    ///
+    /// # Errors
+    /// [`AnnouncementError`] on a short one and on unknown values.
+    pub fn parse(bytes: &[u8]) -> Result<Self, AnnouncementError> {
+        let bad = || AnnouncementError(bytes.to_vec());
+        let [version, mode, flags, sends, ..] = *bytes else {
+            return Err(bad());
+        };
+        if version < Self::VERSION {
+            return Err(bad());
+        }
+        let mode = *Mode::ALL.get(usize::from(mode)).ok_or_else(bad)?;
+        let sends = *Self::SENDS.get(usize::from(sends)).ok_or_else(bad)?;
+        Ok(Self {
+            mode,
+            accepts_clear: flags & 1 == 1,
+            sends,
+        })
+    }
+}
+
+/// The two times of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a live pair may still send clear after `Required` came to hold.
+    pub clear_deadline: Duration,
+    /// How long packets of the old kind may still be under way after the other end said that it sends the new kind.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            clear_deadline: Duration::from_secs(60),
+            drain: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a (re)started agent finds in the kernel and the data plane for a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Where the routes to the peer's pods go now.
+    pub sends: Sends,
+    /// Clear packets of the peer are let in now.
+    pub accepts_clear: bool,
+    /// The data plane seals for this peer now.
+    pub esp: bool,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The stricter of both ends' modes.
+    pub effective: Mode,
+    /// What to do with packets towards the peer.
+    pub sends: Sends,
+    /// Let clear packets of the peer in.
+    pub accepts_clear: bool,
+    /// Have an IKE SA and CHILD_SA with the peer.
+    pub wants_sa: bool,
+    /// `Required` holds in both directions: nothing clear goes out or comes in.
+    pub enforced: bool,
+    /// The deadline passed and the pair was cut: `Required` without ESP.
+    pub expired: bool,
+}
+
+/// One end's state of a pair.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    limits: Limits,
+    mode: Mode,
+    peer: Option<Announcement>,
+    esp: bool,
+    sends: Sends,
+    accepts_clear: bool,
+    /// Since when clear is only tolerated (`Required` without ESP, still sending clear).
+    tolerated_since: Option<Instant>,
+    /// Since when the peer is known to send ESP.
+    peer_esp_since: Option<Instant>,
+    /// Since when both ends send clear under `Disabled`.
+    both_clear_since: Option<Instant>,
+    /// Past the point of no return: the present SAs will be given up, whatever the mode becomes.
+    retired: bool,
+    expired: bool,
+}
+
+impl Pair {
+    /// A pair whose state `observed` was found; all default for a new peer.
+    #[must_use]
+    pub fn new(mode: Mode, observed: Observed, limits: Limits, now: Instant) -> Self {
+        let mut pair = Self {
+            limits,
+            mode,
+            peer: None,
+            esp: observed.esp,
+            sends: observed.sends,
+            accepts_clear: observed.accepts_clear,
+            tolerated_since: None,
+            peer_esp_since: None,
+            both_clear_since: None,
+            retired: false,
+            expired: false,
+        };
+        pair.step(now);
+        pair
+    }
+
+    /// This node's policy changed.
+    pub fn set_mode(&mut self, mode: Mode, limits: Limits, now: Instant) {
+        (self.mode, self.limits) = (mode, limits);
+        self.step(now);
+    }
+
+    /// The peer announced.
+    pub fn heard(&mut self, announcement: Announcement, now: Instant) {
+        self.peer = Some(announcement);
+        if announcement.sends != Sends::Esp {
+            self.peer_esp_since = None;
+        }
+        self.step(now);
+    }
+
+    /// An authenticated ESP packet of the peer came in: it seals, whether or not its word of it arrived.
+    pub fn heard_esp(&mut self, now: Instant) {
+        self.peer_esp_since.get_or_insert(now);
+        self.step(now);
+    }
+
+    /// The peer is known to open what this node seals (`true`), or there is no SA pair any more (`false`).
+    pub fn set_esp(&mut self, ready: bool, now: Instant) {
+        self.esp = ready;
+        if !ready {
+            (self.peer_esp_since, self.both_clear_since, self.retired) = (None, None, false);
+        }
+        self.step(now);
+    }
+
+    /// The IKE SA ended: what the peer said of its doings is stale, its mode still holds (the stricter wins).
+    pub fn ike_down(&mut self, now: Instant) {
+        if let Some(peer) = &mut self.peer {
+            peer.sends = Sends::Nothing;
+            peer.accepts_clear = peer.mode != Mode::Required;
+        }
+        self.step(now);
+    }
+
+    /// Time passed.
+    pub fn step(&mut self, now: Instant) {
+        self.note_peer(now);
+        self.choose_sends(now);
+        self.choose_accepts(now);
+        self.note_both_clear(now);
+    }
+
+    /// When [`Pair::step`] is due next, if no fact changes before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let tolerated = self
+            .tolerated_since
+            .map(|since| since + self.limits.clear_deadline);
+        let closing = self
+            .may_close()
+            .then_some(self.peer_esp_since)
+            .flatten()
+            .map(|since| since + self.limits.drain);
+        let ending = self.both_clear_since.map(|since| {
+            since
+                + self
+                    .limits
+                    .drain
+                    .mul_f32(if self.retired { 1.0 } else { 0.5 })
+        });
+        [tolerated, closing, ending].into_iter().flatten().min()
+    }
+
+    /// What is to be done now; `now` decides whether the drain before giving up SAs is over.
+    #[must_use]
+    pub fn view(&self, now: Instant) -> View {
+        let effective = self.effective();
+        View {
+            effective,
+            sends: self.sends,
+            accepts_clear: self.accepts_clear,
+            wants_sa: if self.esp {
+                !self.left_esp(now)
+            } else {
+                effective != Mode::Disabled
+            },
+            enforced: effective == Mode::Required
+                && !self.accepts_clear
+                && self.sends != Sends::Clear,
+            expired: self.expired,
+        }
+    }
+
+    /// What to tell the peer, once the view is in force.
+    #[must_use]
+    pub fn announcement(&self) -> Announcement {
+        Announcement {
+            mode: self.mode,
+            accepts_clear: self.accepts_clear,
+            sends: self.sends,
+        }
+    }
+
+    fn effective(&self) -> Mode {
+        self.peer.map_or(self.mode, |peer| peer.mode.max(self.mode))
+    }
+
+    fn note_peer(&mut self, now: Instant) {
+        if self.peer.is_some_and(|peer| peer.sends == Sends::Esp) {
+            self.peer_esp_since.get_or_insert(now);
+        }
+    }
+
+    fn choose_sends(&mut self, now: Instant) {
+        let effective = self.effective();
+        let usable = self.esp && !self.retired;
+        self.sends = match (effective, usable) {
+            (Mode::Disabled, _) => self.sends_disabled(),
+            (_, true) => Sends::Esp,
+            (Mode::Permissive, false) => Sends::Clear,
+            (Mode::Required, false) => self.sends_required_without_esp(now),
+        };
+        let tolerated = effective == Mode::Required && self.sends == Sends::Clear;
+        self.tolerated_since = tolerated.then(|| self.tolerated_since.unwrap_or(now));
+        self.expired &= effective == Mode::Required && !usable;
+    }
+
+    /// Leaves ESP only when the peer said that it lets clear in: until then ESP is what it surely opens.
+    fn sends_disabled(&self) -> Sends {
+        let still_esp = self.sends == Sends::Esp && self.esp;
+        match self.peer {
+            _ if !still_esp => Sends::Clear,
+            Some(peer) if peer.accepts_clear => Sends::Clear,
+            _ => Sends::Esp,
+        }
+    }
+
+    fn sends_required_without_esp(&mut self, now: Instant) -> Sends {
+        if self.sends != Sends::Clear {
+            return Sends::Nothing;
+        }
+        let since = self.tolerated_since.unwrap_or(now);
+        if now < since + self.limits.clear_deadline {
+            return Sends::Clear;
+        }
+        self.expired = true;
+        Sends::Nothing
+    }
+
+    fn choose_accepts(&mut self, now: Instant) {
+        let drained = self
+            .peer_esp_since
+            .is_some_and(|since| now >= since + self.limits.drain);
+        if self.effective() != Mode::Required {
+            self.accepts_clear = true;
+        } else if self.expired || (self.may_close() && drained) {
+            self.accepts_clear = false;
+        } else if self.peer_needs_clear() {
+            self.accepts_clear = true;
+        }
+    }
+
+    fn may_close(&self) -> bool {
+        self.accepts_clear && self.effective() == Mode::Required && self.sends != Sends::Clear
+    }
+
+    /// A pair that met in a lower mode and is in transition: this end still sends clear, so the peer may too.
+    fn peer_needs_clear(&self) -> bool {
+        self.sends == Sends::Clear
+    }
+
+    fn note_both_clear(&mut self, now: Instant) {
+        let peer_left = self.peer.is_some_and(|peer| peer.sends != Sends::Esp);
+        let both = self.sends == Sends::Clear && self.esp && peer_left;
+        let keep = both && (self.retired || self.effective() == Mode::Disabled);
+        self.both_clear_since = keep.then(|| self.both_clear_since.unwrap_or(now));
+        self.retired = self
+            .both_clear_since
+            .is_some_and(|since| now >= since + self.limits.drain / 2);
+    }
+
+    /// Nobody needs the present SAs: both ends have been sending clear for a drain.
+    fn left_esp(&self, now: Instant) -> bool {
+        self.both_clear_since
+            .is_some_and(|since| now >= since + self.limits.drain)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some instant to begin with")]
+mod tests;
