@@ -27,7 +27,8 @@ pub enum Sends {
     Esp,
 }
 
-/// What an end tells the other one. On the wire four bytes: version 1, mode, flags (bit 0: accepts clear), sends.
+/// What an end tells the other one. On the wire eight bytes: version 1, mode, flags (bit 0: accepts clear), sends, and the
+/// newest inbound SPI in network byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Announcement {
     /// Its own policy.
@@ -36,12 +37,14 @@ pub struct Announcement {
     pub accepts_clear: bool,
     /// What it does with packets towards the other end.
     pub sends: Sends,
+    /// SPI of the newest inbound SA that it has installed: the other end may seal with it. 0 for none.
+    pub opens: u32,
 }
 
 /// An announcement that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "announcement of version 1 has four bytes (version, mode 0 to 2, flags, sends 0 to 2), got {0:02x?}"
+    "an announcement has eight bytes (version 1, mode 0 to 2, flags, sends 0 to 2, SPI), got {0:02x?}"
 )]
 pub struct AnnouncementError(Vec<u8>);
 
@@ -52,12 +55,13 @@ impl Announcement {
     /// For the wire.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        vec![
+        let facts = [
             Self::VERSION,
             self.mode as u8,
             u8::from(self.accepts_clear),
             self.sends as u8,
-        ]
+        ];
+        [facts, self.opens.to_be_bytes()].concat()
     }
 
     /// From the wire; later versions may append bytes.
@@ -66,7 +70,7 @@ impl Announcement {
     /// [`AnnouncementError`] on a short one and on unknown values.
     pub fn parse(bytes: &[u8]) -> Result<Self, AnnouncementError> {
         let bad = || AnnouncementError(bytes.to_vec());
-        let [version, mode, flags, sends, ..] = *bytes else {
+        let [version, mode, flags, sends, o1, o2, o3, o4, ..] = *bytes else {
             return Err(bad());
         };
         if version < Self::VERSION {
@@ -78,6 +82,7 @@ impl Announcement {
             mode,
             accepts_clear: flags & 1 == 1,
             sends,
+            opens: u32::from_be_bytes([o1, o2, o3, o4]),
         })
     }
 }
@@ -257,10 +262,11 @@ impl Pair {
         }
     }
 
-    /// What to tell the peer, once the view is in force.
+    /// What to tell the peer, once the view is in force. `opens`: see [`Announcement::opens`].
     #[must_use]
-    pub fn announcement(&self) -> Announcement {
+    pub fn announcement(&self, opens: u32) -> Announcement {
         Announcement {
+            opens,
             mode: self.mode,
             accepts_clear: self.accepts_clear,
             sends: self.sends,

@@ -108,7 +108,7 @@ impl Sim {
                 Letter::Offer(said) => {
                     (end.opens_esp, end.ike, end.said) = (true, true, None);
                     end.pair.heard(said, now);
-                    let reply = end.pair.announcement();
+                    let reply = end.pair.announcement(0);
                     self.send(me, Letter::Accept(reply));
                 }
                 Letter::Accept(said) => {
@@ -146,11 +146,11 @@ impl Sim {
             self.send(me, Letter::Delete);
         } else if !end.ike && !end.asked && view.wants_sa && may_ask {
             end.asked = true;
-            let said = end.pair.announcement();
+            let said = end.pair.announcement(0);
             self.send(me, Letter::Offer(said));
         }
         let end = &mut self.ends[me];
-        let news = end.pair.announcement();
+        let news = end.pair.announcement(0);
         if end.ike && end.said != Some(news) && (end.pair.esp || end.said.is_some()) {
             end.said = Some(news);
             self.send(me, Letter::Announce(news));
@@ -309,6 +309,7 @@ fn a_peer_that_goes_away_keeps_its_strictness() {
             mode: Mode::Required,
             accepts_clear: false,
             sends: Sends::Esp,
+            opens: 7,
         },
         now,
     );
@@ -331,6 +332,7 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
                     mode,
                     accepts_clear,
                     sends,
+                    opens: 0xdead_beef,
                 };
                 assert_eq!(Announcement::parse(&said.to_bytes()), Ok(said));
             }
@@ -338,10 +340,10 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
     }
     for bad in [
         &[][..],
-        &[1, 0, 0],
-        &[0, 0, 0, 0],
-        &[1, 3, 0, 0],
-        &[1, 0, 0, 3],
+        &[1, 0, 0, 0, 0, 0, 0],
+        &[0, 0, 0, 0, 0, 0, 0, 0],
+        &[1, 3, 0, 0, 0, 0, 0, 0],
+        &[1, 0, 0, 3, 0, 0, 0, 0],
     ] {
         assert_eq!(
             Announcement::parse(bad),
