@@ -1,0 +1,94 @@
+//! Tests that run in a sandbox of their own.
+
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sandbox::{command_inside, inside, prepare, privilege};
+
+/// A test that takes longer is stopped: a hanging test must not hang the machine that builds.
+const TIME_LIMIT: Duration = Duration::from_secs(180);
+
+/// Runs a test's body in a private sandbox. `name` is the test's full name as `cargo test -- --list` prints it
+/// (`tests::adds_an_address`, or `adds_an_address` in an integration test).
+///
+/// The outer run starts the same test program again in the sandbox, for this one test; there `body` runs.
+///
+/// # Panics
+/// The inner run fails, or has not run the body (a wrong name): the panic's text holds its output.
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if inside() {
+        return run_inner(name, body);
+    }
+    if let Err(error) = run_outer(name) {
+        panic!("{error:#}");
+    }
+}
+
+fn run_inner(name: &str, body: impl FnOnce()) {
+    end_with_parent();
+    if let Err(error) = prepare() {
+        panic!("preparing the sandbox: {error:#}");
+    }
+    body();
+    println!("{}", completion(name));
+}
+
+fn run_outer(name: &str) -> Result<()> {
+    let program = std::env::current_exe().context("finding the test program's path")?;
+    let mut command = command_inside(privilege()?)?;
+    command
+        .arg(program)
+        .args([name, "--exact", "--nocapture", "--include-ignored"]);
+    let output = run_held(&mut command)?;
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if !output.status.success() {
+        bail!("{name} failed in its sandbox ({}):\n{text}", output.status);
+    }
+    if !text.contains(&completion(name)) {
+        bail!(
+            "{name} did not run in its sandbox: the name must be the test's full path. Output:\n{text}"
+        );
+    }
+    print!("{text}");
+    Ok(())
+}
+
+/// Runs the command with a pipe as standard input that stays open as long as this process lives.
+fn run_held(command: &mut Command) -> Result<Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting `unshare`")?;
+    let held = child.stdin.take();
+    let output = child
+        .wait_with_output()
+        .context("waiting for the sandbox")?;
+    drop(held);
+    Ok(output)
+}
+
+/// Ends this process, and so its sandbox, when the outer run is gone (Ctrl-C) or the time limit is reached.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(130);
+    });
+    std::thread::spawn(|| {
+        std::thread::sleep(TIME_LIMIT);
+        eprintln!("stopped after {} s", TIME_LIMIT.as_secs());
+        std::process::exit(124);
+    });
+}
+
+fn completion(name: &str) -> String {
+    format!("sandbox: {name} completed")
+}
