@@ -409,9 +409,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_frame_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in prop_oneof![Just(0x800_u16), Just(0x86dd), any::<u16>()]) {
-            classify(&bytes, &pods());
-            classify(&eth(kind, &bytes), &pods());
-            classify(&eth(0x800, &ip4(HOST_A, HOST_B, 17, &vxlan(&eth(kind, &bytes)))), &pods());
+            let _ = classify(&bytes, &pods());
+            let _ = classify(&eth(kind, &bytes), &pods());
+            let _ = classify(&eth(0x800, &ip4(HOST_A, HOST_B, 17, &vxlan(&eth(kind, &bytes)))), &pods());
         }
 
         #[test]
