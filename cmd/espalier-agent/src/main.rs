@@ -1,2 +1,82 @@
-//! Placeholder.
-fn main() {}
+//! `espalier-agent`: the per-node agent.
+
+mod args;
+mod credentials;
+mod mesh;
+mod pods;
+mod serve;
+
+use std::future::Future;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser as _;
+use espalier_api::FolderSource;
+use espalier_ike::{Config, Endpoint, Identity};
+use espalier_ike_io::{IkeIo, OsRng};
+use espalier_overlay::Overlay;
+use espalier_rpc::DataplaneClient;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::info;
+
+use args::Args;
+use credentials::KeyFiles;
+use mesh::{Mesh, NodeFacts, Parts};
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    espalier_telemetry::init("espalier-agent", &args.log)?;
+    info!(node = args.node, version = env!("CARGO_PKG_VERSION"), "starting");
+    std::fs::create_dir_all(&args.run_dir).with_context(|| format!("--run-dir {}", args.run_dir.display()))?;
+
+    let source = FolderSource::start(&args.manifests)?;
+    let (facts, facts_seen) = watch::channel(NodeFacts::default());
+    let (queries, queries_in) = mpsc::channel(16);
+    let (plane_facts, plane_facts_in) = mpsc::channel(64);
+    let plane = DataplaneClient::new(args.run_dir.join("dataplane.sock"))?;
+    tokio::spawn(mesh::follow(plane.clone(), plane_facts));
+
+    let mesh = Mesh::new(Parts {
+        node: args.node.clone(),
+        keys: KeyFiles::new(&args),
+        endpoint: endpoint(&args.node)?,
+        io: IkeIo::bind(&args.run_dir)?,
+        overlay: Overlay::open()?,
+        plane: Arc::new(plane),
+        plane_facts: plane_facts_in,
+        snapshots: source.snapshots(),
+        queries: queries_in,
+        facts,
+        run_dir: args.run_dir.clone(),
+    });
+    let (stop_mesh, mesh_stops) = oneshot::channel();
+    let running = tokio::spawn(mesh.run(mesh_stops));
+    let pods = pods::Pods::open(&args.state_dir, facts_seen)?;
+    serve::until(stop_signal()?, &args.run_dir, pods, queries).await?;
+
+    // What is in the kernel and the data plane stays: pods go on.
+    let _ = stop_mesh.send(());
+    running.await??;
+    info!("stopped; traffic goes on");
+    Ok(())
+}
+
+fn endpoint(node: &str) -> Result<Endpoint> {
+    let config = Config { identity: Identity(node.to_owned()), credentials: None, trust: Default::default() };
+    Ok(Endpoint::new(config, Box::new(OsRng))?)
+}
+
+/// Completes on SIGTERM or SIGINT.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,38 @@
+# The commands of the README and of CI. `make help` lists them.
+CARGO ?= cargo
+NODES ?= 3
+BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
+
+.PHONY: help build demo test fmt clippy unit pure deny sizes
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## release binaries in target/release
+	@scripts/packages.sh build
+	$(CARGO) build --locked --release $(addprefix -p ,$(BINARIES))
+
+demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
+	@scripts/packages.sh demo
+	target/release/espalier demo --nodes $(NODES)
+
+test: ## everything that tests run, the demo included
+	@scripts/test.sh
+
+fmt: ## format check
+	$(CARGO) fmt --all --check
+
+clippy: ## lints, warnings are errors
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit: ## unit, namespace and corpus tests
+	@scripts/unit.sh
+
+pure: ## the pure crates link no runtime, no sockets
+	@scripts/pure.sh
+
+deny: ## licenses, sources, bans, advisories
+	@scripts/deny.sh "$(TOOLS)"
+
+sizes: ## no Rust file over 600 lines
+	@scripts/sizes.sh

@@ -1,0 +1,139 @@
+//! Certificates and PSKs from files, read again when they change: a renewed certificate needs no restart.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use espalier_ike::identity::{Credentials, TrustAnchors};
+use espalier_secret::SecretBytes;
+
+use crate::args::Args;
+
+/// Bytes of the shortest PSK that is accepted: 256 bits.
+const MIN_PSK: usize = 32;
+
+/// How this node and its peers prove who they are.
+#[derive(Debug, Default)]
+pub(crate) struct Keyring {
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) trust: TrustAnchors,
+    /// PSKs by peer.
+    pub(crate) psks: BTreeMap<String, SecretBytes>,
+    /// What could not be read, each with its remedy.
+    pub(crate) problems: Vec<String>,
+}
+
+/// The files behind a [`Keyring`].
+#[derive(Clone, Debug)]
+pub(crate) struct KeyFiles {
+    node: String,
+    /// Certificate, key and CA.
+    certificate: Option<[PathBuf; 3]>,
+    psk_dir: Option<PathBuf>,
+}
+
+impl KeyFiles {
+    pub(crate) fn new(args: &Args) -> Self {
+        let certificate = match (&args.cert, &args.key, &args.ca) {
+            (Some(cert), Some(key), Some(ca)) => Some([cert.clone(), key.clone(), ca.clone()]),
+            _ => None,
+        };
+        Self { node: args.node.clone(), certificate, psk_dir: args.psk_dir.clone() }
+    }
+
+    /// Reads everything that can be read; the rest is in `problems`.
+    pub(crate) fn load(&self) -> Keyring {
+        let mut keyring = Keyring::default();
+        match self.load_certificate() {
+            Ok(None) => {}
+            Ok(Some((credentials, trust))) => (keyring.credentials, keyring.trust) = (Some(credentials), trust),
+            Err(e) => keyring.problems.push(format!("{e:#}")),
+        }
+        for file in self.psk_files() {
+            match read_psk(&file) {
+                Ok((peer, psk)) => drop(keyring.psks.insert(peer, psk)),
+                Err(e) => keyring.problems.push(format!("{e:#}")),
+            }
+        }
+        if keyring.credentials.is_none() && keyring.psks.is_empty() && keyring.problems.is_empty() {
+            let remedy = "give --cert, --key and --ca, or --psk-dir with <peer>.psk files (espalier pki makes both)";
+            keyring.problems.push(format!("this node has neither a certificate nor a PSK; {remedy}"));
+        }
+        keyring
+    }
+
+    /// Changes when a file comes, goes or is written.
+    pub(crate) fn fingerprint(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
+        let files = self.certificate.iter().flatten().cloned().chain(self.psk_files());
+        files.map(|file| (file.clone(), fs::metadata(&file).and_then(|meta| meta.modified()).ok())).collect()
+    }
+
+    fn load_certificate(&self) -> Result<Option<(Credentials, TrustAnchors)>> {
+        let Some([cert, key, ca]) = &self.certificate else { return Ok(None) };
+        let remedy = format!("make it with `espalier pki issue --node {}`", self.node);
+        let credentials = Credentials::from_pem_files(cert, key)
+            .with_context(|| format!("certificate {} with key {}: {remedy}", cert.display(), key.display()))?;
+        let trust = TrustAnchors::from_pem_file(ca)
+            .with_context(|| format!("CA {}: copy ca.crt of `espalier pki init` here", ca.display()))?;
+        Ok(Some((credentials, trust)))
+    }
+
+    fn psk_files(&self) -> Vec<PathBuf> {
+        let Some(Ok(entries)) = self.psk_dir.as_ref().map(fs::read_dir) else { return Vec::new() };
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "psk"));
+        files.sort();
+        files
+    }
+}
+
+fn read_psk(path: &Path) -> Result<(String, SecretBytes)> {
+    let peer = path.file_stem().and_then(|stem| stem.to_str()).context("a PSK file is named <peer>.psk")?;
+    let text = SecretBytes::new(fs::read(path).with_context(|| format!("PSK {}", path.display()))?);
+    let psk = decode_hex(text.expose().trim_ascii()).with_context(|| format!("PSK {}", path.display()))?;
+    Ok((peer.to_owned(), psk))
+}
+
+fn decode_hex(text: &[u8]) -> Result<SecretBytes> {
+    let remedy = "expected one line of at least 64 hex digits; make one with `espalier pki psk`";
+    if text.len() < 2 * MIN_PSK || text.len() % 2 == 1 {
+        bail!("{} characters: {remedy}", text.len());
+    }
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    for pair in text.chunks_exact(2) {
+        match (pair.first().and_then(digit), pair.last().and_then(digit)) {
+            (Some(high), Some(low)) => bytes.push(high << 4 | low),
+            _ => bail!("not a hex digit: {remedy}"),
+        }
+    }
+    Ok(SecretBytes::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn psks_are_hex_of_256_bits_at_least() {
+        let good = "00ff".repeat(16);
+        assert_eq!(decode_hex(good.as_bytes()).unwrap().expose(), [0, 0xff].repeat(16));
+        for (bad, why) in [("ab".repeat(31), "62 characters"), ("zz".repeat(32), "not a hex digit")] {
+            let error = decode_hex(bad.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains("espalier pki psk"), "{error}");
+            assert!(!error.contains(&bad), "no key in an error");
+        }
+    }
+
+    #[test]
+    fn a_missing_certificate_is_a_problem_with_a_remedy() {
+        let missing = |name: &str| PathBuf::from("/nonexistent").join(name);
+        let certificate = Some([missing("a.crt"), missing("a.key"), missing("ca.crt")]);
+        let keyring = KeyFiles { node: "a".into(), certificate, psk_dir: None }.load();
+        assert!(keyring.credentials.is_none());
+        let [problem] = &keyring.problems[..] else { panic!("{:?}", keyring.problems) };
+        assert!(problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue --node a"), "{problem}");
+    }
+}

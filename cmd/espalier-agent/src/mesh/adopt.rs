@@ -1,0 +1,107 @@
+//! Adopt, never flush: what a restarted agent finds goes on as it is, and is replaced pair by pair by fresh handshakes.
+
+use std::net::IpAddr;
+
+use espalier_dataplane_core::{Dataplane, Direction, Dump, PeerId, SaInfo};
+use espalier_overlay::{Observed as Kernel, RoutePath};
+use espalier_peers::{NodeSpec, Observed, Sends};
+use std::time::Instant;
+use tracing::{info, warn};
+
+use super::Mesh;
+use super::peer::PeerState;
+
+/// State of the kernel and the data plane at start. Empty for peers that come later.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    kernel: Option<Kernel>,
+    sas: Vec<SaInfo>,
+}
+
+impl Found {
+    /// What was found for one peer, whose underlay address is `remote`.
+    pub(super) fn of(&self, spec: &NodeSpec, remote: IpAddr) -> Observed {
+        let Some(kernel) = &self.kernel else { return Observed::default() };
+        let path = spec.pod_cidrs.first().and_then(|cidr| kernel.paths.get(cidr));
+        Observed {
+            sends: match path {
+                Some(RoutePath::Clear) => Sends::Clear,
+                Some(RoutePath::Encrypted) => Sends::Esp,
+                Some(RoutePath::Blocked) | None => Sends::Nothing,
+            },
+            accepts_clear: path.is_some() && (!kernel.base_block || kernel.accepting.contains(&remote)),
+            esp: self.sas.iter().any(|sa| sa.peer.0 == spec.name && seals(sa)),
+        }
+    }
+
+    /// Hands the SAs of a peer to it.
+    pub(super) fn give_sas(&self, peer: &mut PeerState) {
+        let own = self.sas.iter().filter(|sa| sa.peer.0 == peer.spec.name);
+        peer.adopted = own.clone().map(|sa| (sa.direction, sa.spi)).collect();
+        peer.active = own.clone().find(|sa| seals(sa)).map(|sa| sa.spi);
+        if !peer.adopted.is_empty() {
+            info!(peer = %peer.spec.name, sas = peer.adopted.len(), "adopted SAs; a handshake will replace them");
+        }
+    }
+}
+
+fn seals(sa: &SaInfo) -> bool {
+    sa.direction == Direction::Out && sa.active
+}
+
+impl<D: Dataplane> Mesh<D> {
+    /// Looks at the kernel and the data plane before anything is changed.
+    pub(super) async fn find(&mut self) -> Found {
+        let clusters = self.snapshot.policy.cluster_cidrs.clone();
+        let kernel = self.parts.overlay.observe(&clusters);
+        if let Err(e) = &kernel {
+            warn!(error = %e, "the kernel's state cannot be read; starting from nothing");
+        }
+        let dump = self.plane_dump().await;
+        let sas = dump.map(|dump| dump.sas).unwrap_or_default();
+        Found { kernel: kernel.ok(), sas }
+    }
+
+    /// A data plane is back that this agent lost sight of: its SAs are taken over again.
+    pub(super) async fn adopt_sas(&mut self) {
+        let Some(Dump { sas, .. }) = self.plane_dump().await else { return };
+        let found = Found { kernel: None, sas };
+        let now = Instant::now();
+        for peer in self.peers.values_mut().filter(|peer| peer.sas.is_empty()) {
+            found.give_sas(peer);
+            peer.pair.set_esp(peer.active.is_some(), now);
+        }
+    }
+
+    /// The data plane's state; its peers that are no nodes any more are removed, and its inbound SPIs are reserved.
+    async fn plane_dump(&mut self) -> Option<Dump> {
+        self.hello.as_ref()?;
+        let mut dump = match self.parts.plane.dump().await {
+            Ok(dump) => dump,
+            Err(e) => {
+                warn!(error = %e, "the data plane cannot be dumped");
+                return None;
+            }
+        };
+        for sa in dump.sas.iter().filter(|sa| sa.direction == Direction::In) {
+            self.parts.endpoint.reserve_spi(sa.spi.0);
+        }
+        self.remove_strangers(&mut dump).await;
+        Some(dump)
+    }
+
+    /// Peers that were removed while no agent ran. Only with a complete list of nodes at hand.
+    async fn remove_strangers(&mut self, dump: &mut Dump) {
+        if self.snapshot.nodes.is_empty() {
+            return;
+        }
+        let known = |id: &PeerId| self.snapshot.nodes.iter().any(|node| node.name == id.0);
+        for (peer, _) in dump.peers.iter().filter(|(peer, _)| !known(&peer.id)) {
+            info!(peer = %peer.id, "removing a peer that is no node any more");
+            if let Err(e) = self.parts.plane.remove_peer(peer.id.clone()).await {
+                warn!(peer = %peer.id, error = %e, "removing a peer from the data plane");
+            }
+        }
+        dump.sas.retain(|sa| known(&sa.peer));
+    }
+}

@@ -1,0 +1,209 @@
+//! From IKE's events to SAs in the data plane.
+
+use std::time::{Duration, Instant};
+
+use espalier_dataplane_core::{Aead, Dataplane, Direction, Encapsulation, Error, Sa, Spi};
+use espalier_ike::{ChildSa, EspSuite, Event, Identity, Role};
+use espalier_peers::Announcement;
+use tracing::{debug, info, warn};
+
+use super::Mesh;
+use super::peer::{NAT_T_PORT, PeerState};
+
+/// Packets. More than a burst reorders over several cores and links.
+const REPLAY_WINDOW: u32 = 8192;
+/// How long packets sealed with adopted SAs may still be under way once the peer seals with newer ones.
+const ADOPTED_DRAIN: Duration = Duration::from_secs(2);
+
+impl<D: Dataplane> Mesh<D> {
+    /// Acts on every event IKE has. Must be done before its datagrams are sent: a response promises an installed SA.
+    pub(super) async fn take_ike_events(&mut self) {
+        while let Some(event) = self.parts.endpoint.poll_event() {
+            match event {
+                Event::IkeUp { peer, took, role } => self.ike_up(&peer.0, took, role),
+                Event::ChildUp { peer, child, announcement } => self.child_up(&peer.0, &child, announcement).await,
+                Event::ChildDown { peer, spi_in, spi_out, .. } => self.child_down(&peer.0, Spi(spi_in), Spi(spi_out)).await,
+                Event::IkeDown { peer, reason } => self.ike_down(&peer.0, reason),
+                Event::Announcement { peer, data } => self.heard(&peer.0, &data).await,
+                Event::AnnouncementAcked { peer, data } => self.acked(&peer.0, &data),
+                Event::HandshakeFailed { peer, remote, error } => self.failed(peer, remote, &error.0),
+            }
+        }
+    }
+
+    fn ike_up(&mut self, name: &str, took: Duration, role: Role) {
+        info!(peer = name, ?took, ?role, "IKE SA established");
+        if let Some(peer) = self.peers.get_mut(name) {
+            (peer.handshake, peer.problem) = (Some(took), None);
+        }
+    }
+
+    async fn child_up(&mut self, name: &str, child: &ChildSa, announcement: Option<Vec<u8>>) {
+        let (spi_in, spi_out) = (Spi(child.spi_in), Spi(child.spi_out));
+        if let Err(e) = self.install(name, child).await {
+            warn!(peer = name, error = %e, "SAs cannot be installed; the handshake is given up and tried again");
+            let now = Instant::now();
+            self.parts.endpoint.disconnect(&Identity(name.to_owned()), now);
+            self.note_problem(name, e.to_string());
+            return;
+        }
+        info!(peer = name, %spi_in, %spi_out, suite = ?child.suite, role = ?child.role, "SAs installed");
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.add_sa(child.spi_in, child.spi_out, child.role);
+        peer.said = None; // this node's inbound SPI is news
+        if let Some(data) = announcement {
+            self.heard(name, &data).await;
+        }
+        self.switch_to_best(name).await;
+    }
+
+    async fn install(&mut self, name: &str, child: &ChildSa) -> Result<(), Error> {
+        self.put_in_plane(name).await?;
+        for (direction, spi, keys) in
+            [(Direction::In, child.spi_in, &child.keys_in), (Direction::Out, child.spi_out, &child.keys_out)]
+        {
+            let sa = Sa {
+                peer: espalier_dataplane_core::PeerId(name.to_owned()),
+                direction,
+                spi: Spi(spi),
+                aead: aead(child.suite),
+                key: keys.key.clone(),
+                esn: child.esn,
+                replay_window: REPLAY_WINDOW,
+                encapsulation: Encapsulation::Udp { local_port: NAT_T_PORT, remote_port: NAT_T_PORT },
+            };
+            self.parts.plane.install_sa(sa).await?;
+        }
+        Ok(())
+    }
+
+    /// The data plane must know a peer, as it is now, before its SAs.
+    pub(super) async fn put_in_plane(&mut self, name: &str) -> Result<(), Error> {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.in_plane) else { return Ok(()) };
+        self.parts.plane.put_peer(peer.for_plane(&self.parts.node)).await?;
+        peer.in_plane = true;
+        Ok(())
+    }
+
+    /// Seals with the newest SA that the peer is known to open, and tells the pair whether there is one.
+    async fn switch_to_best(&mut self, name: &str) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let best = peer.best();
+        if best != peer.active {
+            if let Err(e) = self.parts.plane.switch_outbound(peer.id(), best).await {
+                warn!(peer = name, error = %e, "the outbound SA cannot be switched");
+                peer.problem = Some(e.to_string());
+                return;
+            }
+            debug!(peer = name, ?best, "outbound SA switched");
+            peer.active = best;
+        }
+        peer.pair.set_esp(best.is_some(), Instant::now());
+    }
+
+    async fn child_down(&mut self, name: &str, spi_in: Spi, spi_out: Spi) {
+        info!(peer = name, %spi_in, %spi_out, "SAs end");
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.sas.retain(|sa| sa.spi_in != spi_in);
+            self.switch_to_best(name).await;
+        }
+        for (direction, spi) in [(Direction::In, spi_in), (Direction::Out, spi_out)] {
+            self.remove_sa(name, direction, spi).await;
+        }
+    }
+
+    async fn remove_sa(&mut self, name: &str, direction: Direction, spi: Spi) {
+        if let Err(e) = self.parts.plane.remove_sa(direction, spi).await {
+            warn!(peer = name, %spi, error = %e, "an SA cannot be removed");
+        }
+    }
+
+    fn ike_down(&mut self, name: &str, reason: espalier_ike::CloseReason) {
+        info!(peer = name, ?reason, "IKE SA ended");
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.pair.ike_down(Instant::now());
+            peer.said = None;
+        }
+    }
+
+    async fn heard(&mut self, name: &str, data: &[u8]) {
+        let said = match Announcement::parse(data) {
+            Ok(said) => said,
+            Err(e) => return warn!(peer = name, error = %e, "peer announced something unreadable"),
+        };
+        debug!(peer = name, ?said, "peer announced");
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.pair.heard(said, Instant::now());
+        self.confirm(name, |sa| sa.spi_out == Spi(said.opens)).await;
+    }
+
+    pub(super) async fn first_packet(&mut self, name: &str, spi: Spi) {
+        debug!(peer = name, %spi, "first packet on an inbound SA");
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.pair.heard_esp(Instant::now());
+        self.confirm(name, |sa| sa.spi_in == spi).await;
+    }
+
+    /// The peer has both SAs of a pair: from now on this node seals with it, and older ones may go.
+    async fn confirm(&mut self, name: &str, which: impl Fn(&super::peer::SaPair) -> bool) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(sa) = peer.sas.iter_mut().find(|sa| which(sa)) else { return };
+        sa.confirmed = true;
+        let spi_in = sa.spi_in.0;
+        self.switch_to_best(name).await;
+        self.parts.endpoint.confirm_child(&Identity(name.to_owned()), spi_in, Instant::now());
+        self.expire_adopted(name);
+    }
+
+    /// The peer knows this node's newest inbound SA and seals with it.
+    fn acked(&mut self, name: &str, data: &[u8]) {
+        let newest = self.peers.get(name).map(PeerState::opens);
+        let opens = Announcement::parse(data).ok().map(|said| said.opens);
+        if newest.is_some_and(|spi| spi != 0) && newest == opens {
+            self.expire_adopted(name);
+        }
+    }
+
+    fn expire_adopted(&mut self, name: &str) {
+        if let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.adopted.is_empty()) {
+            peer.drop_adopted_at.get_or_insert(Instant::now() + ADOPTED_DRAIN);
+        }
+    }
+
+    /// Removes adopted SAs that have drained.
+    pub(super) async fn drop_adopted(&mut self, now: Instant) {
+        let due = |peer: &&mut PeerState| peer.drop_adopted_at.is_some_and(|at| at <= now);
+        let drained: Vec<_> = self.peers.values_mut().filter(due).map(take_adopted).collect();
+        for (name, sas) in drained {
+            for (direction, spi) in sas {
+                self.remove_sa(&name, direction, spi).await;
+            }
+        }
+    }
+
+    fn failed(&mut self, peer: Option<Identity>, remote: std::net::SocketAddr, error: &str) {
+        warn!(peer = peer.as_ref().map_or("unknown", |peer| &peer.0), %remote, error, "IKE handshake failed");
+        if let Some(peer) = peer {
+            self.note_problem(&peer.0, error.to_owned());
+        }
+    }
+
+    fn note_problem(&mut self, name: &str, problem: String) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.problem = Some(problem);
+        }
+    }
+}
+
+fn take_adopted(peer: &mut PeerState) -> (String, Vec<(Direction, Spi)>) {
+    peer.drop_adopted_at = None;
+    (peer.spec.name.clone(), std::mem::take(&mut peer.adopted))
+}
+
+fn aead(suite: EspSuite) -> Aead {
+    match suite {
+        EspSuite::Aes256Gcm16 => Aead::Aes256Gcm16,
+        EspSuite::Aes128Gcm16 => Aead::Aes128Gcm16,
+        EspSuite::ChaCha20Poly1305 => Aead::ChaCha20Poly1305,
+    }
+}

@@ -1,0 +1,177 @@
+//! The mesh actor: one task owns all state, takes facts in (manifests, IKE datagrams, the data plane, time) and after each
+//! of them settles the world: kernel first, then IKE, then what is said to peers.
+
+mod adopt;
+mod child;
+mod peer;
+mod plane;
+mod settle;
+mod sources;
+mod status;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use espalier_api::MeshSnapshot;
+use espalier_dataplane_core::{Dataplane, Hello};
+use espalier_ike::Endpoint;
+use espalier_ike_io::{IkeIo, unix_now};
+use espalier_overlay::{Desired, Overlay};
+use espalier_peers::PeerSet;
+use espalier_rpc::agent::StatusReply;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+use crate::credentials::{KeyFiles, Keyring};
+use peer::PeerState;
+pub(crate) use plane::{PlaneFact, follow};
+pub(crate) use status::NodeFacts;
+
+/// The kernel is compared with what should be at least this often, so that what somebody deleted comes back.
+const RESYNC: Duration = Duration::from_secs(10);
+/// After the kernel refused something.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often SAs are looked at for traffic, which counts as liveness.
+const TRAFFIC_POLL: Duration = Duration::from_secs(5);
+/// How long a starting agent waits for word of the data plane.
+const PLANE_WAIT: Duration = Duration::from_secs(3);
+/// A due timer waits at least this long, so that one that cannot be met does not spin.
+const MIN_SLEEP: Duration = Duration::from_millis(5);
+
+/// What others ask of the mesh.
+pub(crate) enum Query {
+    Status(oneshot::Sender<StatusReply>),
+}
+
+/// Everything the actor is built from.
+pub(crate) struct Parts<D> {
+    pub(crate) node: String,
+    pub(crate) keys: KeyFiles,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) io: IkeIo,
+    pub(crate) overlay: Overlay,
+    pub(crate) plane: Arc<D>,
+    pub(crate) plane_facts: mpsc::Receiver<PlaneFact>,
+    pub(crate) snapshots: watch::Receiver<MeshSnapshot>,
+    pub(crate) queries: mpsc::Receiver<Query>,
+    /// Told to the pod side whenever it changes.
+    pub(crate) facts: watch::Sender<NodeFacts>,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// The actor.
+pub(crate) struct Mesh<D> {
+    parts: Parts<D>,
+    started: Instant,
+    keyring: Keyring,
+    key_files: Vec<(PathBuf, Option<std::time::SystemTime>)>,
+    snapshot: MeshSnapshot,
+    set: PeerSet,
+    peers: BTreeMap<String, PeerState>,
+    hello: Option<Hello>,
+    /// What the kernel was last brought to, and when.
+    applied: Option<(Desired, Instant)>,
+    pod_mtu: u32,
+    kernel_problem: Option<String>,
+    retry_kernel_at: Option<Instant>,
+    next_traffic_poll: Instant,
+}
+
+impl<D: Dataplane> Mesh<D> {
+    pub(crate) fn new(parts: Parts<D>) -> Self {
+        let now = Instant::now();
+        Self {
+            parts,
+            started: now,
+            keyring: Keyring::default(),
+            key_files: Vec::new(),
+            snapshot: MeshSnapshot::default(),
+            set: PeerSet::default(),
+            peers: BTreeMap::new(),
+            hello: None,
+            applied: None,
+            pod_mtu: 0,
+            kernel_problem: None,
+            retry_kernel_at: None,
+            next_traffic_poll: now + TRAFFIC_POLL,
+        }
+    }
+
+    /// Runs until `shutdown`. What is in the kernel and the data plane stays as it is: traffic goes on.
+    pub(crate) async fn run(mut self, mut shutdown: oneshot::Receiver<()>) -> Result<()> {
+        self.reload_keys();
+        self.wait_for_plane().await;
+        self.take_snapshot().await;
+        loop {
+            self.settle().await;
+            let sleep = self.next_wake().saturating_duration_since(Instant::now()).max(MIN_SLEEP);
+            tokio::select! {
+                biased;
+                _ = &mut shutdown => return Ok(()),
+                Some(query) = self.parts.queries.recv() => self.answer(query).await,
+                Some(fact) = self.parts.plane_facts.recv() => self.take_plane_fact(fact).await,
+                Ok(()) = self.parts.snapshots.changed() => self.take_snapshot().await,
+                received = self.parts.io.recv() => self.take_datagram(received),
+                () = tokio::time::sleep(sleep) => self.take_time().await,
+            }
+        }
+    }
+
+    /// What the data plane holds must be known before the first decision, or a restart would cut what it should adopt.
+    async fn wait_for_plane(&mut self) {
+        if let Ok(Some(fact)) = tokio::time::timeout(PLANE_WAIT, self.parts.plane_facts.recv()).await {
+            self.take_plane_fact(fact).await;
+        }
+    }
+
+    fn take_datagram(&mut self, received: std::io::Result<(espalier_ike::Path, Vec<u8>)>) {
+        match received {
+            Ok((path, datagram)) => {
+                self.parts.endpoint.handle_datagram(Instant::now(), unix_now(), path, &datagram);
+            }
+            Err(e) => warn!(error = %e, "receiving an IKE datagram failed"),
+        }
+    }
+
+    async fn take_time(&mut self) {
+        let now = Instant::now();
+        self.parts.endpoint.handle_timeout(now, unix_now());
+        if now >= self.next_traffic_poll {
+            self.next_traffic_poll = now + TRAFFIC_POLL;
+            self.note_traffic().await;
+            if self.parts.keys.fingerprint() != self.key_files {
+                self.reload_keys();
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let pairs = self.peers.values().filter_map(|peer| peer.pair.next_timeout());
+        let resync = self.applied.as_ref().map(|(_, at)| *at + RESYNC);
+        let others = [self.parts.endpoint.poll_timeout(), self.retry_kernel_at, resync];
+        others.into_iter().flatten().chain(pairs).fold(self.next_traffic_poll, Instant::min)
+    }
+
+    fn reload_keys(&mut self) {
+        self.key_files = self.parts.keys.fingerprint();
+        self.keyring = self.parts.keys.load();
+        for problem in &self.keyring.problems {
+            warn!(%problem, "credentials");
+        }
+        let config = espalier_ike::Config {
+            identity: espalier_ike::Identity(self.parts.node.clone()),
+            credentials: self.keyring.credentials.clone(),
+            trust: self.keyring.trust.clone(),
+        };
+        match self.parts.endpoint.set_config(config) {
+            Ok(()) => info!("credentials loaded"),
+            Err(e) => self.keyring.problems.push(e.to_string()),
+        }
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            self.configure_ike(&name);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! One peer as the agent holds it, and how it looks to IKE, the data plane and the kernel.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Spi};
+use espalier_ike::{ChildConfig, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector};
+use espalier_overlay::{PeerRoute, RoutePath};
+use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, vtep_mac};
+use espalier_secret::SecretBytes;
+
+/// VXLAN Network Identifier and UDP port of the overlay.
+pub(crate) const VNI: u32 = 4789;
+pub(crate) const VXLAN_PORT: u16 = 4789;
+/// IKE and ESP share this port (RFC 3948).
+pub(crate) const NAT_T_PORT: u16 = 4500;
+const UDP: u8 = 17;
+
+/// An ESP SA pair in the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SaPair {
+    pub(crate) spi_in: Spi,
+    pub(crate) spi_out: Spi,
+    /// The peer is known to open `spi_out`: this node may seal with it.
+    pub(crate) confirmed: bool,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub(crate) struct PeerState {
+    pub(crate) spec: NodeSpec,
+    /// Both ends' underlay addresses: this node's and the peer's.
+    pub(crate) addresses: (IpAddr, IpAddr),
+    pub(crate) pair: Pair,
+    /// Oldest first.
+    pub(crate) sas: Vec<SaPair>,
+    /// SAs found at start, whose IKE SA is gone: a handshake that this node begins replaces them.
+    pub(crate) adopted: Vec<(Direction, Spi)>,
+    /// When they have drained: the peer seals with a newer one.
+    pub(crate) drop_adopted_at: Option<Instant>,
+    /// The outbound SA that seals now.
+    pub(crate) active: Option<Spi>,
+    /// The data plane knows this peer as it is.
+    pub(crate) in_plane: bool,
+    /// Last thing told to the peer, or that it will be told with the next handshake.
+    pub(crate) said: Option<Announcement>,
+    pub(crate) handshake: Option<Duration>,
+    /// Cause and remedy; from IKE or from the data plane.
+    pub(crate) problem: Option<String>,
+    pub(crate) config_problem: Option<String>,
+}
+
+impl PeerState {
+    pub(crate) fn new(spec: NodeSpec, addresses: (IpAddr, IpAddr), pair: Pair) -> Self {
+        Self {
+            spec,
+            addresses,
+            pair,
+            sas: Vec::new(),
+            adopted: Vec::new(),
+            drop_adopted_at: None,
+            active: None,
+            in_plane: false,
+            said: None,
+            handshake: None,
+            problem: None,
+            config_problem: None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> PeerId {
+        PeerId(self.spec.name.clone())
+    }
+
+    /// SPI of the newest inbound SA, 0 for none.
+    pub(crate) fn opens(&self) -> u32 {
+        self.sas.last().map_or(0, |sa| sa.spi_in.0)
+    }
+
+    pub(crate) fn for_plane(&self, own_name: &str) -> Peer {
+        Peer {
+            id: self.id(),
+            local: self.addresses.0,
+            remote: self.addresses.1,
+            pod_cidrs: self.spec.pod_cidrs.clone(),
+            overlay: Overlay::Vxlan { vni: VNI, port: VXLAN_PORT },
+            local_mac: vtep_mac(own_name),
+            remote_mac: vtep_mac(&self.spec.name),
+        }
+    }
+
+    pub(crate) fn for_kernel(&self, view: &View) -> PeerRoute {
+        PeerRoute {
+            remote: self.addresses.1,
+            mac: vtep_mac(&self.spec.name),
+            pod_cidrs: self.spec.pod_cidrs.clone(),
+            path: match view.sends {
+                Sends::Nothing => RoutePath::Blocked,
+                Sends::Clear => RoutePath::Clear,
+                Sends::Esp => RoutePath::Encrypted,
+            },
+            accept_clear: view.accepts_clear,
+        }
+    }
+
+    pub(crate) fn for_ike(&self, psk: Option<&SecretBytes>) -> PeerConfig {
+        let (local, remote) = self.addresses;
+        PeerConfig {
+            identity: Identity(self.spec.name.clone()),
+            uid: self.spec.uid.clone(),
+            local: SocketAddr::new(local, NAT_T_PORT),
+            remote: SocketAddr::new(remote, NAT_T_PORT),
+            addresses: self.spec.addresses.clone(),
+            auth: psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone())),
+            child: ChildConfig {
+                transport: true,
+                suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16, EspSuite::ChaCha20Poly1305],
+                esn: true,
+                local_ts: vec![any_udp(local)],
+                remote_ts: vec![any_udp(remote)],
+            },
+            announcement: self.pair.announcement(self.opens()).to_bytes(),
+        }
+    }
+
+    /// Records what IKE negotiated; an initiator's SA is confirmed by the response itself (the responder installed first).
+    pub(crate) fn add_sa(&mut self, spi_in: u32, spi_out: u32, role: Role) {
+        self.sas.push(SaPair { spi_in: Spi(spi_in), spi_out: Spi(spi_out), confirmed: role == Role::Initiator });
+    }
+
+    /// The newest outbound SA this node may seal with; an adopted one that seals now is as good until there is a newer one.
+    pub(crate) fn best(&self) -> Option<Spi> {
+        let adopted = self.active.filter(|spi| self.adopted.contains(&(Direction::Out, *spi)));
+        self.sas.iter().rev().find(|sa| sa.confirmed).map(|sa| sa.spi_out).or(adopted)
+    }
+}
+
+/// VXLAN's source ports are hashed and both ends send to 4789, so one CHILD_SA carries UDP of any port between the hosts.
+fn any_udp(address: IpAddr) -> TrafficSelector {
+    TrafficSelector { protocol: UDP, start_port: 0, end_port: u16::MAX, start: address, end: address }
+}

@@ -1,0 +1,137 @@
+//! After every fact: kernel first, then IKE, then what is said to peers.
+
+use std::time::Instant;
+
+use espalier_dataplane_core::Dataplane;
+use espalier_ike::{Connect, IkeStatus, Identity};
+use espalier_overlay::{Desired, Vtep};
+use espalier_peers::{Mode, View, gateway, vtep_mac};
+use tracing::{debug, info, warn};
+
+use super::peer::{VNI, VXLAN_PORT};
+use super::{Mesh, RESYNC, RETRY};
+
+impl<D: Dataplane> Mesh<D> {
+    /// Brings kernel, IKE and peers in line with what is known now.
+    pub(super) async fn settle(&mut self) {
+        self.take_ike_events().await;
+        let now = Instant::now();
+        self.drop_adopted(now).await;
+        self.fill_plane().await;
+        for peer in self.peers.values_mut() {
+            peer.pair.step(now);
+        }
+        if self.settle_kernel(now) {
+            self.settle_ike(now);
+            self.announce(now);
+        }
+        self.publish_facts();
+        self.send_datagrams().await;
+    }
+
+    /// Every peer is in the data plane in all modes: a stricter peer may begin at any moment.
+    async fn fill_plane(&mut self) {
+        if self.hello.is_none() {
+            return;
+        }
+        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+            if let Err(e) = self.put_in_plane(&name).await {
+                warn!(peer = name, error = %e, "the data plane does not take the peer");
+                if let Some(peer) = self.peers.get_mut(&name) {
+                    peer.problem = Some(e.to_string());
+                }
+            }
+        }
+    }
+
+    /// True when the kernel is as it should be.
+    fn settle_kernel(&mut self, now: Instant) -> bool {
+        let Some(desired) = self.desired(now) else { return true };
+        let fresh = |(applied, at): &(Desired, Instant)| *applied == desired && now < *at + RESYNC;
+        if self.applied.as_ref().is_some_and(fresh) {
+            return true;
+        }
+        if self.retry_kernel_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        match tokio::task::block_in_place(|| self.parts.overlay.apply(&desired)) {
+            Ok(done) => {
+                if done.writes > 0 {
+                    debug!(writes = done.writes, "kernel brought in line");
+                }
+                self.pod_mtu = done.pod_mtu;
+                self.applied = Some((desired, now));
+                (self.kernel_problem, self.retry_kernel_at) = (None, None);
+                true
+            }
+            Err(e) => {
+                warn!(error = %e, "the kernel cannot be brought in line; trying again");
+                (self.applied, self.kernel_problem) = (None, Some(e.to_string()));
+                self.retry_kernel_at = Some(now + RETRY);
+                false
+            }
+        }
+    }
+
+    /// What the kernel should hold; `None` before this node's own Node object is known.
+    fn desired(&self, now: Instant) -> Option<Desired> {
+        let own = self.set.own.as_ref()?;
+        let views: Vec<(&String, View)> = self.peers.iter().map(|(name, peer)| (name, peer.pair.view(now))).collect();
+        let strict = self.snapshot.policy.mode == Mode::Required || views.iter().any(|(_, view)| view.enforced);
+        let peers = self.peers.iter().zip(&views);
+        Some(Desired {
+            local: *own.addresses.first()?,
+            vtep: Vtep { mac: vtep_mac(&own.name), vni: VNI, port: VXLAN_PORT, mtu: None },
+            gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
+            cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
+            tun: self.hello.as_ref().and_then(|hello| hello.device.clone()),
+            deny_clear: strict,
+            peers: peers.map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view))).collect(),
+        })
+    }
+
+    /// IKE SAs where they are wanted, and only there.
+    fn settle_ike(&mut self, now: Instant) {
+        let plane_is_up = self.hello.is_some();
+        for (name, peer) in &self.peers {
+            let id = Identity(name.clone());
+            let status = self.parts.endpoint.status(&id);
+            let wanted = peer.pair.view(now).wants_sa && plane_is_up && peer.config_problem.is_none();
+            match (wanted, status) {
+                (true, IkeStatus::None) => {
+                    let why = if peer.adopted.is_empty() { Connect::Policy } else { Connect::Restart };
+                    info!(peer = %name, ?why, "connecting");
+                    self.parts.endpoint.connect(&id, why, now);
+                }
+                (false, IkeStatus::Connecting | IkeStatus::Established) => {
+                    info!(peer = %name, "SAs are not needed any more");
+                    self.parts.endpoint.disconnect(&id, now);
+                }
+                (true, IkeStatus::Connecting | IkeStatus::Established) | (false, IkeStatus::None) => {}
+            }
+        }
+    }
+
+    /// Tells peers what has changed on this end. Only what is in force is said.
+    fn announce(&mut self, now: Instant) {
+        for (name, peer) in &mut self.peers {
+            let news = peer.pair.announcement(peer.opens());
+            if peer.said != Some(news) {
+                let id = Identity(name.clone());
+                debug!(peer = %name, ?news, "announcing");
+                self.parts.endpoint.announce(&id, news.to_bytes(), now);
+                peer.said = Some(news);
+            }
+        }
+    }
+
+    async fn send_datagrams(&mut self) {
+        // Whatever connect and disconnect just said must be acted on before the datagrams that follow from it.
+        self.take_ike_events().await;
+        while let Some(transmit) = self.parts.endpoint.poll_transmit() {
+            if let Err(e) = self.parts.io.send(&transmit).await {
+                debug!(remote = %transmit.path.remote, error = %e, "an IKE datagram could not be sent; IKE sends it again");
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What is told to the command line and to the pod side.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
+use espalier_ike::{IkeStatus, Identity};
+use espalier_peers::{Mode, Sends};
+use espalier_rpc::agent::{PeerStatus, StatusReply};
+use ipnet::IpNet;
+
+use super::peer::PeerState;
+use super::{Mesh, Query};
+
+/// What the pod side needs to know of the node. Default: nothing is known yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeFacts {
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    pub(crate) mtu: u32,
+    /// Why no pod can be wired now, each with its remedy; empty: ready.
+    pub(crate) not_ready: Vec<String>,
+}
+
+impl<D: Dataplane> Mesh<D> {
+    pub(super) async fn answer(&mut self, query: Query) {
+        let Query::Status(reply) = query;
+        let dump = match &self.hello {
+            Some(_) => self.parts.plane.dump().await.ok(),
+            None => None,
+        };
+        // Nobody waits any more: nothing to tell.
+        let _ = reply.send(self.status(dump.as_ref()));
+    }
+
+    pub(super) fn publish_facts(&mut self) {
+        let facts = NodeFacts {
+            pod_cidrs: self.set.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
+            mtu: self.pod_mtu,
+            not_ready: self.not_ready(),
+        };
+        self.parts.facts.send_if_modified(|old| {
+            let changed = *old != facts;
+            *old = facts;
+            changed
+        });
+    }
+
+    /// S8: a node that cannot enforce its policy takes no pods.
+    fn not_ready(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        match &self.set.own {
+            None => why.push(format!(
+                "no usable Node object named {} in the manifests; add it with an InternalIP address and a pod CIDR",
+                self.parts.node
+            )),
+            Some(own) if own.pod_cidrs.is_empty() => {
+                why.push(format!("Node {} has no spec.podCIDRs; give it one inside clusterCIDRs", own.name));
+            }
+            Some(_) => {}
+        }
+        why.extend(self.kernel_problem.clone());
+        if self.pod_mtu == 0 && self.kernel_problem.is_none() && self.set.own.is_some() {
+            why.push("the overlay is not set up yet; try again in a moment".to_owned());
+        }
+        if self.hello.is_none() && self.snapshot.policy.mode != Mode::Disabled {
+            let socket = self.parts.run_dir.join("dataplane.sock");
+            why.push(format!("the data plane does not answer on {}; is espalier-dataplane running?", socket.display()));
+        }
+        why
+    }
+
+    fn status(&self, dump: Option<&Dump>) -> StatusReply {
+        let not_ready = self.not_ready();
+        let own = self.set.own.as_ref();
+        let hello = self.hello.as_ref();
+        let words = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
+        StatusReply {
+            node: self.parts.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dataplane: hello.map_or("unreachable".to_owned(), |hello| hello.kind.clone()),
+            dataplane_version: hello.map(|hello| hello.version.clone()).unwrap_or_default(),
+            mode: self.snapshot.policy.mode.to_string(),
+            ready: not_ready.is_empty(),
+            problems: [not_ready, self.keyring.problems.clone(), self.snapshot.problem_texts()].concat(),
+            peers: self.peers.values().map(|peer| self.peer_status(peer, dump)).collect(),
+            leases: 0, // filled in by the pod side, which owns them
+            uptime_s: self.started.elapsed().as_secs(),
+            pid: std::process::id(),
+            pod_cidrs: own.map(|own| words(&own.pod_cidrs)).unwrap_or_default(),
+            cluster_cidrs: words(&self.snapshot.policy.cluster_cidrs),
+            underlay: own.and_then(|own| own.addresses.first()).map(ToString::to_string).unwrap_or_default(),
+            mtu: self.pod_mtu,
+            drops: dump.map(|dump| dump.drops.iter().cloned().collect::<HashMap<_, _>>()).unwrap_or_default(),
+        }
+    }
+
+    fn peer_status(&self, peer: &PeerState, dump: Option<&Dump>) -> PeerStatus {
+        let view = peer.pair.view(Instant::now());
+        let name = &peer.spec.name;
+        let sas: Vec<&SaInfo> = dump.iter().flat_map(|dump| &dump.sas).filter(|sa| sa.peer.0 == *name).collect();
+        let sum = |direction, field: fn(&SaInfo) -> u64| -> u64 {
+            sas.iter().filter(|sa| sa.direction == direction).map(|sa| field(sa)).sum()
+        };
+        let active = sas.iter().find(|sa| sa.direction == Direction::Out && sa.active);
+        let expired = "Required, but no SA came up before the deadline: the pair is blocked; see the handshake's problem";
+        let problem = peer.config_problem.clone().or(peer.problem.clone());
+        PeerStatus {
+            name: name.clone(),
+            address: peer.addresses.1.to_string(),
+            pod_cidrs: peer.spec.pod_cidrs.iter().map(ToString::to_string).collect(),
+            effective_mode: view.effective.to_string(),
+            path: match view.sends {
+                Sends::Nothing => "Blocked",
+                Sends::Clear => "Clear",
+                Sends::Esp => "Encrypted",
+            }
+            .to_owned(),
+            accepts_clear: view.accepts_clear,
+            enforced: view.enforced,
+            ike: match self.parts.endpoint.status(&Identity(name.clone())) {
+                IkeStatus::None => "none",
+                IkeStatus::Connecting => "connecting",
+                IkeStatus::Established => "established",
+            }
+            .to_owned(),
+            suite: active.map(|sa| format!("{:?}", sa.aead)).unwrap_or_default(),
+            spi_in: peer.opens(),
+            spi_out: peer.active.map_or(0, |spi| spi.0),
+            age_s: active.map_or(0, |sa| sa.age_s),
+            packets_in: sum(Direction::In, |sa| sa.packets),
+            packets_out: sum(Direction::Out, |sa| sa.packets),
+            bytes_in: sum(Direction::In, |sa| sa.bytes),
+            bytes_out: sum(Direction::Out, |sa| sa.bytes),
+            drops: sas.iter().map(|sa| sa.drops).sum(),
+            handshake_us: peer.handshake.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            problem: problem.or(view.expired.then(|| expired.to_owned())).unwrap_or_default(),
+            sas: u32::try_from(sas.len()).unwrap_or(u32::MAX),
+        }
+    }
+}

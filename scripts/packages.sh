@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Makes sure that what a part needs from the system is there: `packages.sh build|demo|test`. As root on Debian it installs
+# what is missing; otherwise it names it and fails.
+set -euo pipefail
+
+declare -A tools=(
+  [build]="cc:gcc make:make"
+  [demo]="ip:iproute2 unshare:util-linux"
+  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux git:git"
+)
+part=${1:?part}
+missing=()
+for pair in ${tools[$part]}; do
+  command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+# gcc alone does not bring the C library's headers.
+if [[ $part != demo && ! -e /usr/include/stdio.h ]]; then missing+=(libc6-dev); fi
+if ((${#missing[@]})); then
+  if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2
+    exit 1
+  fi
+  echo "installing ${missing[*]}"
+  apt-get update -q >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+fi
+if ! command -v cargo >/dev/null; then
+  echo "cargo is missing: install Rust 1.95 or newer (Debian 12's own is too old), for example with rustup" >&2
+  exit 1
+fi

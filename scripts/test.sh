@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that tests run. Each part runs even when one before it failed; the last line counts tests and parts.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+passed=0 failed=0 bad=()
+
+# part NAME COMMAND…: counts as one, or as the tests that a runner counted in its output.
+part() {
+  local name=$1 start=$SECONDS out=$log/part
+  shift
+  printf '== %s\n' "$name"
+  if "$@" 2>&1 | tee "$out"; [[ ${PIPESTATUS[0]} == 0 ]]; then
+    count "$out" 1
+  else
+    count "$out" 0
+    bad+=("$name")
+  fi
+  printf -- '-- %s: %d s\n' "$name" $((SECONDS - start))
+}
+
+# Reads the closing lines of nextest and of cargo test.
+count() {
+  local ok
+  ok=$(grep -oE '([0-9]+) passed' "$1" | awk '{sum += $1} END {print sum + 0}')
+  local not
+  not=$(grep -oE '([0-9]+) failed' "$1" | awk '{sum += $1} END {print sum + 0}')
+  if ((ok + not == 0)); then
+    if (($2)); then ok=1; else not=1; fi
+  elif ((!$2 && not == 0)); then
+    not=1
+  fi
+  passed=$((passed + ok)) failed=$((failed + not))
+}
+
+scripts/packages.sh test || exit 1
+part "format" make --no-print-directory fmt
+part "lints" make --no-print-directory clippy
+part "file sizes" make --no-print-directory sizes
+part "purity" make --no-print-directory pure
+part "tests" make --no-print-directory unit
+part "dependencies" make --no-print-directory deny
+part "demo" make --no-print-directory demo
+
+if ((failed)); then printf 'failed: %s\n' "${bad[*]}"; fi
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((failed == 0))
