@@ -1,5 +1,7 @@
 //! A data plane behind its socket: calls, errors, events, reconnection.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
