@@ -6,6 +6,7 @@
 
 mod config;
 mod event;
+pub mod wire;
 
 pub use config::{ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, TrafficSelector};
 pub use event::{ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit};
