@@ -2,6 +2,9 @@
 
 use super::Error;
 
+/// Bytes in front of and including the 16-bit length field that payloads, proposals, transforms and selectors have.
+const SIZED_LEN: usize = 4;
+
 /// An enum of wire numbers: named ones and `Unknown(n)`, with conversions both ways.
 ///
 /// `Unknown` of a number that has a name is never made by parsing.
@@ -86,12 +89,13 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A 16-bit length field that counts `before` bytes already read, itself included, and the reader of what it leaves.
-    pub(super) fn sized(&mut self, what: &'static str, before: usize) -> Result<Reader<'a>, Error> {
+    /// The length field at offset 2 of a payload, proposal, transform or traffic selector, and the reader of what follows
+    /// it. The length counts the four bytes up to its own end.
+    pub(super) fn sized(&mut self, what: &'static str) -> Result<Reader<'a>, Error> {
         let length = usize::from(self.u16()?);
-        let left = length.checked_sub(before).ok_or(Error::Length {
+        let left = length.checked_sub(SIZED_LEN).ok_or(Error::Length {
             what,
-            expected: "a length field that covers its own structure's fixed part",
+            expected: "a length field of at least 4",
             got: length,
         })?;
         Ok(Reader::new(what, self.bytes(left)?))
@@ -155,21 +159,21 @@ impl Writer {
         self.0.extend_from_slice(bytes);
     }
 
-    /// A 16-bit length field that counts the `before` bytes in front of it, itself and what `body` writes. A body that is
+    /// The length field at offset 2 of a structure, see [`Reader::sized`], and what `body` writes behind it. A body that is
     /// too long for the field is cut, so that what leaves is well-formed; no caller makes one (a certificate chain is one
     /// payload per certificate, and configuration bounds the rest).
-    pub(super) fn sized(&mut self, before: usize, body: impl FnOnce(&mut Self)) {
+    pub(super) fn sized(&mut self, body: impl FnOnce(&mut Self)) {
         let field = self.0.len();
         self.u16(0);
+        let start = self.0.len();
         body(self);
-        let limit = (field + usize::from(u16::MAX)).saturating_sub(before);
-        self.0.truncate(limit);
-        let length = u16::try_from(self.0.len() - field + before).unwrap_or(u16::MAX);
+        self.0.truncate(start + usize::from(u16::MAX) - SIZED_LEN);
+        let length = u16::try_from(SIZED_LEN + self.0.len() - start).unwrap_or(u16::MAX);
         self.patch(field, &length.to_be_bytes());
     }
 
     /// Overwrites bytes already written.
-    pub(super) fn patch(&mut self, at: usize, bytes: &[u8]) {
+    fn patch(&mut self, at: usize, bytes: &[u8]) {
         if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
             place.copy_from_slice(bytes);
         }
@@ -216,7 +220,7 @@ mod tests {
     fn a_length_below_its_own_fixed_part_is_refused() {
         let mut reader = Reader::new("outer", &[0, 3, 0xaa]);
         assert!(matches!(
-            reader.sized("inner", 4),
+            reader.sized("inner"),
             Err(Error::Length {
                 what: "inner",
                 got: 3,
@@ -229,7 +233,7 @@ mod tests {
     fn length_fields_count_what_stands_before_them() {
         let mut writer = Writer::default();
         writer.u16(0xbeef);
-        writer.sized(4, |w| w.bytes(&[7, 7]));
+        writer.sized(|w| w.bytes(&[7, 7]));
         assert_eq!(writer.into_vec(), [0xbe, 0xef, 0, 6, 7, 7]);
     }
 
@@ -237,7 +241,7 @@ mod tests {
     fn a_body_too_long_for_its_field_is_cut_to_fit() {
         let mut writer = Writer::default();
         writer.u16(0);
-        writer.sized(4, |w| w.bytes(&[0; 70_000]));
+        writer.sized(|w| w.bytes(&[0; 70_000]));
         let bytes = writer.into_vec();
         assert_eq!(bytes.len(), 65_535);
         assert_eq!(bytes[2..4], [0xff, 0xff]);

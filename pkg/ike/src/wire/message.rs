@@ -2,8 +2,7 @@
 
 use super::codec::{Reader, Writer};
 use super::{
-    Encrypted, Error, Fragment, HEADER_LEN, Header, MAX_MESSAGE, MAX_PAYLOADS, PAYLOAD_HEADER_LEN,
-    Payload, PayloadType,
+    Encrypted, Error, Fragment, HEADER_LEN, Header, MAX_MESSAGE, MAX_PAYLOADS, Payload, PayloadType,
 };
 
 /// A parsed message. SK and SKF stand last and are not opened.
@@ -132,7 +131,7 @@ impl<'a> Chain<'a> {
         let kind = self.next;
         self.next = self.reader.u8()?.into();
         let critical = self.reader.u8()? & 0x80 != 0;
-        let body = self.reader.sized("payload", PAYLOAD_HEADER_LEN)?.rest();
+        let body = self.reader.sized("payload")?.rest();
         Ok(Some(Raw {
             kind,
             critical,

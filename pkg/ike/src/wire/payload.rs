@@ -157,7 +157,7 @@ impl<'a> Payload<'a> {
     pub(super) fn emit(&self, next: PayloadType, w: &mut Writer) {
         w.u8(next.into());
         w.u8(0);
-        w.sized(2, |w| self.emit_body(w));
+        w.sized(|w| self.emit_body(w));
     }
 
     /// What stands in this payload's Next Payload field if it is the last one: for SK and SKF the type of the first payload

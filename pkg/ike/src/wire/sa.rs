@@ -110,7 +110,7 @@ impl Sa {
             }
             let more = r.u8()?;
             r.u8()?;
-            proposals.push(Proposal::parse(r.sized("proposal", 4)?)?);
+            proposals.push(Proposal::parse(r.sized("proposal")?)?);
             check_marker("proposal's last-marker", more, 2, r.is_empty())?;
             if r.is_empty() {
                 return Ok(Self { proposals });
@@ -123,7 +123,7 @@ impl Sa {
         for (at, proposal) in self.proposals.iter().enumerate() {
             w.u8(if at == last { 0 } else { 2 });
             w.u8(0);
-            w.sized(2, |w| proposal.emit(w));
+            w.sized(|w| proposal.emit(w));
         }
     }
 }
@@ -145,7 +145,7 @@ impl Proposal {
         for left in (0..count).rev() {
             let more = r.u8()?;
             r.u8()?;
-            transforms.push(Transform::parse(r.sized("transform", 4)?)?);
+            transforms.push(Transform::parse(r.sized("transform")?)?);
             check_marker("transform's last-marker", more, 3, left == 0)?;
         }
         r.finish()?;
@@ -168,7 +168,7 @@ impl Proposal {
         for (at, transform) in transforms.iter().enumerate() {
             w.u8(if at + 1 == transforms.len() { 0 } else { 3 });
             w.u8(0);
-            w.sized(2, |w| transform.emit(w));
+            w.sized(|w| transform.emit(w));
         }
     }
 }

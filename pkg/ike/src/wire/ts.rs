@@ -22,8 +22,6 @@ use crate::config::TrafficSelector;
 
 const IPV4_RANGE: u8 = 7;
 const IPV6_RANGE: u8 = 8;
-/// TS type, protocol and selector length.
-const FIXED_LEN: usize = 4;
 
 /// Address ranges of one side. Selectors of other types are left out on receipt, so the list may be empty: then nothing is
 /// acceptable.
@@ -68,7 +66,7 @@ impl TrafficSelectors {
 
 fn parse_one(r: &mut Reader<'_>) -> Result<Option<TrafficSelector>, Error> {
     let (kind, protocol) = (r.u8()?, r.u8()?);
-    let mut r = r.sized("traffic selector", FIXED_LEN)?;
+    let mut r = r.sized("traffic selector")?;
     if !matches!(kind, IPV4_RANGE | IPV6_RANGE) {
         return Ok(None);
     }
@@ -125,7 +123,7 @@ fn emit_one(selector: &TrafficSelector, w: &mut Writer) {
         IPV6_RANGE
     });
     w.u8(selector.protocol);
-    w.sized(2, |w| {
+    w.sized(|w| {
         w.u16(selector.start_port);
         w.u16(selector.end_port);
         emit_address(selector.start, w);
