@@ -1,0 +1,265 @@
+//! All objects together: what is in force, and what is wrong with the rest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use espalier_peers::{Mode, NodeSpec};
+use ipnet::IpNet;
+
+use crate::manifest::{Object, parse};
+
+/// The policy in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How strict this node is.
+    pub mode: Mode,
+    /// What pod addresses are.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// How long a live pair may still send clear after `Required` came to hold.
+    pub transition_deadline: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Disabled,
+            cluster_cidrs: Vec::new(),
+            transition_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Something an admin has to mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// File, document and object.
+    pub place: String,
+    /// Kind and name of the object, where they could be read.
+    pub key: Option<(&'static str, String)>,
+    /// Field, what was expected, what was found, and the remedy.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+/// What is in force. Without any policy there are no nodes either: nothing is decided on half of the facts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshSnapshot {
+    /// The policy.
+    pub policy: Policy,
+    /// All usable nodes, by name.
+    pub nodes: Vec<NodeSpec>,
+    /// What is not in force.
+    pub problems: Vec<Problem>,
+}
+
+impl MeshSnapshot {
+    /// The problems as text.
+    #[must_use]
+    pub fn problem_texts(&self) -> Vec<String> {
+        self.problems.iter().map(ToString::to_string).collect()
+    }
+}
+
+type Key = (&'static str, String);
+
+/// Remembers the last good version of each object, file by file.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    files: BTreeMap<String, BTreeMap<Key, Object>>,
+    policy: Option<Policy>,
+    /// Names of the nodes in force: of two that conflict the older one stays.
+    in_force: Vec<String>,
+}
+
+impl Store {
+    /// Takes the complete content of a source: every file with its text (or why it cannot be read).
+    pub fn update(&mut self, files: &BTreeMap<String, Result<String, String>>) -> MeshSnapshot {
+        let mut problems = Vec::new();
+        self.files.retain(|file, _| files.contains_key(file));
+        for (file, text) in files {
+            self.update_file(file, text, &mut problems);
+        }
+        let Some(policy) = self.choose_policy(&mut problems) else {
+            return MeshSnapshot {
+                problems,
+                ..MeshSnapshot::default()
+            };
+        };
+        let nodes = self.choose_nodes(&policy, &mut problems);
+        self.in_force = nodes.iter().map(|node| node.name.clone()).collect();
+        MeshSnapshot {
+            policy,
+            nodes,
+            problems,
+        }
+    }
+
+    fn update_file(
+        &mut self,
+        file: &str,
+        text: &Result<String, String>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let unreadable = |what: &String| Problem {
+            place: file.to_owned(),
+            key: None,
+            what: what.clone(),
+        };
+        let documents = match text
+            .as_ref()
+            .map_err(unreadable)
+            .and_then(|text| parse(file, text))
+        {
+            Ok(documents) => documents,
+            Err(problem) => return problems.push(problem),
+        };
+        let mut old = self.files.remove(file).unwrap_or_default();
+        let mut new = BTreeMap::new();
+        for document in documents {
+            match document {
+                Ok(object) => drop(new.insert(object.key(), object)),
+                Err(mut problem) => {
+                    if let Some((key, last)) =
+                        problem.key.as_ref().and_then(|key| old.remove_entry(key))
+                    {
+                        problem
+                            .what
+                            .push_str("; its last good version stays in force");
+                        new.insert(key, last);
+                    }
+                    problems.push(problem);
+                }
+            }
+        }
+        self.files.insert(file.to_owned(), new);
+    }
+
+    /// A policy that disappears stays in force: deleting a file must not switch encryption off.
+    fn choose_policy(&mut self, problems: &mut Vec<Problem>) -> Option<Policy> {
+        let mut policies = self.files.iter().flat_map(|(file, objects)| {
+            objects.values().filter_map(move |object| match object {
+                Object::Policy(policy) => Some((file, policy)),
+                Object::Node(_) => None,
+            })
+        });
+        let first = policies.next();
+        for (file, _) in policies {
+            let what = format!(
+                "a second EncryptionPolicy; the one in {} is in force",
+                first.map_or("", |(f, _)| f)
+            );
+            problems.push(Problem {
+                place: file.clone(),
+                key: None,
+                what,
+            });
+        }
+        match (first, &self.policy) {
+            (Some((_, policy)), _) => self.policy = Some(policy.clone()),
+            (None, Some(_)) => problems.push(missing_policy("the last one stays in force")),
+            (None, None) => problems.push(missing_policy("nothing is done until there is one")),
+        }
+        self.policy.clone()
+    }
+
+    fn choose_nodes(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Vec<NodeSpec> {
+        let mut candidates: Vec<(&String, &NodeSpec)> = Vec::new();
+        for (file, objects) in &self.files {
+            for object in objects.values() {
+                if let Object::Node(node) = object {
+                    candidates.push((file, node));
+                }
+            }
+        }
+        candidates
+            .sort_by_key(|(file, node)| (!self.in_force.contains(&node.name), &node.name, *file));
+        let mut nodes: Vec<(&String, &NodeSpec)> = Vec::new();
+        for (file, node) in candidates {
+            match conflict(node, &nodes, policy) {
+                None => nodes.push((file, node)),
+                Some(what) => {
+                    let place = format!("{file}, Node {}", node.name);
+                    problems.push(Problem {
+                        place,
+                        key: Some(("Node", node.name.clone())),
+                        what,
+                    });
+                }
+            }
+        }
+        let mut nodes: Vec<NodeSpec> = nodes.into_iter().map(|(_, node)| node.clone()).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+}
+
+fn missing_policy(consequence: &str) -> Problem {
+    let what = format!(
+        "no EncryptionPolicy named default; add one with spec.mode and spec.clusterCIDRs; {consequence}"
+    );
+    Problem {
+        place: "manifests".to_owned(),
+        key: None,
+        what,
+    }
+}
+
+/// Why `node` cannot stand beside `others`.
+fn conflict(node: &NodeSpec, others: &[(&String, &NodeSpec)], policy: &Policy) -> Option<String> {
+    for cidr in &node.pod_cidrs {
+        if !policy
+            .cluster_cidrs
+            .iter()
+            .any(|cluster| cluster.contains(cidr))
+        {
+            let clusters: Vec<_> = policy
+                .cluster_cidrs
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            return Some(format!(
+                "spec.podCIDRs: {cidr} is not inside clusterCIDRs ({}), so it could not be protected; the node is left out",
+                clusters.join(", ")
+            ));
+        }
+    }
+    others.iter().find_map(|(file, other)| {
+        clash(node, other).map(|what| {
+            format!(
+                "{what} (Node {} in {file}); this one is left out",
+                other.name
+            )
+        })
+    })
+}
+
+fn clash(node: &NodeSpec, other: &NodeSpec) -> Option<String> {
+    if node.name == other.name {
+        return Some("metadata.name: there is another node of the same name".to_owned());
+    }
+    if let Some(address) = node
+        .addresses
+        .iter()
+        .find(|address| other.addresses.contains(address))
+    {
+        return Some(format!("status.addresses: {address} is another node's"));
+    }
+    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    let found = node.pod_cidrs.iter().find_map(|a| {
+        other
+            .pod_cidrs
+            .iter()
+            .find(|b| overlap(a, b))
+            .map(|b| (a, b))
+    })?;
+    Some(format!(
+        "spec.podCIDRs: {} overlaps {} of another node",
+        found.0, found.1
+    ))
+}
