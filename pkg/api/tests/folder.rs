@@ -1,5 +1,7 @@
 //! A folder is followed live.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail its test")]
+
 use std::fs;
 use std::time::Duration;
 
