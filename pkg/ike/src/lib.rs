@@ -6,7 +6,12 @@
 
 mod config;
 mod event;
+
+pub mod crypto;
+pub mod identity;
 pub mod wire;
 
 pub use config::{ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, TrafficSelector};
-pub use event::{ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit};
+pub use event::{
+    ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit,
+};

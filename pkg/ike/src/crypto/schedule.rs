@@ -1,0 +1,276 @@
+//! The key schedule (RFC 7296 §2.13, §2.14, §2.17, §2.18; RFC 5282: no SK_a with an AEAD). Each stage is a type that the next one consumes.
+
+use espalier_secret::SecretBytes;
+
+use super::CryptoError;
+use super::kex::SharedSecret;
+use super::prf::Prf;
+use super::sk::{Opener, Sealer, SkCipher};
+use crate::config::EspSuite;
+use crate::event::Role;
+
+/// Ni and Nr of one exchange, without payload headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Nonces<'a> {
+    /// Ni: of the exchange's initiator.
+    pub initiator: &'a [u8],
+    /// Nr: of its responder.
+    pub responder: &'a [u8],
+}
+
+/// Both SPIs of the IKE SA that is being keyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spis {
+    /// SPIi.
+    pub initiator: u64,
+    /// SPIr.
+    pub responder: u64,
+}
+
+/// Algorithms of an IKE SA's own protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IkeSuite {
+    /// Key derivation and authentication.
+    pub prf: Prf,
+    /// SK payloads.
+    pub cipher: SkCipher,
+}
+
+/// SKEYSEED: lives from the key exchange to the derivation of [`IkeKeys`].
+#[derive(Debug)]
+pub struct SkeySeed {
+    seed: SecretBytes,
+    suite: IkeSuite,
+}
+
+impl SkeySeed {
+    /// Of a first handshake: `prf(Ni | Nr, g^ir)` (RFC 7296 §2.14).
+    #[must_use]
+    pub fn new(suite: IkeSuite, nonces: Nonces<'_>, shared: &SharedSecret) -> Self {
+        let key = zeroize::Zeroizing::new([nonces.initiator, nonces.responder].concat());
+        Self {
+            seed: suite.prf.compute(&key, &[shared.expose()]),
+            suite,
+        }
+    }
+
+    /// Of a rekey: `prf(SK_d (old), g^ir (new) | Ni | Nr)` with the **old** SA's function (RFC 7296 §2.18).
+    /// The same formula adds one more key exchange to an SA (RFC 9370 §2.2.2).
+    #[must_use]
+    pub fn rekey(old: &SkD, suite: IkeSuite, nonces: Nonces<'_>, shared: &SharedSecret) -> Self {
+        let parts = [shared.expose(), nonces.initiator, nonces.responder];
+        Self {
+            seed: old.prf.compute(old.key.expose(), &parts),
+            suite,
+        }
+    }
+
+    /// `{SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
+    ///
+    /// # Errors
+    /// None with the suites there are: all keys fit into 255 blocks.
+    pub fn into_keys(self, nonces: Nonces<'_>, spis: Spis) -> Result<IkeKeys, CryptoError> {
+        let IkeSuite { prf, cipher } = self.suite;
+        let (d, e) = (prf.output_len(), cipher.keymat_len());
+        let (spi_i, spi_r) = (spis.initiator.to_be_bytes(), spis.responder.to_be_bytes());
+        let seed: [&[u8]; 4] = [nonces.initiator, nonces.responder, &spi_i, &spi_r];
+        let keymat = prf.plus(self.seed.expose(), &seed, 3 * d + 2 * e)?;
+        let mut cut = Cutter(keymat.expose());
+        Ok(IkeKeys {
+            sk_d: SkD {
+                prf,
+                key: cut.take(d),
+            },
+            sk_ei: SkE {
+                cipher,
+                key: cut.take(e),
+            },
+            sk_er: SkE {
+                cipher,
+                key: cut.take(e),
+            },
+            sk_pi: SkP {
+                prf,
+                key: cut.take(d),
+            },
+            sk_pr: SkP {
+                prf,
+                key: cut.take(d),
+            },
+        })
+    }
+}
+
+/// The keys of an IKE SA. Initiator and responder are those of the exchange that made this SA.
+#[derive(Debug)]
+pub struct IkeKeys {
+    /// For CHILD_SAs and rekeys.
+    pub sk_d: SkD,
+    /// The initiator seals with it.
+    pub sk_ei: SkE,
+    /// The responder seals with it.
+    pub sk_er: SkE,
+    /// The initiator authenticates with it.
+    pub sk_pi: SkP,
+    /// The responder authenticates with it.
+    pub sk_pr: SkP,
+}
+
+impl IkeKeys {
+    /// The same keys as `role` uses them.
+    ///
+    /// # Errors
+    /// [`CryptoError::KeyLength`]: cannot happen for keys made by [`SkeySeed::into_keys`].
+    pub fn for_role(self, role: Role) -> Result<RoleKeys, CryptoError> {
+        let (seal, open, sk_p_local, sk_p_remote) = match role {
+            Role::Initiator => (self.sk_ei, self.sk_er, self.sk_pi, self.sk_pr),
+            Role::Responder => (self.sk_er, self.sk_ei, self.sk_pr, self.sk_pi),
+        };
+        let (sealer, opener) = (seal.into_sealer()?, open.into_opener()?);
+        Ok(RoleKeys {
+            sk_d: self.sk_d,
+            sealer,
+            opener,
+            sk_p_local,
+            sk_p_remote,
+        })
+    }
+}
+
+/// An IKE SA's keys from one end's point of view.
+#[derive(Debug)]
+pub struct RoleKeys {
+    /// For CHILD_SAs and rekeys.
+    pub sk_d: SkD,
+    /// Seals what this end sends.
+    pub sealer: Sealer,
+    /// Opens what the other end sends.
+    pub opener: Opener,
+    /// For this end's AUTH payload.
+    pub sk_p_local: SkP,
+    /// For the other end's AUTH payload.
+    pub sk_p_remote: SkP,
+}
+
+/// SK_d: all that is needed to key CHILD_SAs and the next IKE SA.
+#[derive(Clone, Debug)]
+pub struct SkD {
+    prf: Prf,
+    key: SecretBytes,
+}
+
+/// SK_ei or SK_er: key and salt of one direction. Becomes one sealer or one opener, so that no two counters share a key.
+#[derive(Debug)]
+pub struct SkE {
+    cipher: SkCipher,
+    key: SecretBytes,
+}
+
+impl SkE {
+    /// For the end that sends.
+    ///
+    /// # Errors
+    /// [`CryptoError::KeyLength`]: cannot happen for keys made by [`SkeySeed::into_keys`].
+    pub fn into_sealer(self) -> Result<Sealer, CryptoError> {
+        Sealer::new(self.cipher, &self.key)
+    }
+
+    /// For the end that receives.
+    ///
+    /// # Errors
+    /// As [`SkE::into_sealer`].
+    pub fn into_opener(self) -> Result<Opener, CryptoError> {
+        Opener::new(self.cipher, &self.key)
+    }
+}
+
+/// SK_pi or SK_pr: authenticates one end's identity payload.
+#[derive(Clone, Debug)]
+pub struct SkP {
+    prf: Prf,
+    key: SecretBytes,
+}
+
+impl SkP {
+    /// `prf(SK_p, parts…)`.
+    pub(super) fn mac(&self, parts: &[&[u8]]) -> SecretBytes {
+        self.prf.compute(self.key.expose(), parts)
+    }
+
+    pub(super) fn prf(&self) -> Prf {
+        self.prf
+    }
+
+    #[cfg(test)]
+    pub(super) fn from_test(prf: Prf, key: &[u8]) -> Self {
+        Self {
+            prf,
+            key: SecretBytes::copy_from(key),
+        }
+    }
+}
+
+/// Keys of a CHILD_SA pair: encryption key followed by salt, as ESP takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildKeymat {
+    /// For what the initiator of the CHILD_SA's exchange sends.
+    pub initiator_to_responder: SecretBytes,
+    /// For what its responder sends.
+    pub responder_to_initiator: SecretBytes,
+}
+
+impl ChildKeymat {
+    /// `(keys_in, keys_out)` of the end that had `role` in the exchange.
+    #[must_use]
+    pub fn for_role(self, role: Role) -> (SecretBytes, SecretBytes) {
+        match role {
+            Role::Initiator => (self.responder_to_initiator, self.initiator_to_responder),
+            Role::Responder => (self.initiator_to_responder, self.responder_to_initiator),
+        }
+    }
+}
+
+/// `KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr)` (RFC 7296 §2.17): the initiator's direction comes first.
+/// In IKE_AUTH the nonces are those of IKE_SA_INIT and there is no new secret.
+///
+/// # Errors
+/// None with the suites there are: both keys fit into 255 blocks.
+pub fn child_keymat(
+    sk_d: &SkD,
+    nonces: Nonces<'_>,
+    shared: Option<&SharedSecret>,
+    suite: EspSuite,
+) -> Result<ChildKeymat, CryptoError> {
+    let len = esp_keymat_len(suite);
+    let secret = shared.map(SharedSecret::expose).unwrap_or_default();
+    let keymat = sk_d.prf.plus(
+        sk_d.key.expose(),
+        &[secret, nonces.initiator, nonces.responder],
+        2 * len,
+    )?;
+    let mut cut = Cutter(keymat.expose());
+    Ok(ChildKeymat {
+        initiator_to_responder: cut.take(len),
+        responder_to_initiator: cut.take(len),
+    })
+}
+
+/// Bytes of key and salt per direction (RFC 4106 §8.1, RFC 7634 §2).
+#[must_use]
+pub fn esp_keymat_len(suite: EspSuite) -> usize {
+    match suite {
+        EspSuite::Aes256Gcm16 | EspSuite::ChaCha20Poly1305 => 32 + 4,
+        EspSuite::Aes128Gcm16 => 16 + 4,
+    }
+}
+
+/// Cuts keys off the front of key material that was asked for in exactly the right length.
+struct Cutter<'a>(&'a [u8]);
+
+impl Cutter<'_> {
+    fn take(&mut self, len: usize) -> SecretBytes {
+        let (head, tail) = self.0.split_at_checked(len).unwrap_or((self.0, &[]));
+        self.0 = tail;
+        SecretBytes::copy_from(head)
+    }
+}
