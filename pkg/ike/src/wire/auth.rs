@@ -100,3 +100,44 @@ impl<'a> DigitalSignature<'a> {
         w.into_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_a_mac() {
+        let auth = Auth {
+            method: AuthMethod::SharedKey,
+            data: &[1, 2, 3],
+        };
+        assert_eq!(Auth::parse(&[2, 0, 0, 0, 1, 2, 3]), Ok(auth));
+        assert_eq!(Payload::Auth(auth).body(), [2, 0, 0, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn reads_and_writes_a_digital_signature() {
+        // ecdsa-with-SHA256 (RFC 7427 appendix A.3.2), then a signature of two bytes.
+        let data = [
+            0x0c, 0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02, 0xde,
+            0xad,
+        ];
+        let signature = DigitalSignature::parse(&data).unwrap();
+        assert_eq!(signature.algorithm, &data[1..13]);
+        assert_eq!(signature.signature, [0xde, 0xad]);
+        assert_eq!(signature.emit(), data);
+    }
+
+    #[test]
+    fn a_cut_algorithm_identifier_is_refused() {
+        let cut = Err(Error::Truncated {
+            what: "AUTH payload's digital signature",
+            need: 12,
+            have: 2,
+        });
+        assert_eq!(DigitalSignature::parse(&[12, 0x30, 0x0a]), cut);
+        assert!(DigitalSignature::parse(&[]).is_err());
+        assert!(Auth::parse(&[14, 0, 0]).is_err());
+    }
+}

@@ -58,3 +58,31 @@ impl<'a> Certificate<'a> {
         w.bytes(self.data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_a_certificate() {
+        let cert = Certificate {
+            encoding: CertEncoding::X509Signature,
+            data: &[0x30, 0x00],
+        };
+        assert_eq!(Certificate::parse(&[4, 0x30, 0x00]), Ok(cert));
+        assert_eq!(Payload::Cert(cert).body(), [4, 0x30, 0x00]);
+    }
+
+    #[test]
+    fn an_empty_payload_is_refused() {
+        assert!(matches!(
+            Certificate::parse(&[]),
+            Err(Error::Truncated {
+                need: 1,
+                have: 0,
+                ..
+            })
+        ));
+    }
+}

@@ -41,3 +41,32 @@ impl<'a> CertificateRequest<'a> {
         w.bytes(self.authorities);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_hashes() {
+        let mut body = vec![4];
+        body.extend([[0xaa; 20], [0xbb; 20]].concat());
+        let request = CertificateRequest::parse(&body).unwrap();
+        assert_eq!(request.encoding, CertEncoding::X509Signature);
+        assert!(request.hashes().eq([&[0xaa; 20], &[0xbb; 20]]));
+        assert_eq!(Payload::CertReq(request).body(), body);
+    }
+
+    #[test]
+    fn no_hash_and_part_of_one_are_no_hashes() {
+        assert_eq!(CertificateRequest::parse(&[4]).unwrap().hashes().count(), 0);
+        assert_eq!(
+            CertificateRequest::parse(&[4; 20])
+                .unwrap()
+                .hashes()
+                .count(),
+            0
+        );
+        assert!(CertificateRequest::parse(&[]).is_err());
+    }
+}

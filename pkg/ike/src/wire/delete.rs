@@ -87,3 +87,63 @@ fn count_of_ike(count: usize) -> Error {
         got: count,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_the_ike_sa() {
+        assert_eq!(Delete::parse(&[1, 0, 0, 0]), Ok(Delete::Ike));
+        assert_eq!(Payload::Delete(Delete::Ike).body(), [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn reads_and_writes_esp_spis() {
+        let bytes = [3, 4, 0, 2, 0, 0, 1, 0, 0xff, 0xff, 0xff, 0xff];
+        let delete = Delete::Child {
+            protocol: ProtocolId::Esp,
+            spis: vec![0x100, u32::MAX],
+        };
+        assert_eq!(Delete::parse(&bytes).as_ref(), Ok(&delete));
+        assert_eq!(Payload::Delete(delete).body(), bytes);
+    }
+
+    #[test]
+    fn sizes_and_counts_must_fit() {
+        assert!(matches!(
+            Delete::parse(&[1, 8, 0, 0]),
+            Err(Error::Value { got: 8, .. })
+        ));
+        assert!(matches!(
+            Delete::parse(&[1, 0, 0, 1]),
+            Err(Error::Length { got: 1, .. })
+        ));
+        assert!(matches!(
+            Delete::parse(&[3, 0, 0, 1]),
+            Err(Error::Value { got: 0, .. })
+        ));
+        let short = Delete::parse(&[3, 4, 0, 2, 0, 0, 0, 1]);
+        assert!(matches!(
+            short,
+            Err(Error::Truncated {
+                need: 4,
+                have: 0,
+                ..
+            })
+        ));
+        let long = Delete::parse(&[3, 4, 0, 1, 0, 0, 0, 1, 0]);
+        assert!(matches!(long, Err(Error::Trailing { extra: 1, .. })));
+    }
+
+    #[test]
+    fn the_count_is_bounded_whatever_follows() {
+        let mut bytes = vec![3, 4, 4, 1];
+        bytes.extend([0; 4 * 1025]);
+        assert!(matches!(
+            Delete::parse(&bytes),
+            Err(Error::TooMany { limit: 1024, .. })
+        ));
+    }
+}

@@ -50,3 +50,71 @@ pub(super) fn prefix(
     w.u16(u16::try_from(payload_len).unwrap_or(u16::MAX));
     w
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ExchangeType, Flags, Message, Notify, NotifyType, Payload, emit};
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            spi_i: 1,
+            spi_r: 2,
+            next_payload: PayloadType::Encrypted,
+            exchange: ExchangeType::Informational,
+            flags: Flags::default(),
+            message_id: 3,
+        }
+    }
+
+    #[test]
+    fn the_prefix_is_the_aad_of_the_message_that_it_makes() {
+        let mut datagram = emit_encrypted_prefix(&header(), PayloadType::Delete, 5);
+        let aad = datagram.clone();
+        assert_eq!(aad[16], 46, "SK comes first");
+        assert_eq!(aad[24..], [0, 0, 0, 37, 42, 0, 0, 9], "lengths, inner type");
+        datagram.extend([1, 2, 3, 4, 5]);
+        let sk = Encrypted {
+            inner_first: PayloadType::Delete,
+            body: &[1, 2, 3, 4, 5],
+            aad_len: aad.len(),
+        };
+        let message = Message::parse(&datagram).unwrap();
+        assert_eq!(
+            message,
+            Message {
+                header: header(),
+                payloads: vec![Payload::Encrypted(sk)]
+            }
+        );
+        assert_eq!(emit(&header(), &message.payloads), datagram);
+    }
+
+    #[test]
+    fn payloads_in_front_belong_to_the_aad() {
+        let cookie = Payload::Notify(Notify::new(NotifyType::Cookie, &[7]));
+        let sk = Encrypted {
+            inner_first: PayloadType::None,
+            body: &[9; 24],
+            aad_len: 0,
+        };
+        let datagram = emit(&header(), &[cookie, Payload::Encrypted(sk)]);
+        let message = Message::parse(&datagram).unwrap();
+        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
+            panic!("no SK payload in {message:?}")
+        };
+        assert_eq!(sk.aad_len, 28 + 9 + 4);
+        assert_eq!(datagram[sk.aad_len..], *sk.body);
+    }
+
+    #[test]
+    fn nothing_may_follow() {
+        let mut datagram = emit_encrypted_prefix(&header(), PayloadType::Delete, 1);
+        datagram.extend([1, 42, 0, 0, 4]);
+        datagram[27] += 4;
+        assert!(matches!(
+            Message::parse(&datagram),
+            Err(super::super::Error::Trailing { .. })
+        ));
+    }
+}

@@ -85,3 +85,49 @@ fn emit_fields(number: u16, total: u16, w: &mut Writer) {
     w.u16(number);
     w.u16(total);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ExchangeType, Flags, Message, Payload, emit};
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            spi_i: 1,
+            spi_r: 2,
+            next_payload: PayloadType::Fragment,
+            exchange: ExchangeType::IkeAuth,
+            flags: Flags {
+                initiator: true,
+                ..Flags::default()
+            },
+            message_id: 1,
+        }
+    }
+
+    #[test]
+    fn the_prefix_is_the_aad_of_the_message_that_it_makes() {
+        let mut datagram = emit_fragment_prefix(&header(), PayloadType::IdI, (1, 3), 2);
+        assert_eq!(datagram[24..], [0, 0, 0, 38, 35, 0, 0, 10, 0, 1, 0, 3]);
+        let aad_len = datagram.len();
+        datagram.extend([0xaa, 0xbb]);
+        let message = Message::parse(&datagram).unwrap();
+        let skf = Fragment {
+            inner_first: PayloadType::IdI,
+            number: 1,
+            total: 3,
+            body: &[0xaa, 0xbb],
+            aad_len,
+        };
+        assert_eq!(message.payloads, [Payload::Fragment(skf)]);
+        assert_eq!(emit(&header(), &message.payloads), datagram);
+    }
+
+    #[test]
+    fn numbers_run_from_one_to_the_total() {
+        let parse = |bytes: &[u8]| Fragment::parse(PayloadType::None, bytes, 32).is_ok();
+        assert!(parse(&[0, 3, 0, 3]) && parse(&[0xff, 0xff, 0xff, 0xff, 1]));
+        assert!(!parse(&[0, 0, 0, 3]) && !parse(&[0, 4, 0, 3]) && !parse(&[0, 0, 0, 0]));
+        assert!(!parse(&[0, 1, 0]));
+    }
+}

@@ -159,3 +159,86 @@ fn check_length(datagram: usize, field: u32) -> Result<(), Error> {
     debug_assert!(datagram >= HEADER_LEN, "read() took the header");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: [u8; 28] = [
+        0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, // initiator's SPI
+        0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, // responder's SPI
+        46, 0x20, 35, 0x28, // SK, 2.0, IKE_AUTH, R and I
+        0, 0, 0, 7, // message ID
+        0, 0, 0, 28, // length
+    ];
+
+    fn header() -> Header {
+        Header {
+            spi_i: 0x0102_0304_0506_0708,
+            spi_r: 0x1112_1314_1516_1718,
+            next_payload: PayloadType::Encrypted,
+            exchange: ExchangeType::IkeAuth,
+            flags: Flags {
+                initiator: true,
+                response: true,
+                version: false,
+            },
+            message_id: 7,
+        }
+    }
+
+    fn with(at: usize, byte: u8) -> Vec<u8> {
+        let mut bytes = BYTES.to_vec();
+        bytes[at] = byte;
+        bytes
+    }
+
+    #[test]
+    fn reads_and_writes_every_field() {
+        assert_eq!(Header::parse(&BYTES), Ok((header(), &[][..])));
+        let mut w = Writer::default();
+        header().emit(PayloadType::Encrypted, 28, &mut w);
+        assert_eq!(w.into_vec(), BYTES);
+    }
+
+    #[test]
+    fn reserved_flags_and_minor_version_are_ignored() {
+        assert_eq!(
+            Header::parse(&with(19, 0xef)).unwrap().0.flags,
+            header().flags
+        );
+        assert_eq!(Header::parse(&with(17, 0x2f)).unwrap().0, header());
+    }
+
+    #[test]
+    fn other_major_versions_are_refused_and_still_peeked_at() {
+        assert_eq!(Header::parse(&with(17, 0x30)), Err(Error::Version(3)));
+        assert_eq!(Header::parse(&with(17, 0x10)), Err(Error::Version(1)));
+        assert_eq!(Header::peek(&with(17, 0x30)), Ok(header()));
+    }
+
+    #[test]
+    fn the_length_must_be_the_datagrams() {
+        for length in [27, 29, 0] {
+            assert!(matches!(
+                Header::parse(&with(27, length)),
+                Err(Error::Value { .. })
+            ));
+        }
+        let long = vec![0x20; MAX_MESSAGE + 1];
+        assert!(matches!(
+            Header::parse(&long),
+            Err(Error::Length { got: 65_536, .. })
+        ));
+    }
+
+    #[test]
+    fn a_cut_header_is_refused_at_every_offset() {
+        for end in 0..BYTES.len() {
+            assert!(
+                matches!(Header::peek(&BYTES[..end]), Err(Error::Truncated { .. })),
+                "{end}"
+            );
+        }
+    }
+}

@@ -82,3 +82,42 @@ impl<'a> Identification<'a> {
         w.bytes(self.data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_a_name() {
+        let bytes = [2, 0, 0, 0, b'n', b'1'];
+        assert_eq!(
+            Identification::parse(&bytes),
+            Ok(Identification::new(IdType::Fqdn, b"n1"))
+        );
+        assert_eq!(Identification::new(IdType::Fqdn, b"n1").body(), bytes);
+    }
+
+    #[test]
+    fn reserved_bytes_are_kept_for_auth() {
+        let bytes = [11, 1, 2, 3, 0xff];
+        let id = Identification::parse(&bytes).unwrap();
+        assert_eq!((id.kind, id.data), (IdType::KeyId, &[0xff][..]));
+        assert_eq!(id.body(), bytes);
+    }
+
+    #[test]
+    fn a_type_without_name_keeps_its_number() {
+        let id = Identification::parse(&[200, 0, 0, 0]).unwrap();
+        assert_eq!((id.kind, u8::from(id.kind)), (IdType::Unknown(200), 200));
+    }
+
+    #[test]
+    fn a_cut_payload_is_refused() {
+        for end in 0..4 {
+            assert!(
+                Identification::parse(&[2, 0, 0, 0][..end]).is_err(),
+                "{end}"
+            );
+        }
+    }
+}

@@ -48,3 +48,39 @@ impl<'a> KeyExchange<'a> {
         w.bytes(self.data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Payload, kex};
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_a_public_value() {
+        let ke = KeyExchange {
+            group: kex::CURVE25519,
+            data: &[0xaa, 0xbb],
+        };
+        assert_eq!(KeyExchange::parse(&[0, 31, 0, 0, 0xaa, 0xbb]), Ok(ke));
+        assert_eq!(Payload::Ke(ke).body(), [0, 31, 0, 0, 0xaa, 0xbb]);
+    }
+
+    #[test]
+    fn reserved_bytes_are_ignored() {
+        assert_eq!(
+            KeyExchange::parse(&[0, 31, 9, 9, 1]),
+            KeyExchange::parse(&[0, 31, 0, 0, 1])
+        );
+    }
+
+    #[test]
+    fn no_public_value_is_refused() {
+        assert!(matches!(
+            KeyExchange::parse(&[0, 31, 0, 0]),
+            Err(Error::Length { got: 0, .. })
+        ));
+        assert!(matches!(
+            KeyExchange::parse(&[0, 31, 0]),
+            Err(Error::Truncated { .. })
+        ));
+    }
+}

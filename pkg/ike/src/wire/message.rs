@@ -165,3 +165,121 @@ impl<'a> Raw<'a> {
         Ok(payload)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Delete, ExchangeType, Flags, Notify, NotifyType, VendorId};
+    use super::*;
+
+    const HEADER: Header = Header {
+        spi_i: 1,
+        spi_r: 0,
+        next_payload: PayloadType::Notify,
+        exchange: ExchangeType::IkeSaInit,
+        flags: Flags {
+            initiator: true,
+            response: false,
+            version: false,
+        },
+        message_id: 0,
+    };
+
+    /// The chain N(COOKIE), type 200, V, where the second is critical or not.
+    fn chain(critical: u8) -> Vec<u8> {
+        vec![
+            200, 0, 0, 9, 0, 0, 0x40, 0x06, 0xcc, // N, 16390
+            43, critical, 0, 6, 1, 2, // unknown
+            0, 0x80, 0, 5, b'E', // V; a critical bit on a known type means nothing
+        ]
+    }
+
+    #[test]
+    fn unknown_payloads_are_skipped_unless_critical() {
+        let notify = Payload::Notify(Notify::new(NotifyType::Cookie, &[0xcc]));
+        let wanted = vec![notify, Payload::VendorId(VendorId(b"E"))];
+        assert_eq!(parse_chain(PayloadType::Notify, &chain(0x7f)), Ok(wanted));
+        let bytes = chain(0x80);
+        let critical = parse_chain(PayloadType::Notify, &bytes);
+        assert_eq!(critical, Err(Error::UnsupportedCritical(200)));
+    }
+
+    #[test]
+    fn a_message_is_its_header_and_its_chain() {
+        let payloads = [
+            Payload::VendorId(VendorId(b"Es")),
+            Payload::Delete(Delete::Ike),
+        ];
+        let bytes = emit(&HEADER, &payloads);
+        let tail = [42, 0, 0, 6, b'E', b's', 0, 0, 0, 8, 1, 0, 0, 0];
+        assert_eq!(bytes[16], 43, "the first payload's type, not the header's");
+        assert_eq!(bytes[24..28], [0, 0, 0, 42]);
+        assert_eq!(bytes[28..], tail);
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(message.header.next_payload, PayloadType::VendorId);
+        assert_eq!(message.payloads, payloads);
+    }
+
+    #[test]
+    fn a_message_may_have_no_payload() {
+        let bytes = emit(&HEADER, &[]);
+        assert_eq!(bytes.len(), HEADER_LEN);
+        assert_eq!(Message::parse(&bytes).unwrap().payloads, []);
+        assert_eq!(parse_chain(PayloadType::None, &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_chain_ends_where_its_bytes_do() {
+        let trailing = parse_chain(PayloadType::None, &[0]);
+        assert!(matches!(trailing, Err(Error::Trailing { extra: 1, .. })));
+        let missing = parse_chain(PayloadType::VendorId, &[43, 0, 0, 4]);
+        assert!(matches!(missing, Err(Error::Truncated { .. })));
+        let small = parse_chain(PayloadType::VendorId, &[0, 0, 0, 3]);
+        assert!(matches!(small, Err(Error::Length { got: 3, .. })));
+    }
+
+    #[test]
+    fn payloads_are_bounded_skipped_ones_too() {
+        let mut bytes = [200, 0, 0, 4].repeat(MAX_PAYLOADS + 1);
+        let many = parse_chain(PayloadType::Unknown(200), &bytes);
+        assert_eq!(
+            many,
+            Err(Error::TooMany {
+                what: "payloads",
+                limit: MAX_PAYLOADS
+            })
+        );
+        bytes.truncate(4 * MAX_PAYLOADS);
+        bytes[4 * (MAX_PAYLOADS - 1)] = 0;
+        assert_eq!(parse_chain(PayloadType::Unknown(200), &bytes), Ok(vec![]));
+    }
+
+    #[test]
+    fn no_sk_inside_sk() {
+        for kind in [PayloadType::Encrypted, PayloadType::Fragment] {
+            let nested = parse_chain(kind, &[0, 0, 0, 8, 0, 1, 0, 1]);
+            assert!(matches!(nested, Err(Error::Value { .. })), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn ikev1_payload_types_and_reserved_ones_are_unknown() {
+        assert_eq!(PayloadType::from(1), PayloadType::Unknown(1));
+        assert_eq!(
+            parse_chain(PayloadType::Unknown(1), &[0, 0, 0, 4]),
+            Ok(vec![])
+        );
+    }
+
+    #[test]
+    fn each_error_has_its_notify() {
+        assert_eq!(Error::Version(3).notify(), NotifyType::InvalidMajorVersion);
+        let critical = Error::UnsupportedCritical(200).notify();
+        assert_eq!(critical, NotifyType::UnsupportedCriticalPayload);
+        let other = parse_chain(PayloadType::Nonce, &[0, 0, 0, 4]).unwrap_err();
+        assert_eq!(other.notify(), NotifyType::InvalidSyntax);
+        assert_eq!(
+            other.to_string(),
+            "Nonce payload: expected 16 to 256 bytes, got 0 bytes"
+        );
+    }
+}

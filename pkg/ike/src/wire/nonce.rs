@@ -25,3 +25,23 @@ impl<'a> Nonce<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_to_256_bytes_are_taken() {
+        let bytes = [0x55; 257];
+        for len in [16, 32, 256] {
+            assert_eq!(Nonce::parse(&bytes[..len]), Ok(Nonce(&bytes[..len])));
+        }
+        for len in [0, 15, 257] {
+            let refused = Nonce::parse(&bytes[..len]);
+            assert!(
+                matches!(refused, Err(Error::Length { got, .. }) if got == len),
+                "{len}"
+            );
+        }
+    }
+}

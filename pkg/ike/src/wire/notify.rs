@@ -195,3 +195,61 @@ impl<'a> Notify<'a> {
         w.bytes(self.data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_data_without_spi() {
+        let notify = Notify::new(NotifyType::InvalidKePayload, &[0, 31]);
+        assert_eq!(Notify::parse(&[0, 0, 0, 17, 0, 31]).as_ref(), Ok(&notify));
+        assert_eq!(Payload::Notify(notify).body(), [0, 0, 0, 17, 0, 31]);
+    }
+
+    #[test]
+    fn reads_and_writes_rekey_sa() {
+        let bytes = [3, 4, 0x40, 0x09, 0xca, 0xfe, 0xba, 0xbe];
+        let notify = Notify::about_esp(NotifyType::RekeySa, 0xcafe_babe);
+        assert_eq!(Notify::parse(&bytes).as_ref(), Ok(&notify));
+        assert_eq!(Payload::Notify(notify).body(), bytes);
+    }
+
+    #[test]
+    fn spis_of_any_size_are_read() {
+        let spi = |bytes: &[u8]| Notify::parse(bytes).unwrap().spi;
+        assert_eq!(spi(&[1, 8, 0, 4, 0, 0, 0, 0, 0, 0, 0, 9]), Spi::Ike(9));
+        assert_eq!(spi(&[9, 2, 0, 4, 1, 2]), Spi::Other(vec![1, 2]));
+        assert!(matches!(
+            Notify::parse(&[3, 4, 0, 11, 1, 2, 3]),
+            Err(Error::Truncated {
+                need: 4,
+                have: 3,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn numbers_and_kinds() {
+        for (number, kind, error) in [
+            (1, NotifyType::UnsupportedCriticalPayload, true),
+            (14, NotifyType::NoProposalChosen, true),
+            (8192, NotifyType::Unknown(8192), true),
+            (16383, NotifyType::Unknown(16383), true),
+            (16384, NotifyType::InitialContact, false),
+            (16390, NotifyType::Cookie, false),
+            (16391, NotifyType::UseTransportMode, false),
+            (16430, NotifyType::FragmentationSupported, false),
+            (16431, NotifyType::SignatureHashAlgorithms, false),
+            (16438, NotifyType::IntermediateExchangeSupported, false),
+            (40961, NotifyType::EspalierAnnouncement, false),
+            (65535, NotifyType::Unknown(65535), false),
+        ] {
+            assert_eq!(NotifyType::from(number), kind);
+            assert_eq!(u16::from(kind), number);
+            assert_eq!(kind.is_error(), error, "{number}");
+        }
+    }
+}

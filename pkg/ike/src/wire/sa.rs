@@ -208,3 +208,151 @@ fn check_marker(what: &'static str, got: u8, more: u8, last: bool) -> Result<(),
         got: got.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Payload, TransformType, encr, esn, kex, prf};
+    use super::*;
+
+    /// ESP with AES-GCM of 256 bits and ESN, or ESP with ChaCha20-Poly1305 and either sequence number.
+    const ESP: [u8; 64] = [
+        2, 0, 0, 32, 1, 3, 4, 2, 0xc0, 0xff, 0xee, 0x01, // proposal 1, more follow
+        3, 0, 0, 12, 1, 0, 0, 20, 0x80, 14, 1, 0, // ENCR_AES_GCM_16, 256 bits
+        0, 0, 0, 8, 5, 0, 0, 1, // ESN
+        0, 0, 0, 32, 2, 3, 4, 2, 0xc0, 0xff, 0xee, 0x02, // proposal 2, the last
+        3, 0, 0, 8, 1, 0, 0, 28, // ENCR_CHACHA20_POLY1305
+        0, 0, 0, 12, 5, 0, 0, 0, 0, 99, 0, 0, // no ESN, with an attribute nobody knows
+    ];
+
+    fn esp() -> Sa {
+        let odd = Transform {
+            unknown_attribute: Some(99),
+            ..Transform::new(TransformType::Esn, esn::NO)
+        };
+        let aes = Transform::with_key_length(TransformType::Encr, encr::AES_GCM_16, 256);
+        let chacha = Transform::new(TransformType::Encr, encr::CHACHA20_POLY1305);
+        let yes = Transform::new(TransformType::Esn, esn::YES);
+        let proposal = |number, spi, transforms| Proposal {
+            number,
+            protocol: ProtocolId::Esp,
+            spi: Spi::Child(spi),
+            transforms,
+        };
+        let first = proposal(1, 0xc0ff_ee01, vec![aes, yes]);
+        Sa {
+            proposals: vec![first, proposal(2, 0xc0ff_ee02, vec![chacha, odd])],
+        }
+    }
+
+    fn changed(at: usize, byte: u8) -> Result<Sa, Error> {
+        let mut bytes = ESP;
+        bytes[at] = byte;
+        Sa::parse(&bytes)
+    }
+
+    #[test]
+    fn reads_and_writes_two_esp_proposals() {
+        assert_eq!(Sa::parse(&ESP), Ok(esp()));
+        assert_eq!(Payload::Sa(esp()).body(), ESP);
+    }
+
+    #[test]
+    fn reads_and_writes_ike_with_and_without_spi() {
+        let mut proposal = Proposal {
+            number: 1,
+            protocol: ProtocolId::Ike,
+            spi: Spi::None,
+            transforms: vec![
+                Transform::new(TransformType::Prf, prf::HMAC_SHA2_256),
+                Transform::new(TransformType::Ke, kex::CURVE25519),
+            ],
+        };
+        let bytes = [
+            0, 0, 0, 24, 1, 1, 0, 2, 3, 0, 0, 8, 2, 0, 0, 5, 0, 0, 0, 8, 4, 0, 0, 31,
+        ];
+        assert_eq!(
+            Sa::parse(&bytes),
+            Ok(Sa {
+                proposals: vec![proposal.clone()]
+            })
+        );
+        proposal.spi = Spi::Ike(9);
+        let body = Payload::Sa(Sa {
+            proposals: vec![proposal.clone()],
+        })
+        .body();
+        assert_eq!(
+            body[..16],
+            [0, 0, 0, 32, 1, 1, 8, 2, 0, 0, 0, 0, 0, 0, 0, 9]
+        );
+        assert_eq!(Sa::parse(&body).unwrap().proposals, [proposal]);
+    }
+
+    #[test]
+    fn an_empty_payload_is_refused() {
+        assert!(matches!(Sa::parse(&[]), Err(Error::Truncated { .. })));
+    }
+
+    #[test]
+    fn last_markers_must_agree_with_what_follows() {
+        for (at, byte) in [(0, 0), (0, 3), (32, 2), (12, 0), (12, 2), (24, 3)] {
+            let refused = changed(at, byte);
+            assert!(
+                matches!(refused, Err(Error::Value { .. })),
+                "{at}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn lengths_and_counts_must_agree() {
+        for (at, byte) in [
+            (3, 31),
+            (3, 33),
+            (3, 3),
+            (7, 1),
+            (7, 3),
+            (15, 11),
+            (15, 13),
+            (15, 0),
+        ] {
+            assert!(changed(at, byte).is_err(), "byte {at} = {byte}");
+        }
+    }
+
+    #[test]
+    fn spi_sizes_belong_to_protocols() {
+        assert!(matches!(changed(6, 0), Err(Error::Value { got: 0, .. })));
+        assert!(matches!(changed(6, 8), Err(Error::Value { got: 8, .. })));
+        assert!(
+            matches!(changed(5, 1), Err(Error::Value { got: 4, .. })),
+            "4 for IKE"
+        );
+        let unknown = changed(5, 200).unwrap();
+        assert_eq!(unknown.proposals[0].protocol, ProtocolId::Unknown(200));
+    }
+
+    #[test]
+    fn proposals_and_transforms_are_bounded() {
+        let proposal = [2, 0, 0, 8, 1, 1, 0, 0];
+        let mut bytes = proposal.repeat(MAX_PROPOSALS + 1);
+        assert!(matches!(
+            Sa::parse(&bytes),
+            Err(Error::TooMany {
+                what: "proposals",
+                ..
+            })
+        ));
+        bytes.truncate(8 * MAX_PROPOSALS);
+        bytes[8 * (MAX_PROPOSALS - 1)] = 0;
+        assert_eq!(Sa::parse(&bytes).unwrap().proposals.len(), MAX_PROPOSALS);
+        let transforms = changed(7, 65);
+        assert!(matches!(
+            transforms,
+            Err(Error::TooMany {
+                what: "transforms",
+                ..
+            })
+        ));
+    }
+}

@@ -191,3 +191,72 @@ impl Transform {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Transform, Error> {
+        Transform::parse(Reader::new("transform", bytes))
+    }
+
+    fn emit(transform: Transform) -> Vec<u8> {
+        let mut w = Writer::default();
+        transform.emit(&mut w);
+        w.into_vec()
+    }
+
+    #[test]
+    fn reads_and_writes_key_length() {
+        let bytes = [1, 0, 0, 20, 0x80, 14, 1, 0];
+        let aes = Transform::with_key_length(TransformType::Encr, encr::AES_GCM_16, 256);
+        assert_eq!(parse(&bytes), Ok(aes));
+        assert_eq!(emit(aes), bytes);
+    }
+
+    #[test]
+    fn reads_and_writes_without_attribute() {
+        let x25519 = Transform::new(TransformType::Ke, kex::CURVE25519);
+        assert_eq!(parse(&[4, 0, 0, 31]), Ok(x25519));
+        assert_eq!(emit(x25519), [4, 0, 0, 31]);
+        assert_eq!(parse(&[6, 0, 0, 36]).unwrap().kind, TransformType::AddKe1);
+        assert_eq!(parse(&[12, 0, 0, 0]).unwrap().kind, TransformType::AddKe7);
+    }
+
+    #[test]
+    fn attributes_not_understood_are_kept_in_mind() {
+        let unknown = |bytes: &[u8]| parse(bytes).unwrap().unknown_attribute;
+        assert_eq!(unknown(&[1, 0, 0, 20, 0x80, 15, 0, 1]), Some(15));
+        assert_eq!(
+            unknown(&[1, 0, 0, 20, 0, 99, 0, 2, 7, 7, 0x80, 14, 1, 0]),
+            Some(99)
+        );
+        assert_eq!(
+            unknown(&[1, 0, 0, 20, 0, 14, 0, 2, 1, 0]),
+            Some(14),
+            "Key Length as TLV"
+        );
+        let twice = parse(&[1, 0, 0, 20, 0x80, 14, 1, 0, 0x80, 14, 0, 128]).unwrap();
+        assert_eq!(
+            (twice.key_length, twice.unknown_attribute),
+            (Some(256), Some(14))
+        );
+        assert_eq!(parse(&emit(twice)), Ok(twice));
+    }
+
+    #[test]
+    fn cut_attributes_are_refused() {
+        assert!(parse(&[1, 0, 0]).is_err());
+        assert!(parse(&[1, 0, 0, 20, 0x80, 14, 1]).is_err());
+        assert!(parse(&[1, 0, 0, 20, 0, 99, 0, 3, 7, 7]).is_err());
+    }
+
+    #[test]
+    fn attributes_are_bounded() {
+        let bytes = [vec![1, 0, 0, 20], [0, 99, 0, 0].repeat(9)].concat();
+        assert!(matches!(
+            parse(&bytes),
+            Err(Error::TooMany { limit: 8, .. })
+        ));
+    }
+}

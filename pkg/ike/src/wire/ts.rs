@@ -137,3 +137,123 @@ fn emit_address(address: IpAddr, w: &mut Writer) {
         IpAddr::V6(address) => w.bytes(&address.octets()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    const V4: [u8; 20] = [
+        1, 0, 0, 0, // one selector
+        7, 17, 0, 16, // IPv4 range, UDP, 16 bytes
+        0, 0, 0xff, 0xff, // any port
+        192, 0, 2, 1, 192, 0, 2, 1,
+    ];
+
+    fn v4() -> TrafficSelector {
+        TrafficSelector {
+            protocol: 17,
+            start_port: 0,
+            end_port: 65535,
+            start: "192.0.2.1".parse().unwrap(),
+            end: "192.0.2.1".parse().unwrap(),
+        }
+    }
+
+    fn changed(at: usize, bytes: &[u8]) -> Result<TrafficSelectors, Error> {
+        let mut all = V4.to_vec();
+        all[at..at + bytes.len()].copy_from_slice(bytes);
+        TrafficSelectors::parse(&all)
+    }
+
+    #[test]
+    fn reads_and_writes_ipv4() {
+        let selectors = TrafficSelectors(vec![v4()]);
+        assert_eq!(TrafficSelectors::parse(&V4).as_ref(), Ok(&selectors));
+        assert_eq!(Payload::TsI(selectors).body(), V4);
+    }
+
+    #[test]
+    fn reads_and_writes_ipv6() {
+        let mut bytes = vec![1, 0, 0, 0, 8, 0, 0, 40, 0x12, 0xb5, 0x12, 0xb5];
+        let (start, end): (Ipv6Addr, Ipv6Addr) = (
+            "2001:db8::".parse().unwrap(),
+            "2001:db8::ffff".parse().unwrap(),
+        );
+        bytes.extend([start.octets(), end.octets()].concat());
+        let selectors = TrafficSelectors::parse(&bytes).unwrap();
+        assert_eq!(
+            selectors.0,
+            [TrafficSelector {
+                protocol: 0,
+                start_port: 4789,
+                end_port: 4789,
+                start: start.into(),
+                end: end.into(),
+            }]
+        );
+        assert_eq!(Payload::TsR(selectors).body(), bytes);
+    }
+
+    #[test]
+    fn unknown_types_are_left_out() {
+        // TS_SECLABEL (RFC 9478) in front of the IPv4 range.
+        let bytes = [&[2, 0, 0, 0, 10, 0, 0, 6, 0xca, 0xfe], &V4[4..]].concat();
+        assert_eq!(
+            TrafficSelectors::parse(&bytes),
+            Ok(TrafficSelectors(vec![v4()]))
+        );
+        assert_eq!(changed(4, &[9]), Ok(TrafficSelectors(vec![])));
+    }
+
+    #[test]
+    fn ranges_are_in_order_but_for_opaque_ports() {
+        assert!(matches!(
+            changed(8, &[0, 2, 0, 1]),
+            Err(Error::Value { got: 1, .. })
+        ));
+        assert!(matches!(
+            changed(12, &[192, 0, 2, 2]),
+            Err(Error::Value { .. })
+        ));
+        let opaque = changed(8, &[0xff, 0xff, 0, 0]).unwrap();
+        assert_eq!((opaque.0[0].start_port, opaque.0[0].end_port), (65535, 0));
+    }
+
+    #[test]
+    fn lengths_and_counts_must_fit() {
+        assert!(
+            matches!(changed(0, &[2]), Err(Error::Truncated { .. })),
+            "one missing"
+        );
+        assert!(
+            matches!(changed(0, &[0]), Err(Error::Trailing { .. })),
+            "one too many"
+        );
+        assert!(
+            matches!(changed(7, &[15]), Err(Error::Truncated { .. })),
+            "cut address"
+        );
+        assert!(
+            matches!(changed(7, &[3]), Err(Error::Length { got: 3, .. })),
+            "below its header"
+        );
+        assert!(
+            matches!(changed(4, &[8]), Err(Error::Truncated { .. })),
+            "IPv4 length for IPv6"
+        );
+        assert!(matches!(
+            changed(0, &[65]),
+            Err(Error::TooMany { limit: 64, .. })
+        ));
+    }
+
+    #[test]
+    fn a_range_of_two_families_is_written_as_its_start() {
+        let mixed = TrafficSelector {
+            end: "2001:db8::1".parse().unwrap(),
+            ..v4()
+        };
+        assert_eq!(Payload::TsI(TrafficSelectors(vec![mixed])).body(), V4);
+    }
+}

@@ -14,3 +14,16 @@ impl<'a> VendorId<'a> {
         Self(body)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Payload;
+    use super::*;
+
+    #[test]
+    fn is_its_bytes() {
+        let vendor = VendorId::parse(b"Espalier-1");
+        assert_eq!(vendor.0, b"Espalier-1");
+        assert_eq!(Payload::VendorId(vendor).body(), b"Espalier-1");
+    }
+}
