@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A tools=(
   [build]="cc:gcc make:make"
   [demo]="ip:iproute2 unshare:util-linux"
-  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux git:git"
+  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}
 missing=()
@@ -27,4 +27,14 @@ fi
 if ! command -v cargo >/dev/null; then
   echo "cargo is missing: install Rust 1.95 or newer (Debian 12's own is too old), for example with rustup" >&2
   exit 1
+fi
+if [[ $part == test ]]; then
+  for component in clippy fmt; do
+    cargo "$component" --version >/dev/null 2>&1 && continue
+    if ! command -v rustup >/dev/null; then
+      echo "cargo $component is missing: install Rust's ${component/#fmt/rustfmt} component and try again" >&2
+      exit 1
+    fi
+    rustup component add "${component/#fmt/rustfmt}"
+  done
 fi
