@@ -14,6 +14,8 @@ use crate::snapshot::{Policy, Problem};
 
 /// Name of the policy that is in force.
 const POLICY_NAME: &str = "default";
+/// Fields of the policy object itself; those of its spec are the type's.
+const POLICY_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 /// Seconds, inclusive.
 const DEADLINE_RANGE: std::ops::RangeInclusive<u32> = 1..=3600;
 
@@ -43,6 +45,14 @@ impl Object {
 /// # Errors
 /// One [`Problem`] for the whole file.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Result<Object, Problem>>, Problem> {
+    if text.trim().is_empty() {
+        // Also what an editor that writes in place leaves for a moment.
+        return Err(Problem {
+            place: file.to_owned(),
+            key: None,
+            what: "is empty; its last good version stays in force; delete the file to remove its objects".to_owned(),
+        });
+    }
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| Problem {
         place: file.to_owned(),
         key: None,
@@ -133,6 +143,11 @@ fn read_node(document: Value) -> Result<Object, String> {
             let parsed: IpAddr = found.parse().map_err(|_| {
                 format!("status.addresses[{i}].address: expected an IP address, found {found:?}")
             })?;
+            if parsed.is_unspecified() || parsed.is_multicast() {
+                return Err(format!(
+                    "status.addresses[{i}].address: expected the address of one host, found {found:?}"
+                ));
+            }
             addresses.push(parsed);
         }
     }
@@ -145,6 +160,16 @@ fn read_node(document: Value) -> Result<Object, String> {
         .or_else(|| spec.pod_cidr.map(|cidr| vec![cidr]))
         .unwrap_or_default();
     let pod_cidrs = read_cidrs("spec.podCIDRs", &cidrs)?;
+    // One address for the network, one for the gateway, and something for pods.
+    if let Some(small) = pod_cidrs
+        .iter()
+        .find(|cidr| cidr.max_prefix_len() - cidr.prefix_len() < 2)
+    {
+        return Err(format!(
+            "spec.podCIDRs: {small} has no room for pods; use /{} or larger",
+            small.max_prefix_len() - 2
+        ));
+    }
     Ok(Object::Node(NodeSpec {
         name,
         uid: node.metadata.uid,
@@ -154,6 +179,10 @@ fn read_node(document: Value) -> Result<Object, String> {
 }
 
 fn read_policy(document: Value) -> Result<Object, String> {
+    if let Some(unknown) = unknown_field(&document, &POLICY_FIELDS) {
+        let known = POLICY_FIELDS.join(", ");
+        return Err(format!("{unknown}: unknown field, expected one of {known}"));
+    }
     let policy: EncryptionPolicy = typed(document)?;
     let name = policy.metadata.name.unwrap_or_default();
     if name != POLICY_NAME {
@@ -175,6 +204,11 @@ fn read_policy(document: Value) -> Result<Object, String> {
         cluster_cidrs: read_cidrs("spec.clusterCIDRs", &policy.spec.cluster_cidrs)?,
         transition_deadline: Duration::from_secs(seconds.into()),
     }))
+}
+
+fn unknown_field<'a>(document: &'a Value, known: &[&str]) -> Option<&'a str> {
+    let mut fields = document.as_object()?.keys().map(String::as_str);
+    fields.find(|field| !known.contains(field))
 }
 
 fn read_cidrs(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {

@@ -1,6 +1,7 @@
 //! All objects together: what is in force, and what is wrong with the rest.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::time::Duration;
 
@@ -119,24 +120,8 @@ impl Store {
             Ok(documents) => documents,
             Err(problem) => return problems.push(problem),
         };
-        let mut old = self.files.remove(file).unwrap_or_default();
-        let mut new = BTreeMap::new();
-        for document in documents {
-            match document {
-                Ok(object) => drop(new.insert(object.key(), object)),
-                Err(mut problem) => {
-                    if let Some((key, last)) =
-                        problem.key.as_ref().and_then(|key| old.remove_entry(key))
-                    {
-                        problem
-                            .what
-                            .push_str("; its last good version stays in force");
-                        new.insert(key, last);
-                    }
-                    problems.push(problem);
-                }
-            }
-        }
+        let old = self.files.remove(file).unwrap_or_default();
+        let new = merge(file, old, documents, problems);
         self.files.insert(file.to_owned(), new);
     }
 
@@ -196,6 +181,54 @@ impl Store {
         let mut nodes: Vec<NodeSpec> = nodes.into_iter().map(|(_, node)| node.clone()).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+}
+
+/// What a file says now, with the last good version of what it says badly.
+fn merge(
+    file: &str,
+    mut old: BTreeMap<Key, Object>,
+    documents: Vec<Result<Object, Problem>>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Key, Object> {
+    let mut new = BTreeMap::new();
+    let mut nameless = false;
+    for document in documents {
+        match document {
+            Ok(object) => match new.entry(object.key()) {
+                Entry::Vacant(free) => drop(free.insert(object)),
+                Entry::Occupied(first) => problems.push(twice(file, first.key())),
+            },
+            Err(mut problem) => {
+                nameless |= problem.key.is_none();
+                if let Some((key, last)) =
+                    problem.key.as_ref().and_then(|key| old.remove_entry(key))
+                {
+                    problem
+                        .what
+                        .push_str("; its last good version stays in force");
+                    new.entry(key).or_insert(last);
+                }
+                problems.push(problem);
+            }
+        }
+    }
+    if nameless {
+        // Any object that this file had may be the one that cannot be told now.
+        for (key, last) in old {
+            new.entry(key).or_insert(last);
+        }
+    }
+    new
+}
+
+fn twice(file: &str, key: &Key) -> Problem {
+    let what =
+        "metadata.name: this file has two objects of this kind and name; the first is in force";
+    Problem {
+        place: format!("{file}, {} {}", key.0, key.1),
+        key: Some(key.clone()),
+        what: what.to_owned(),
     }
 }
 

@@ -136,6 +136,14 @@ fn s1_a_broken_policy_stays_as_it_was() {
             &["espalier.dev/v1alpha1", "espalier.dev/v9"],
         ),
         (
+            policy("Disabled").replace("spec:", "specs: {}\nspec:"),
+            &["specs: unknown field", "metadata, spec"],
+        ),
+        (
+            String::new(),
+            &["policy.yaml", "is empty", "delete the file"],
+        ),
+        (
             "kind: [".to_owned(),
             &["policy.yaml", "not valid YAML", "last good version"],
         ),
@@ -162,6 +170,22 @@ fn a_broken_node_stays_as_it_was_and_hides_no_other() {
             &["spec.podCIDRs[0]", "host bits", "10.244.2.0/24"],
         ),
         (
+            node("b", "0.0.0.0", "10.244.2.0/24"),
+            &["status.addresses[1].address", "0.0.0.0"],
+        ),
+        (
+            node("b", "10.0.0.2", "10.244.2.0/31"),
+            &["spec.podCIDRs", "10.244.2.0/31", "/30 or larger"],
+        ),
+        (
+            node("b", "10.0.0.2", "10.244.2.0/24").replace("name: b,", "name: 7,"),
+            &["metadata.name", "7"],
+        ),
+        (
+            node("b", "10.0.0.2", "10.244.2.0/24").replace("kind: Node", "kind: \"\""),
+            &["apiVersion and kind are needed"],
+        ),
+        (
             node("b", "10.0.0.2", "10.244.2.0/24").replace("InternalIP", "ExternalIP"),
             &["InternalIP", "found none"],
         ),
@@ -178,6 +202,27 @@ fn a_broken_node_stays_as_it_was_and_hides_no_other() {
         );
         assert_problem(&snapshot, words);
     }
+}
+
+#[test]
+fn an_object_taken_out_of_its_file_is_removed() {
+    let both = node("b", "10.0.0.2", "10.244.2.0/24") + &node("c", "10.0.0.3", "10.244.3.0/24");
+    let mut folder = Folder::good();
+    assert_eq!(names(&folder.put("b.yaml", &both)), ["a", "b", "c"]);
+    let snapshot = folder.put("b.yaml", &node("c", "10.0.0.3", "10.244.3.0/24"));
+    assert_eq!(names(&snapshot), ["a", "c"]);
+    assert_eq!(snapshot.problems, []);
+}
+
+#[test]
+fn of_two_equal_names_in_one_file_the_first_is_in_force() {
+    let both = node("b", "10.0.0.2", "10.244.2.0/24") + &node("b", "10.0.0.3", "10.244.3.0/24");
+    let snapshot = Folder::good().put("b.yaml", &both);
+    assert_eq!(
+        snapshot.nodes[1].pod_cidrs,
+        ["10.244.2.0/24".parse().unwrap()]
+    );
+    assert_problem(&snapshot, &["b.yaml, Node b", "two objects"]);
 }
 
 #[test]
