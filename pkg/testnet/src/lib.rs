@@ -23,4 +23,4 @@ pub use isolated::isolated;
 pub use link::{Bridge, VethEnd, address, route, set_up, sysctl, veth};
 pub use netns::Netns;
 pub use process::Process;
-pub use sandbox::{Privilege, enter, inside, privilege};
+pub use sandbox::{Privilege, enter, entered_with, inside, privilege};

@@ -41,7 +41,8 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    const DEVICE: &'static str = "br0";
+    /// The bridge's name in its namespace.
+    pub const DEVICE: &'static str = "br0";
 
     /// Makes the namespace `name` with the bridge `br0`.
     ///

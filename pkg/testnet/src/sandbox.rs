@@ -11,6 +11,8 @@ use nix::mount::{MsFlags, mount};
 
 /// Holds the host's network namespace (`net:[4026531840]`) for the inner run.
 const MARK: &str = "ESPALIER_SANDBOX_OUTSIDE";
+/// Holds how the inner run was made.
+const KIND: &str = "ESPALIER_SANDBOX_KIND";
 /// Where named network namespaces are held: the place `ip netns` uses too.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
@@ -21,6 +23,15 @@ pub enum Privilege {
     Root,
     /// The process is not root; an unprivileged user namespace makes it root in the sandbox only.
     UserNamespace,
+}
+
+impl Privilege {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::UserNamespace => "user-namespace",
+        }
+    }
 }
 
 /// Tells how a sandbox can be made here.
@@ -58,6 +69,15 @@ pub fn inside() -> bool {
     }
 }
 
+/// In the inner run: what the sandbox was made with.
+#[must_use]
+pub fn entered_with() -> Option<Privilege> {
+    let kind = std::env::var(KIND).ok().filter(|_| inside())?;
+    [Privilege::Root, Privilege::UserNamespace]
+        .into_iter()
+        .find(|privilege| privilege.word() == kind)
+}
+
 /// Enters the sandbox: outside, replaces this process by `unshare` running the same program with the same arguments
 /// and does not return; inside, prepares the sandbox and returns.
 ///
@@ -77,6 +97,7 @@ pub fn enter() -> Result<()> {
 pub(crate) fn command_inside(kind: Privilege) -> Result<Command> {
     let mut command = unshare(kind);
     command.env(MARK, own_network()?);
+    command.env(KIND, kind.word());
     Ok(command)
 }
 
