@@ -20,18 +20,20 @@ part() {
   printf -- '-- %s: %d s\n' "$name" $((SECONDS - start))
 }
 
-# Reads the closing lines of nextest and of cargo test.
+# Adds up what the runners' closing lines say, those of nextest and of cargo test. A failed test's own output, which nextest
+# shows indented, is not counted again.
 count() {
-  local ok
-  ok=$(grep -oE '([0-9]+) passed' "$1" | awk '{sum += $1} END {print sum + 0}')
-  local not
-  not=$(grep -oE '([0-9]+) failed' "$1" | awk '{sum += $1} END {print sum + 0}')
-  if ((ok + not == 0)); then
-    if (($2)); then ok=1; else not=1; fi
-  elif ((!$2 && not == 0)); then
-    not=1
-  fi
+  local out=$1 succeeded=$2 ok not
+  ok=$(closing_lines "$out" | grep -oE '[0-9]+ passed' | awk '{sum += $1} END {print sum + 0}')
+  not=$(closing_lines "$out" | grep -oE '[0-9]+ failed' | awk '{sum += $1} END {print sum + 0}')
+  if ((ok + not == 0)); then ok=$succeeded; fi
+  # Failed without a failed test: it did not build, timed out or has no counts.
+  if ((!succeeded && not == 0)); then not=1; fi
   passed=$((passed + ok)) failed=$((failed + not))
+}
+
+closing_lines() {
+  grep -E '^(test result: | *Summary )' "$1"
 }
 
 scripts/packages.sh test || exit 1
