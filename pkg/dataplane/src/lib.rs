@@ -6,7 +6,8 @@
 mod types;
 
 pub use types::{
-    Aead, Direction, Dump, Encapsulation, Error, Event, Hello, Overlay, Peer, PeerId, PeerStats, Sa, SaInfo, Spi,
+    Aead, Direction, Dump, Encapsulation, Error, Event, Hello, Overlay, Peer, PeerId, PeerStats,
+    Sa, SaInfo, Spi,
 };
 
 use std::future::Future;
@@ -49,11 +50,19 @@ pub trait Dataplane: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::NoSuchPeer`], [`Error::NoSuchSa`], [`Error::Unreachable`].
-    fn switch_outbound(&self, peer: PeerId, spi: Option<Spi>) -> impl Future<Output = Result<(), Error>> + Send;
+    fn switch_outbound(
+        &self,
+        peer: PeerId,
+        spi: Option<Spi>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Removes one SA.
     ///
     /// # Errors
     /// [`Error::Unreachable`].
-    fn remove_sa(&self, direction: Direction, spi: Spi) -> impl Future<Output = Result<(), Error>> + Send;
+    fn remove_sa(
+        &self,
+        direction: Direction,
+        spi: Spi,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 }

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use espalier_secret::SecretBytes;
 use ipnet::IpNet;
@@ -213,7 +213,9 @@ pub enum Error {
     #[error("SA {1} of peer {0} is not installed")]
     NoSuchSa(PeerId, Spi),
     /// An outbound SPI came again with its counter at zero.
-    #[error("outbound SA {0} was installed before in this process; a second life would repeat nonces (S4), negotiate a new SA")]
+    #[error(
+        "outbound SA {0} was installed before in this process; a second life would repeat nonces (S4), negotiate a new SA"
+    )]
     SpiReused(Spi),
     /// The data plane process does not answer.
     #[error("the data plane does not answer: {0}; is espalier-dataplane running on this node?")]

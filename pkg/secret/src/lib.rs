@@ -67,8 +67,17 @@ mod tests {
 
     #[test]
     fn equality_is_by_content_and_length() {
-        assert_eq!(SecretBytes::copy_from(b"key"), SecretBytes::new(b"key".to_vec()));
-        assert_ne!(SecretBytes::copy_from(b"key"), SecretBytes::copy_from(b"kez"));
-        assert_ne!(SecretBytes::copy_from(b"key"), SecretBytes::copy_from(b"key2"));
+        assert_eq!(
+            SecretBytes::copy_from(b"key"),
+            SecretBytes::new(b"key".to_vec())
+        );
+        assert_ne!(
+            SecretBytes::copy_from(b"key"),
+            SecretBytes::copy_from(b"kez")
+        );
+        assert_ne!(
+            SecretBytes::copy_from(b"key"),
+            SecretBytes::copy_from(b"key2")
+        );
     }
 }
