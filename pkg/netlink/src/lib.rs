@@ -1,1 +1,30 @@
-//! Placeholder.
+//! A small synchronous netlink socket, generic over the family, and the few operations on links, addresses, routes and
+//! neighbours that Espalier's crates share.
+//!
+//! [`Socket::request`] and [`Socket::batch`] wait for the kernel's acknowledgement of every message; [`Socket::dump`] gives a
+//! complete list or an error, never a part of one. Errors carry the errno and the kernel's own words (extended
+//! acknowledgements). Every message that can change the kernel's state is counted ([`Socket::writes`]).
+
+mod address;
+mod error;
+mod family;
+mod link;
+mod neighbour;
+mod netns;
+mod reply;
+mod route;
+mod socket;
+pub mod sysctl;
+
+pub use address::Address;
+pub use error::Error;
+pub use family::{Family, Route, Xfrm};
+pub use link::{Link, LinkChange, Veth, VethPeer, Vxlan};
+pub use neighbour::{FdbEntry, Neighbour};
+pub use netns::in_netns;
+pub use route::{RouteEntry, RouteFilter};
+pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
+
+pub use netlink_packet_route as packet_route;
+pub use netlink_packet_xfrm as packet_xfrm;
+pub use nix::errno::Errno;

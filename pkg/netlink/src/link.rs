@@ -1,0 +1,356 @@
+use std::{
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{
+        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+};
+use nix::errno::Errno;
+
+use crate::{
+    Error, Route, Socket,
+    socket::{EXCLUSIVE, PLAIN},
+};
+
+/// An interface, as the kernel describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index in its namespace.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Link layer address, where it is an Ethernet one.
+    pub mac: Option<[u8; 6]>,
+    /// Bridge (or other controller) that it is a port of.
+    pub master: Option<u32>,
+    /// Alias, set by whoever made it.
+    pub alias: Option<String>,
+    /// `veth`, `vxlan`, `bridge`, …; none for hardware and loopback.
+    pub kind: Option<String>,
+    /// Attributes of a VXLAN device.
+    pub vxlan: Option<Vec<InfoVxlan>>,
+}
+
+/// A veth pair to make. Both ends come up at once if `up`.
+#[derive(Clone, Copy, Debug)]
+pub struct Veth<'a> {
+    /// Name of the end in the socket's namespace.
+    pub name: &'a str,
+    /// MTU of both ends, in bytes; none: the kernel's default.
+    pub mtu: Option<u32>,
+    /// Link layer address of this end.
+    pub mac: Option<[u8; 6]>,
+    /// The other end.
+    pub peer: VethPeer<'a>,
+    /// Whether both ends are set up.
+    pub up: bool,
+}
+
+/// The other end of a [`Veth`].
+#[derive(Clone, Copy, Debug)]
+pub struct VethPeer<'a> {
+    /// Its name in its namespace.
+    pub name: &'a str,
+    /// Its link layer address.
+    pub mac: Option<[u8; 6]>,
+    /// Its network namespace; none: the socket's.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+/// A VXLAN device to make: no learning, no group, no underlay interface; the FDB says where packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Source address of the outer packets.
+    pub local: IpAddr,
+    /// Link layer address.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// Changes of an interface that are made with one message; `None` leaves things as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkChange<'a> {
+    /// Set up or down.
+    pub up: Option<bool>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Link layer address.
+    pub mac: Option<[u8; 6]>,
+    /// Index of the bridge to become a port of; 0 leaves the one it is in.
+    pub master: Option<u32>,
+    /// Move it to this network namespace.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// New name.
+    pub name: Option<&'a str>,
+    /// New alias.
+    pub alias: Option<&'a str>,
+}
+
+impl Socket<Route> {
+    /// All interfaces of the namespace.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        Ok(links(self.dump(RouteNetlinkMessage::GetLink(
+            LinkMessage::default(),
+        ))?))
+    }
+
+    /// The interface of this name, if there is one.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        self.get_link(message)
+    }
+
+    /// The interface of this index, if there is one.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, Error> {
+        self.get_link(message(index))
+    }
+
+    /// The interface that has this address, if there is one.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn link_by_address(&mut self, address: IpAddr) -> Result<Option<Link>, Error> {
+        let found = self
+            .addresses(None)?
+            .into_iter()
+            .find(|a| a.address.addr() == address);
+        found.map_or(Ok(None), |found| self.link_by_index(found.index))
+    }
+
+    /// Index of the interface of this name.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when there is none.
+    pub fn index_of(&mut self, name: &str) -> Result<u32, Error> {
+        self.link(name)?
+            .map(|l| l.index)
+            .ok_or_else(|| Error::Missing(format!("interface {name}")))
+    }
+
+    fn get_link(&mut self, message: LinkMessage) -> Result<Option<Link>, Error> {
+        match self.request(RouteNetlinkMessage::GetLink(message), PLAIN) {
+            Ok(replies) => Ok(links(replies).into_iter().next()),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a veth pair.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; EEXIST when either name is taken.
+    pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
+        let mut peer = end(veth.peer.name, veth.mtu, veth.peer.mac, veth.up);
+        if let Some(netns) = veth.peer.netns {
+            peer.attributes
+                .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+        }
+        let mut link = end(veth.name, veth.mtu, veth.mac, veth.up);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
+            .map(drop)
+    }
+
+    /// Makes a VXLAN device and leaves it down.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; EEXIST when the name, or VNI and port, are taken.
+    pub fn add_vxlan(&mut self, vxlan: &Vxlan<'_>) -> Result<(), Error> {
+        let mut data = vec![
+            InfoVxlan::Id(vxlan.vni),
+            InfoVxlan::Port(vxlan.port),
+            InfoVxlan::Learning(false),
+        ];
+        data.push(match vxlan.local {
+            IpAddr::V4(ip) => InfoVxlan::Local(ip),
+            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+        });
+        let mut link = end(vxlan.name, Some(vxlan.mtu), Some(vxlan.mac), false);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(data)),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
+            .map(drop)
+    }
+
+    /// Makes a bridge and sets it up.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; EEXIST when the name is taken.
+    pub fn add_bridge(&mut self, name: &str) -> Result<(), Error> {
+        self.add_simple(name, InfoKind::Bridge)
+    }
+
+    /// Makes a dummy device and sets it up.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; EEXIST when the name is taken, EOPNOTSUPP when the kernel has none.
+    pub fn add_dummy(&mut self, name: &str) -> Result<(), Error> {
+        self.add_simple(name, InfoKind::Dummy)
+    }
+
+    fn add_simple(&mut self, name: &str, kind: InfoKind) -> Result<(), Error> {
+        let mut link = end(name, None, None, true);
+        link.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
+            .map(drop)
+    }
+
+    /// Changes an interface.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn set_link(&mut self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
+        let mut link = message(index);
+        if let Some(up) = change.up {
+            set_up(&mut link, up);
+        }
+        let attributes = [
+            change.mtu.map(LinkAttribute::Mtu),
+            change.mac.map(|mac| LinkAttribute::Address(mac.to_vec())),
+            change.master.map(LinkAttribute::Controller),
+            change
+                .netns
+                .map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())),
+            change
+                .name
+                .map(|name| LinkAttribute::IfName(name.to_owned())),
+            change
+                .alias
+                .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
+        ];
+        link.attributes = attributes.into_iter().flatten().collect();
+        self.request(RouteNetlinkMessage::SetLink(link), PLAIN)
+            .map(drop)
+    }
+
+    /// Sets an interface up.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn set_up(&mut self, index: u32) -> Result<(), Error> {
+        self.set_link(
+            index,
+            &LinkChange {
+                up: Some(true),
+                ..LinkChange::default()
+            },
+        )
+    }
+
+    /// Removes an interface; of a veth pair the other end goes too.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; ENODEV when it is not there.
+    pub fn del_link(&mut self, index: u32) -> Result<(), Error> {
+        self.request(RouteNetlinkMessage::DelLink(message(index)), PLAIN)
+            .map(drop)
+    }
+}
+
+/// Address family of an address.
+pub(crate) fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+fn message(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+/// A new interface.
+fn end(name: &str, mtu: Option<u32>, mac: Option<[u8; 6]>, up: bool) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    link.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    link.attributes
+        .extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+    if up {
+        set_up(&mut link, true);
+    }
+    link
+}
+
+fn set_up(link: &mut LinkMessage, up: bool) {
+    link.header.change_mask = LinkFlags::Up;
+    link.header.flags = if up {
+        LinkFlags::Up
+    } else {
+        LinkFlags::empty()
+    };
+}
+
+fn links(messages: Vec<RouteNetlinkMessage>) -> Vec<Link> {
+    let parsed = messages.into_iter().filter_map(|m| match m {
+        RouteNetlinkMessage::NewLink(m) => Some(parse(m)),
+        _ => None,
+    });
+    parsed.collect()
+}
+
+fn parse(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::LinkInfo(infos) => parse_info(&mut link, infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn parse_info(link: &mut Link, infos: Vec<LinkInfo>) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(data),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,30 @@
+use std::{os::fd::AsFd, thread};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::Error;
+
+/// Runs `work` on a short-lived thread inside the network namespace that `netns` refers to, and waits for it. The calling
+/// thread stays where it is. Only the network namespace changes: paths keep their meaning (but `/proc/sys/net` and
+/// `/proc/thread-self/net`, which follow the thread).
+///
+/// # Errors
+/// When the thread cannot start or enter the namespace (CAP_SYS_ADMIN is needed).
+pub fn in_netns<T: Send>(netns: impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let netns = netns.as_fd();
+    let enter_and_work = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| Error::io("enter a network namespace", e))?;
+        Ok(work())
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, enter_and_work)
+            .map_err(|e| Error::io("start a thread for a network namespace", e))?;
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

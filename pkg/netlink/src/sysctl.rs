@@ -1,0 +1,55 @@
+//! Kernel settings under `/proc/sys`. Those under `net/` belong to the network namespace of the thread that touches them.
+
+use std::{fs, os::fd::BorrowedFd};
+
+use crate::{Error, in_netns};
+
+/// Reads a setting, for example `net/ipv4/ip_forward`; `netns: None` means the calling thread's namespace. `Ok(None)`: the
+/// kernel has no such setting.
+///
+/// # Errors
+/// When the setting exists and cannot be read.
+pub fn read(netns: Option<BorrowedFd<'_>>, key: &str) -> Result<Option<String>, Error> {
+    let path = path(key);
+    let result = within(netns, || fs::read_to_string(&path))?;
+    match result {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(format!("read {path}"), e)),
+    }
+}
+
+/// Writes a setting.
+///
+/// # Errors
+/// When there is no such setting, or it cannot be written (a read-only `/proc/sys` in a container is the usual cause).
+pub fn write(netns: Option<BorrowedFd<'_>>, key: &str, value: &str) -> Result<(), Error> {
+    let path = path(key);
+    within(netns, || fs::write(&path, value))?
+        .map_err(|e| Error::io(format!("write {value} to {path}"), e))
+}
+
+/// Writes a setting if it is another now; says whether it was. A setting that the kernel does not have is left alone.
+///
+/// # Errors
+/// As [`read`] and [`write`].
+pub fn ensure(netns: Option<BorrowedFd<'_>>, key: &str, value: &str) -> Result<bool, Error> {
+    match read(netns, key)? {
+        Some(now) if now != value => write(netns, key, value).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+fn path(key: &str) -> String {
+    format!("/proc/sys/{key}")
+}
+
+fn within<T: Send>(
+    netns: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, Error> {
+    match netns {
+        Some(netns) => in_netns(netns, work),
+        None => Ok(work()),
+    }
+}
