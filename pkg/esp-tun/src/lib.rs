@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The userspace data plane: pod packets from a TUN device, framed, sealed, sent in UDP, and back.
+//!
+//! ```text
+//!            TX thread                                            RX thread
+//!  TUN ──▶ io::PacketIo::recv                          io::Udp::recv ◀── UDP 4500
+//!            │ tx::seal                                   │ rx::open
+//!            │   pod CIDR → peer → active outbound SA     │   keepalive · IKE → relay → agent
+//!            │   framing in front, trailer behind         │   SPI → inbound SA → replay, ICV
+//!            │   AEAD in place                            │   framing off, addresses checked (S5)
+//!            ▼                                            ▼
+//!          io::Udp::send ──▶ UDP 4500         io::PacketIo::send ──▶ TUN
+//!                 ▲
+//!                 └── IKE thread ◀── relay ◀── agent
+//! ```
+//!
+//! The threads read one snapshot of the tables per packet and take no lock that another thread holds for long; [`Engine`]'s
+//! operations build the next snapshot. Everything that touches a file descriptor is in [`io`]: batches of packets per system
+//! call replace that module and leave the rest.
+
+mod control;
+mod drops;
+mod engine;
+mod error;
+pub mod io;
+mod routes;
+mod rx;
+mod sa;
+mod tables;
+mod threads;
+mod tx;
+
+pub use engine::{Config, Engine, Report};
+pub use error::Error;

@@ -1,0 +1,47 @@
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// The userspace data plane: ESP over a TUN device, and holder of UDP 4500.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "espalier-dataplane", version)]
+pub(crate) struct Args {
+    /// Sockets of this node's Espalier processes; made if it is not there.
+    #[arg(long, default_value = "/run/espalier")]
+    pub(crate) run_dir: PathBuf,
+    /// Name of the TUN device that pod routes point at while a peer is encrypted.
+    #[arg(long, default_value = "espalier.tun")]
+    pub(crate) tun: String,
+    /// MTU of the TUN device in bytes: that of the pods (underlay MTU − 92 over IPv4, − 112 over IPv6).
+    #[arg(long, default_value_t = 1408, value_parser = clap::value_parser!(u16).range(576..))]
+    pub(crate) mtu: u16,
+    /// UDP port of ESP and IKE.
+    #[arg(long, default_value_t = 4500, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) listen_port: u16,
+    /// Log filter, such as `info` or `espalier_esp_tun=trace`.
+    #[arg(long, env = "ESPALIER_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+        let args = Args::parse_from(["espalier-dataplane"]);
+        assert_eq!(
+            (args.tun.as_str(), args.mtu, args.listen_port),
+            ("espalier.tun", 1408, 4500)
+        );
+    }
+
+    #[test]
+    fn an_mtu_below_what_ip_needs_is_refused() {
+        assert!(Args::try_parse_from(["espalier-dataplane", "--mtu", "500"]).is_err());
+        assert!(Args::try_parse_from(["espalier-dataplane", "--listen-port", "0"]).is_err());
+    }
+}

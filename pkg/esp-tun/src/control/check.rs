@@ -1,0 +1,156 @@
+//! What does not fit is refused with the field's name before anything changes.
+
+use std::net::IpAddr;
+
+use espalier_dataplane_core::{Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, Spi};
+use espalier_esp::{KeyError, MAX_WINDOW};
+use ipnet::IpNet;
+
+use crate::rx::is_special;
+
+/// Checks a peer by itself and against the others.
+pub(super) fn peer<'p>(peer: &Peer, known: impl Iterator<Item = &'p Peer>) -> Result<(), Error> {
+    require(!peer.id.0.is_empty(), "id", || {
+        "expected the Node's name, got none".into()
+    })?;
+    require(
+        peer.local.is_ipv4() == peer.remote.is_ipv4(),
+        "local",
+        || {
+            format!(
+                "expected the family of the remote address {}, got {}",
+                peer.remote, peer.local
+            )
+        },
+    )?;
+    require(peer.local != peer.remote, "remote", || {
+        format!("{} is this node's own address", peer.remote)
+    })?;
+    if let Overlay::Vxlan { vni, port } = peer.overlay {
+        require(vni < 1 << 24, "overlay.vni", || {
+            format!("expected 24 bits, got {vni:#x}")
+        })?;
+        require(port != 0, "overlay.port", || {
+            "expected a UDP port, got 0".into()
+        })?;
+    }
+    own_cidrs(peer)?;
+    known
+        .filter(|other| other.id != peer.id)
+        .try_for_each(|other| against(peer, other))
+}
+
+fn own_cidrs(peer: &Peer) -> Result<(), Error> {
+    for (at, cidr) in peer.pod_cidrs.iter().enumerate() {
+        let special =
+            is_special(cidr.network()) || is_special(cidr.broadcast()) || cidr.prefix_len() == 0;
+        require(!special, "pod_cidrs", || {
+            format!(
+                "{cidr} holds addresses that pods cannot have (loopback, link-local, multicast, or everything)"
+            )
+        })?;
+        for other in &peer.pod_cidrs[..at] {
+            require(!overlap(cidr, other), "pod_cidrs", || {
+                format!("{cidr} and {other} overlap")
+            })?;
+        }
+        hosts(peer).try_for_each(|host| host_outside(cidr, host, &peer.id))?;
+    }
+    Ok(())
+}
+
+fn against(peer: &Peer, other: &Peer) -> Result<(), Error> {
+    for cidr in &peer.pod_cidrs {
+        for theirs in &other.pod_cidrs {
+            require(!overlap(cidr, theirs), "pod_cidrs", || {
+                format!(
+                    "{cidr} overlaps {theirs} of peer {}; remove that peer first or correct the Nodes",
+                    other.id
+                )
+            })?;
+        }
+        hosts(other).try_for_each(|host| host_outside(cidr, host, &other.id))?;
+    }
+    hosts(peer).try_for_each(|host| {
+        other
+            .pod_cidrs
+            .iter()
+            .try_for_each(|cidr| host_outside(cidr, host, &peer.id))
+    })
+}
+
+fn hosts(peer: &Peer) -> impl Iterator<Item = IpAddr> {
+    [peer.local, peer.remote].into_iter()
+}
+
+fn host_outside(cidr: &IpNet, host: IpAddr, of: &PeerId) -> Result<(), Error> {
+    require(!cidr.contains(&host), "pod_cidrs", || {
+        format!("{cidr} holds the underlay address {host} of the pair with {of}")
+    })
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// Checks an SA by itself; the peer's UDP port.
+pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
+    require(sa.spi.0 >= 256, "spi", || {
+        format!("0 to 255 are reserved (RFC 4303 §2.1), got {}", sa.spi.0)
+    })?;
+    let (expected, got) = (sa.aead.key_material_len(), sa.key.len());
+    require(got == expected, "key", || {
+        format!(
+            "{:?} needs {expected} bytes of key and salt, got {got}",
+            sa.aead
+        )
+    })?;
+    if sa.direction == Direction::In {
+        let window = sa.replay_window;
+        require((1..=MAX_WINDOW).contains(&window), "replay_window", || {
+            format!("expected 1 to {MAX_WINDOW} packets, got {window}")
+        })?;
+    }
+    let Encapsulation::Udp {
+        local_port,
+        remote_port,
+    } = sa.encapsulation
+    else {
+        let why = "the userspace data plane carries ESP in UDP, got raw ESP (protocol 50); negotiate UDP encapsulation";
+        return Err(Error::Invalid {
+            field: "encapsulation",
+            why: why.into(),
+        });
+    };
+    require(local_port == port, "encapsulation.local_port", || {
+        format!("expected {port}, which this data plane holds, got {local_port}")
+    })?;
+    require(remote_port != 0, "encapsulation.remote_port", || {
+        "expected a UDP port, got 0".into()
+    })?;
+    Ok(remote_port)
+}
+
+pub(super) fn spi_taken(spi: Spi, by: &PeerId) -> Error {
+    Error::Invalid {
+        field: "spi",
+        why: format!(
+            "{spi} belongs to another inbound SA of peer {by}; remove that first or choose another"
+        ),
+    }
+}
+
+pub(super) fn key(error: KeyError) -> Error {
+    Error::Invalid {
+        field: "key",
+        why: error.to_string(),
+    }
+}
+
+fn require(fits: bool, field: &'static str, why: impl FnOnce() -> String) -> Result<(), Error> {
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Invalid { field, why: why() })
+    }
+}

@@ -1,0 +1,127 @@
+//! Packets that the data plane did not pass on, counted by reason.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a packet was dropped. In the order of the data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    // Towards a peer.
+    NotIp,
+    Multicast,
+    NoPeer,
+    NoSa,
+    Exhausted,
+    SealFailed,
+    SendFailed,
+    // From the underlay.
+    Truncated,
+    IkeRelay,
+    UnknownSpi,
+    Replayed,
+    TooOld,
+    BadIcv,
+    BadTrailer,
+    Dummy,
+    Framing,
+    ForeignSource,
+    ForeignDestination,
+    TunFailed,
+}
+
+impl Reason {
+    const ALL: [Self; 19] = [
+        Self::NotIp,
+        Self::Multicast,
+        Self::NoPeer,
+        Self::NoSa,
+        Self::Exhausted,
+        Self::SealFailed,
+        Self::SendFailed,
+        Self::Truncated,
+        Self::IkeRelay,
+        Self::UnknownSpi,
+        Self::Replayed,
+        Self::TooOld,
+        Self::BadIcv,
+        Self::BadTrailer,
+        Self::Dummy,
+        Self::Framing,
+        Self::ForeignSource,
+        Self::ForeignDestination,
+        Self::TunFailed,
+    ];
+
+    /// Name in a dump and in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::Multicast => "multicast",
+            Self::NoPeer => "no_peer",
+            Self::NoSa => "no_sa",
+            Self::Exhausted => "sequence_exhausted",
+            Self::SealFailed => "seal_failed",
+            Self::SendFailed => "send_failed",
+            Self::Truncated => "truncated",
+            Self::IkeRelay => "ike_relay",
+            Self::UnknownSpi => "unknown_spi",
+            Self::Replayed => "replayed",
+            Self::TooOld => "too_old",
+            Self::BadIcv => "bad_icv",
+            Self::BadTrailer => "bad_trailer",
+            Self::Dummy => "dummy",
+            Self::Framing => "framing",
+            Self::ForeignSource => "foreign_source",
+            Self::ForeignDestination => "foreign_destination",
+            Self::TunFailed => "tun_failed",
+        }
+    }
+}
+
+/// One counter per reason.
+#[derive(Debug, Default)]
+pub(crate) struct Drops([AtomicU64; Reason::ALL.len()]);
+
+impl Drops {
+    pub(crate) fn count(&self, reason: Reason) {
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Every reason that has occurred, sorted by name.
+    pub(crate) fn dump(&self) -> Vec<(String, u64)> {
+        let counted = Reason::ALL.iter().zip(&self.0);
+        let mut counts: Vec<_> = counted
+            .map(|(reason, count)| (reason.name().to_owned(), count.load(Ordering::Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        counts.sort_unstable();
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter() {
+        let drops = Drops::default();
+        for (times, reason) in Reason::ALL.into_iter().enumerate() {
+            (0..=times).for_each(|_| drops.count(reason));
+        }
+        let dump = drops.dump();
+        assert_eq!(dump.len(), Reason::ALL.len(), "no name occurs twice");
+        for (times, reason) in Reason::ALL.into_iter().enumerate() {
+            assert!(
+                dump.contains(&(reason.name().to_owned(), times as u64 + 1)),
+                "{reason:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_did_not_occur_is_not_shown() {
+        assert_eq!(Drops::default().dump(), []);
+    }
+}

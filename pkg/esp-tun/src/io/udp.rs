@@ -1,0 +1,270 @@
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use espalier_ike::Path;
+use espalier_ike_io::Error;
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage,
+    recvmsg, sendmsg, setsockopt, sockopt,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::info;
+
+/// Bytes that may wait for the RX thread: some milliseconds at 10 Gbit/s.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// Bytes on their way out.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// The UDP port of ESP and IKE on all addresses, IPv4 and, where the kernel has it, IPv6; without waiting.
+#[derive(Debug)]
+pub struct Udp {
+    socket: Socket,
+    port: u16,
+    dual_stack: bool,
+}
+
+/// Receives from a [`Udp`]; holds the buffer for control messages.
+pub(crate) struct Receiver<'u> {
+    udp: &'u Udp,
+    control: Vec<u8>,
+}
+
+impl Udp {
+    /// Takes `port` (0: a free one) in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`Error::PortBusy`], [`Error::PortDenied`], [`Error::Port`].
+    pub fn bind(port: u16) -> Result<Self, Error> {
+        let bound = match open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
+            Err(error) if no_ipv6(&error) => {
+                open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())
+            }
+            opened => opened,
+        };
+        let socket = bound.map_err(|cause| Error::from_bind(port, cause))?;
+        let local = socket
+            .local_addr()
+            .map_err(|cause| Error::Port { port, cause })?
+            .as_socket();
+        let udp = Self {
+            socket,
+            port: local.map_or(port, |local| local.port()),
+            dual_stack: local.is_some_and(|local| local.is_ipv6()),
+        };
+        info!(
+            port = udp.port,
+            dual_stack = udp.dual_stack,
+            "UDP port is open"
+        );
+        Ok(udp)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn receiver(&self) -> Receiver<'_> {
+        Receiver {
+            udp: self,
+            control: nix::cmsg_space!(in_pktinfo, in6_pktinfo),
+        }
+    }
+
+    /// Sends a datagram from an address of this host.
+    ///
+    /// # Errors
+    /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them.
+    pub(crate) fn send(&self, from: IpAddr, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let parts = [IoSlice::new(datagram)];
+        let fd = self.socket.as_raw_fd();
+        match (from, to) {
+            (IpAddr::V4(from), SocketAddr::V4(to)) if !self.dual_stack => {
+                let unset = in_addr { s_addr: 0 };
+                let info = in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_addr {
+                        s_addr: from.to_bits().to_be(),
+                    },
+                    ipi_addr: unset,
+                };
+                let control = [ControlMessage::Ipv4PacketInfo(&info)];
+                sendmsg(
+                    fd,
+                    &parts,
+                    &control,
+                    MsgFlags::empty(),
+                    Some(&SockaddrIn::from(to)),
+                )?;
+            }
+            (from, to) => {
+                let (from, to) = (
+                    mapped(from),
+                    std::net::SocketAddrV6::new(mapped(to.ip()), to.port(), 0, 0),
+                );
+                let info = in6_pktinfo {
+                    ipi6_addr: in6_addr {
+                        s6_addr: from.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                let control = [ControlMessage::Ipv6PacketInfo(&info)];
+                sendmsg(
+                    fd,
+                    &parts,
+                    &control,
+                    MsgFlags::empty(),
+                    Some(&SockaddrIn6::from(to)),
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Receiver<'_> {
+    /// The next datagram: its length, and where it came in if the kernel said so, which it always does.
+    ///
+    /// # Errors
+    /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them.
+    pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Option<Path>)> {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let fd = self.udp.socket.as_raw_fd();
+        let message =
+            recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut self.control), MsgFlags::empty())?;
+        let local = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into())
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
+            }
+            _ => None,
+        });
+        let remote = message.address.as_ref().and_then(remote);
+        let path = local.zip(remote).map(|(local, remote)| Path {
+            local: SocketAddr::new(local, self.udp.port),
+            remote,
+        });
+        Ok((message.bytes, path))
+    }
+}
+
+fn remote(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::V4((*v4).into()));
+    }
+    let v6 = address.as_sockaddr_in6()?;
+    Some(SocketAddr::new(v6.ip().to_canonical(), v6.port()))
+}
+
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(false)?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    // Beyond the system's limit only with CAP_NET_ADMIN; else as much as the limit gives.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::io::{Interest, stopper};
+
+    fn echo(udp: &Udp, local: &str, remote: &str) {
+        let stranger = UdpSocket::bind((remote, 0)).unwrap();
+        let local = SocketAddr::new(local.parse().unwrap(), udp.port());
+        stranger.send_to(b"request", local).unwrap();
+        let (_stopper, stop) = stopper().unwrap();
+        stop.wait(udp.as_fd(), Interest::Readable).unwrap();
+        let mut buffer = [0; 64];
+        let (len, path) = udp.receiver().recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"request");
+        assert_eq!(
+            path,
+            Some(Path {
+                local,
+                remote: stranger.local_addr().unwrap()
+            })
+        );
+        udp.send(local.ip(), stranger.local_addr().unwrap(), b"answer")
+            .unwrap();
+        let (len, from) = stranger.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (&b"answer"[..], local));
+    }
+
+    #[test]
+    fn a_path_is_known_and_kept_on_every_address() {
+        let udp = Udp::bind(0).unwrap();
+        echo(&udp, "127.0.0.1", "127.0.0.1");
+        echo(&udp, "127.3.2.1", "127.0.0.9");
+        if udp.dual_stack && UdpSocket::bind("[::1]:0").is_ok() {
+            echo(&udp, "::1", "::1");
+        }
+    }
+
+    #[test]
+    fn ipv4_alone_works_where_there_is_no_ipv6() {
+        let socket = open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        echo(
+            &Udp {
+                socket,
+                port,
+                dual_stack: false,
+            },
+            "127.3.2.1",
+            "127.0.0.9",
+        );
+    }
+
+    #[test]
+    fn a_busy_port_is_named_with_a_remedy() {
+        let holder = Udp::bind(0).unwrap();
+        let error = Udp::bind(holder.port()).unwrap_err();
+        assert!(matches!(error, Error::PortBusy(port) if port == holder.port()));
+        assert!(error.to_string().contains("charon"), "{error}");
+    }
+
+    #[test]
+    fn without_anything_to_read_it_does_not_wait() {
+        let udp = Udp::bind(0).unwrap();
+        let error = udp.receiver().recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}

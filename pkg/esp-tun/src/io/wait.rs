@@ -1,0 +1,111 @@
+//! Waiting for a descriptor or for the end, whichever comes first.
+
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Interest {
+    Readable,
+    Writable,
+}
+
+/// The threads are told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stopped;
+
+/// Tells every [`Stop`] to end when dropped.
+#[derive(Debug)]
+pub(crate) struct Stopper {
+    stopped: Arc<AtomicBool>,
+    _pipe: PipeWriter,
+}
+
+/// A thread's view of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    stopped: Arc<AtomicBool>,
+    pipe: Arc<PipeReader>,
+}
+
+pub(crate) fn stopper() -> io::Result<(Stopper, Stop)> {
+    let (pipe, writer) = io::pipe()?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    Ok((
+        Stopper {
+            stopped: stopped.clone(),
+            _pipe: writer,
+        },
+        Stop {
+            stopped,
+            pipe: Arc::new(pipe),
+        },
+    ))
+}
+
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        // The pipe closes after this: it wakes whoever waits, the flag is for whoever never has to.
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Stop {
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Returns when `fd` is ready; an error on it counts as ready, since reading or writing tells it.
+    pub(crate) fn wait(&self, fd: BorrowedFd<'_>, interest: Interest) -> Result<(), Stopped> {
+        let events = match interest {
+            Interest::Readable => PollFlags::POLLIN,
+            Interest::Writable => PollFlags::POLLOUT,
+        };
+        loop {
+            let mut fds = [
+                PollFd::new(fd, events),
+                PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                // ENOMEM or EFAULT: let the caller's next read or write say what is wrong.
+                Err(_) => {
+                    return if self.is_stopped() {
+                        Err(Stopped)
+                    } else {
+                        Ok(())
+                    };
+                }
+                Ok(_) if self.is_stopped() => return Err(Stopped),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_waiting_thread_is_woken_by_either() {
+        let (stopper, stop) = stopper().unwrap();
+        let (one, other) = UnixDatagram::pair().unwrap();
+        other.send(b"x").unwrap();
+        assert_eq!(stop.wait(one.as_fd(), Interest::Readable), Ok(()));
+        one.recv(&mut [0; 8]).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| stop.wait(one.as_fd(), Interest::Readable));
+            drop(stopper);
+            assert_eq!(waiting.join().unwrap(), Err(Stopped));
+        });
+        assert!(stop.is_stopped());
+    }
+}

@@ -1,0 +1,135 @@
+//! An SA at work: cipher state, counters, age.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use espalier_dataplane_core::{Aead, Sa, SaInfo};
+use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa};
+use parking_lot::Mutex;
+
+/// Counts from the moment the SA was installed.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    installed: Instant,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    drops: AtomicU64,
+    /// Milliseconds from installation to the last packet.
+    last: AtomicU64,
+}
+
+/// Seals what goes to a peer.
+pub(crate) struct Outbound {
+    pub(crate) sa: Sa,
+    pub(crate) esp: OutboundSa,
+    pub(crate) remote_port: u16,
+    pub(crate) counters: Counters,
+}
+
+/// Opens what a peer sealed.
+pub(crate) struct Inbound {
+    pub(crate) sa: Sa,
+    /// The RX thread alone takes it.
+    pub(crate) esp: Mutex<InboundSa>,
+    pub(crate) counters: Counters,
+    proven: AtomicBool,
+}
+
+impl Outbound {
+    pub(crate) fn new(sa: Sa, remote_port: u16, now: Instant) -> Result<Self, KeyError> {
+        let esp = OutboundSa::new(sa.spi.0, algorithm(sa.aead), sa.key.expose(), sa.esn)?;
+        Ok(Self {
+            sa,
+            esp,
+            remote_port,
+            counters: Counters::new(now),
+        })
+    }
+
+    pub(crate) fn info(&self, active: bool, now: Instant) -> SaInfo {
+        self.counters.info(&self.sa, active, now)
+    }
+}
+
+impl Inbound {
+    pub(crate) fn new(sa: Sa, now: Instant) -> Result<Self, KeyError> {
+        let esp = InboundSa::new(
+            sa.spi.0,
+            algorithm(sa.aead),
+            sa.key.expose(),
+            sa.esn,
+            sa.replay_window,
+        )?;
+        Ok(Self {
+            sa,
+            esp: Mutex::new(esp),
+            counters: Counters::new(now),
+            proven: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes an authenticated packet; true for the first one.
+    pub(crate) fn prove(&self) -> bool {
+        !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn info(&self, now: Instant) -> SaInfo {
+        self.counters
+            .info(&self.sa, self.proven.load(Ordering::Relaxed), now)
+    }
+}
+
+impl Counters {
+    fn new(installed: Instant) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            installed,
+            packets: zero(),
+            bytes: zero(),
+            drops: zero(),
+            last: zero(),
+        }
+    }
+
+    /// A packet with `bytes` of ESP payload went through.
+    pub(crate) fn pass(&self, bytes: usize, now: Instant) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.last
+            .store(self.age(now).as_millis() as u64, Ordering::Relaxed);
+        self.packets.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn drop_one(&self) {
+        self.drops.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.installed)
+    }
+
+    fn info(&self, sa: &Sa, active: bool, now: Instant) -> SaInfo {
+        let packets = self.packets.load(Ordering::Acquire);
+        let idle =
+            (self.age(now).as_millis() as u64).saturating_sub(self.last.load(Ordering::Relaxed));
+        SaInfo {
+            peer: sa.peer.clone(),
+            direction: sa.direction,
+            spi: sa.spi,
+            aead: sa.aead,
+            active,
+            age_s: self.age(now).as_secs(),
+            packets,
+            bytes: self.bytes.load(Ordering::Relaxed),
+            drops: self.drops.load(Ordering::Relaxed),
+            idle_ms: (packets > 0).then_some(idle),
+        }
+    }
+}
+
+fn algorithm(aead: Aead) -> Algorithm {
+    match aead {
+        Aead::Aes128Gcm16 => Algorithm::Aes128Gcm16,
+        Aead::Aes256Gcm16 => Algorithm::Aes256Gcm16,
+        Aead::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
+    }
+}
