@@ -2,15 +2,7 @@
 
 mod demo;
 mod mesh;
-mod pki {
-    #[derive(Debug, clap::Subcommand)]
-    pub(crate) enum PkiCommand {
-        X,
-    }
-    pub(crate) fn run(_: &PkiCommand) -> anyhow::Result<()> {
-        Ok(())
-    }
-}
+mod pki;
 mod status;
 mod verify;
 

@@ -1,9 +1,11 @@
 //! Devices, addresses and routes of a test's namespaces.
 
 use std::net::IpAddr;
-use std::process::Command;
+use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use espalier_netlink::{LinkChange, Route, RouteEntry, Socket, Veth, VethPeer, sysctl as kernel};
+use ipnet::IpNet;
 
 use crate::netns::Netns;
 
@@ -21,13 +23,20 @@ pub struct VethEnd<'a> {
 /// # Errors
 /// A name is taken, or the kernel refuses.
 pub fn veth(a: VethEnd<'_>, b: VethEnd<'_>, mtu: u32) -> Result<()> {
-    let mtu = mtu.to_string();
-    let peer = b.netns.path().to_string_lossy().into_owned();
+    let pair = Veth {
+        name: a.name,
+        mtu: Some(mtu),
+        mac: None,
+        peer: VethPeer {
+            name: b.name,
+            mac: None,
+            netns: Some(b.netns.file().as_fd()),
+        },
+        // The kernel cannot set an end up whose other end is still being made.
+        up: false,
+    };
     a.netns.run(|| {
-        ip(&[
-            "link", "add", "name", a.name, "mtu", &mtu, "type", "veth", "peer", "name", b.name,
-            "mtu", &mtu, "netns", &peer,
-        ])?;
+        open()?.add_veth(&pair)?;
         set_up(a.name)
     })??;
     b.netns.run(|| set_up(b.name))?
@@ -50,18 +59,7 @@ impl Bridge {
     /// The name exists, or the kernel refuses.
     pub fn new(name: &str, mtu: u32) -> Result<Self> {
         let netns = Netns::new(name)?;
-        netns.run(|| {
-            ip(&[
-                "link",
-                "add",
-                Self::DEVICE,
-                "mtu",
-                &mtu.to_string(),
-                "type",
-                "bridge",
-            ])?;
-            set_up(Self::DEVICE)
-        })??;
+        netns.run(|| add_bridge(mtu))??;
         Ok(Self { netns, mtu })
     }
 
@@ -85,8 +83,7 @@ impl Bridge {
             name: port,
         };
         veth(outer, inner, self.mtu)?;
-        self.netns
-            .run(|| ip(&["link", "set", "dev", port, "master", Self::DEVICE]))?
+        self.netns.run(|| add_port(port))?
     }
 
     /// Removes a port and with it the device at its other end.
@@ -94,8 +91,34 @@ impl Bridge {
     /// # Errors
     /// There is no such port.
     pub fn disconnect(&self, port: &str) -> Result<()> {
-        self.netns.run(|| ip(&["link", "del", "dev", port]))?
+        self.netns.run(|| {
+            let mut socket = open()?;
+            let index = socket.index_of(port)?;
+            Ok(socket.del_link(index)?)
+        })?
     }
+}
+
+fn add_bridge(mtu: u32) -> Result<()> {
+    let mut socket = open()?;
+    socket.add_bridge(Bridge::DEVICE)?;
+    let index = socket.index_of(Bridge::DEVICE)?;
+    let change = LinkChange {
+        mtu: Some(mtu),
+        ..LinkChange::default()
+    };
+    Ok(socket.set_link(index, &change)?)
+}
+
+fn add_port(port: &str) -> Result<()> {
+    let mut socket = open()?;
+    let bridge = socket.index_of(Bridge::DEVICE)?;
+    let index = socket.index_of(port)?;
+    let change = LinkChange {
+        master: Some(bridge),
+        ..LinkChange::default()
+    };
+    Ok(socket.set_link(index, &change)?)
 }
 
 /// Sets a device of the calling thread's namespace up.
@@ -103,7 +126,9 @@ impl Bridge {
 /// # Errors
 /// There is no such device, or the kernel refuses.
 pub fn set_up(device: &str) -> Result<()> {
-    ip(&["link", "set", "dev", device, "up"])
+    let mut socket = open()?;
+    let index = socket.index_of(device)?;
+    Ok(socket.set_up(index)?)
 }
 
 /// Adds an address to a device of the calling thread's namespace.
@@ -111,16 +136,20 @@ pub fn set_up(device: &str) -> Result<()> {
 /// # Errors
 /// There is no such device, or the address is there already.
 pub fn address(device: &str, address: IpAddr, prefix: u8) -> Result<()> {
-    ip(&["addr", "add", &format!("{address}/{prefix}"), "dev", device])
+    let mut socket = open()?;
+    let index = socket.index_of(device)?;
+    Ok(socket.add_address(index, IpNet::new(address, prefix)?)?)
 }
 
-/// Adds a route in the calling thread's namespace.
+/// Adds a route through a gateway that is on `device`'s link, in the calling thread's namespace.
 ///
 /// # Errors
 /// The gateway is not reachable, or the route is there already.
-pub fn route(destination: IpAddr, prefix: u8, gateway: IpAddr) -> Result<()> {
-    let destination = format!("{destination}/{prefix}");
-    ip(&["route", "add", &destination, "via", &gateway.to_string()])
+pub fn route(destination: IpAddr, prefix: u8, gateway: IpAddr, device: &str) -> Result<()> {
+    let mut socket = open()?;
+    let index = socket.index_of(device)?;
+    let to = IpNet::new(destination, prefix)?;
+    Ok(socket.add_route(&RouteEntry::unicast(to, Some(gateway), index))?)
 }
 
 /// Sets a value under `/proc/sys/net` for the calling thread's namespace; `key` like `ipv4/ip_forward`.
@@ -128,18 +157,9 @@ pub fn route(destination: IpAddr, prefix: u8, gateway: IpAddr) -> Result<()> {
 /// # Errors
 /// There is no such key, or the kernel refuses the value.
 pub fn sysctl(key: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/net/{key}");
-    std::fs::write(&path, value).with_context(|| format!("writing {value} to {path}"))
+    Ok(kernel::write(None, &format!("net/{key}"), value)?)
 }
 
-fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(args)
-        .output()
-        .context("starting `ip`")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("ip {}: {}", args.join(" "), said.trim());
-    }
-    Ok(())
+fn open() -> Result<Socket<Route>> {
+    Socket::open().context("opening a netlink socket")
 }

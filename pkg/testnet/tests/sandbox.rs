@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
 
+use espalier_netlink::{Route, Socket};
 use espalier_testnet::{Bridge, Netns, address, inside, isolated};
 
 const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -66,10 +67,8 @@ fn a_dropped_namespace_takes_its_devices_along() {
         assert!(!path.exists());
         // The kernel removes a namespace some time after its last user: the port's name becomes free then.
         let free = || {
-            let link = Command::new("ip")
-                .args(["link", "show", "dev", "a"])
-                .output();
-            !link.unwrap().status.success()
+            let mut socket = Socket::<Route>::open().unwrap();
+            socket.link("a").unwrap().is_none()
         };
         let gone = bridge.netns().run(|| {
             let end = std::time::Instant::now() + std::time::Duration::from_secs(20);

@@ -189,7 +189,7 @@ impl Node {
 
     fn issue_certificate(&self) -> Result<()> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["pki", "issue", "--node", &self.name]);
+        command.args(["pki", "issue", "--node", &self.name, "--uid", &self.uid]);
         command.arg("--dir").arg(&self.shared.pki);
         pki(&mut command)
     }
@@ -220,7 +220,12 @@ fn host_network(index: u8) -> Result<()> {
         IpAddr::V4(plan::underlay(index)),
         plan::UNDERLAY_PREFIX,
     )?;
-    route(IpAddr::from([0, 0, 0, 0]), 0, IpAddr::V4(plan::GATEWAY))?;
+    route(
+        IpAddr::from([0, 0, 0, 0]),
+        0,
+        IpAddr::V4(plan::GATEWAY),
+        "eth0",
+    )?;
     sysctl("ipv4/ip_forward", "1")
 }
 
