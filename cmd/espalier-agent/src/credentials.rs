@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use espalier_ike::Identity;
 use espalier_ike::identity::{Credentials, TrustAnchors};
 use espalier_secret::SecretBytes;
 
@@ -25,10 +26,18 @@ pub(crate) struct Keyring {
     pub(crate) problems: Vec<String>,
 }
 
+impl Keyring {
+    /// Why peers would refuse this node's certificate at the time `unix` (since the epoch), if they would.
+    pub(crate) fn own_problem(&self, node: &str, unix: Duration) -> Option<String> {
+        let credentials = self.credentials.as_ref()?;
+        let refused = credentials.check(&self.trust, &Identity(node.to_owned()), None, unix).err()?;
+        Some(format!("peers refuse this node's certificate: {refused}"))
+    }
+}
+
 /// The files behind a [`Keyring`].
 #[derive(Clone, Debug)]
 pub(crate) struct KeyFiles {
-    node: String,
     /// Certificate, key and CA.
     certificate: Option<[PathBuf; 3]>,
     psk_dir: Option<PathBuf>,
@@ -40,7 +49,7 @@ impl KeyFiles {
             (Some(cert), Some(key), Some(ca)) => Some([cert.clone(), key.clone(), ca.clone()]),
             _ => None,
         };
-        Self { node: args.node.clone(), certificate, psk_dir: args.psk_dir.clone() }
+        Self { certificate, psk_dir: args.psk_dir.clone() }
     }
 
     /// Reads everything that can be read; the rest is in `problems`.
@@ -71,13 +80,11 @@ impl KeyFiles {
     }
 
     fn load_certificate(&self) -> Result<Option<(Credentials, TrustAnchors)>> {
-        let Some([cert, key, ca]) = &self.certificate else { return Ok(None) };
-        let remedy = format!("make it with `espalier pki issue --node {}`", self.node);
-        let credentials = Credentials::from_pem_files(cert, key)
-            .with_context(|| format!("certificate {} with key {}: {remedy}", cert.display(), key.display()))?;
-        let trust = TrustAnchors::from_pem_file(ca)
-            .with_context(|| format!("CA {}: copy ca.crt of `espalier pki init` here", ca.display()))?;
-        Ok(Some((credentials, trust)))
+        let Some([cert, key, ca]) = &self.certificate else {
+            return Ok(None);
+        };
+        let credentials = Credentials::from_files(cert, key).context("certificate of this node")?;
+        Ok(Some((credentials, TrustAnchors::from_file(ca).context("CA")?)))
     }
 
     fn psk_files(&self) -> Vec<PathBuf> {
@@ -131,9 +138,9 @@ mod tests {
     fn a_missing_certificate_is_a_problem_with_a_remedy() {
         let missing = |name: &str| PathBuf::from("/nonexistent").join(name);
         let certificate = Some([missing("a.crt"), missing("a.key"), missing("ca.crt")]);
-        let keyring = KeyFiles { node: "a".into(), certificate, psk_dir: None }.load();
+        let keyring = KeyFiles { certificate, psk_dir: None }.load();
         assert!(keyring.credentials.is_none());
         let [problem] = &keyring.problems[..] else { panic!("{:?}", keyring.problems) };
-        assert!(problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue --node a"), "{problem}");
+        assert!(problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue"), "{problem}");
     }
 }

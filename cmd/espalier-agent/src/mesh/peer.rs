@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Spi};
-use espalier_ike::{ChildConfig, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector};
+use espalier_ike::{ChildConfig, Connect, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector};
 use espalier_overlay::{PeerRoute, RoutePath};
 use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, vtep_mac};
 use espalier_secret::SecretBytes;
@@ -38,6 +38,8 @@ pub(crate) struct PeerState {
     pub(crate) adopted: Vec<(Direction, Spi)>,
     /// When they have drained: the peer seals with a newer one.
     pub(crate) drop_adopted_at: Option<Instant>,
+    /// This node lost its SAs (it started, or its data plane did): the peer may still use the old ones, so it begins at once.
+    pub(crate) lost_sas: bool,
     /// The outbound SA that seals now.
     pub(crate) active: Option<Spi>,
     /// The data plane knows this peer as it is.
@@ -59,6 +61,7 @@ impl PeerState {
             sas: Vec::new(),
             adopted: Vec::new(),
             drop_adopted_at: None,
+            lost_sas: false,
             active: None,
             in_plane: false,
             said: None,
@@ -120,6 +123,15 @@ impl PeerState {
                 remote_ts: vec![any_udp(remote)],
             },
             announcement: self.pair.announcement(self.opens()).to_bytes(),
+        }
+    }
+
+    /// Who begins: see docs/ike-initiator.md.
+    pub(crate) fn why_connect(&self) -> Connect {
+        match (self.adopted.is_empty(), self.lost_sas) {
+            (false, _) => Connect::Restart,
+            (true, true) => Connect::Fresh,
+            (true, false) => Connect::Policy,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use espalier_dataplane_core::Dataplane;
-use espalier_ike::{Connect, IkeStatus, Identity};
+use espalier_ike::{IkeStatus, Identity};
 use espalier_overlay::{Desired, Vtep};
 use espalier_peers::{Mode, View, gateway, vtep_mac};
 use tracing::{debug, info, warn};
@@ -93,22 +93,19 @@ impl<D: Dataplane> Mesh<D> {
     /// IKE SAs where they are wanted, and only there.
     fn settle_ike(&mut self, now: Instant) {
         let plane_is_up = self.hello.is_some();
-        for (name, peer) in &self.peers {
+        for (name, peer) in &mut self.peers {
             let id = Identity(name.clone());
-            let status = self.parts.endpoint.status(&id);
+            let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
             let wanted = peer.pair.view(now).wants_sa && plane_is_up && peer.config_problem.is_none();
-            match (wanted, status) {
-                (true, IkeStatus::None) => {
-                    let why = if peer.adopted.is_empty() { Connect::Policy } else { Connect::Restart };
-                    info!(peer = %name, ?why, "connecting");
-                    self.parts.endpoint.connect(&id, why, now);
-                }
-                (false, IkeStatus::Connecting | IkeStatus::Established) => {
-                    info!(peer = %name, "SAs are not needed any more");
-                    self.parts.endpoint.disconnect(&id, now);
-                }
-                (true, IkeStatus::Connecting | IkeStatus::Established) | (false, IkeStatus::None) => {}
+            if wanted && !connected {
+                let why = peer.why_connect();
+                info!(peer = %name, ?why, "connecting");
+                self.parts.endpoint.connect(&id, why, now);
+            } else if !wanted && connected {
+                info!(peer = %name, "SAs are not needed any more");
+                self.parts.endpoint.disconnect(&id, now);
             }
+            peer.lost_sas &= !plane_is_up;
         }
     }
 

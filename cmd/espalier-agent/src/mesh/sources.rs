@@ -60,6 +60,7 @@ impl<D: Dataplane> Mesh<D> {
                 let mode = self.snapshot.policy.mode;
                 let pair = Pair::new(mode, found.of(&spec, addresses.1), self.limits(), Instant::now());
                 let mut peer = PeerState::new(spec, addresses, pair);
+                peer.lost_sas = self.set.own.is_none(); // this agent just started
                 found.give_sas(&mut peer);
                 self.peers.insert(name.clone(), peer);
             }
@@ -121,7 +122,7 @@ impl<D: Dataplane> Mesh<D> {
         self.hello = None;
         for (name, peer) in &mut self.peers {
             peer.sas.clear();
-            peer.adopted.clear();
+            (peer.lost_sas, peer.adopted) = (true, Vec::new());
             (peer.active, peer.in_plane, peer.said, peer.drop_adopted_at) = (None, false, None, None);
             peer.pair.ike_down(now);
             peer.pair.set_esp(false, now);

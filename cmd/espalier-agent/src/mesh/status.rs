@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
 use espalier_ike::{IkeStatus, Identity};
+use espalier_ike_io::unix_now;
 use espalier_peers::{Mode, Sends};
 use espalier_rpc::agent::{PeerStatus, StatusReply};
 use ipnet::IpNet;
@@ -69,6 +70,12 @@ impl<D: Dataplane> Mesh<D> {
         why
     }
 
+    fn problems(&self, not_ready: Vec<String>) -> Vec<String> {
+        let port = self.parts.io.problem().into_iter().collect();
+        let own = self.keyring.own_problem(&self.parts.node, unix_now()).into_iter().collect();
+        [not_ready, self.keyring.problems.clone(), own, self.snapshot.problem_texts(), port].concat()
+    }
+
     fn status(&self, dump: Option<&Dump>) -> StatusReply {
         let not_ready = self.not_ready();
         let own = self.set.own.as_ref();
@@ -81,7 +88,7 @@ impl<D: Dataplane> Mesh<D> {
             dataplane_version: hello.map(|hello| hello.version.clone()).unwrap_or_default(),
             mode: self.snapshot.policy.mode.to_string(),
             ready: not_ready.is_empty(),
-            problems: [not_ready, self.keyring.problems.clone(), self.snapshot.problem_texts()].concat(),
+            problems: self.problems(not_ready.clone()),
             peers: self.peers.values().map(|peer| self.peer_status(peer, dump)).collect(),
             leases: 0, // filled in by the pod side, which owns them
             uptime_s: self.started.elapsed().as_secs(),
