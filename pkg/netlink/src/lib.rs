@@ -11,6 +11,7 @@ mod family;
 mod link;
 mod neighbour;
 mod netns;
+mod policy;
 mod reply;
 mod route;
 mod socket;
@@ -22,6 +23,7 @@ pub use family::{Family, Route, Xfrm};
 pub use link::{Link, LinkChange, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
+pub use policy::{Action, Direction, InstalledPolicy, Policy};
 pub use route::{RouteEntry, RouteFilter};
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
 

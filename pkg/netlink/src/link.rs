@@ -39,7 +39,8 @@ pub struct Link {
     pub vxlan: Option<Vec<InfoVxlan>>,
 }
 
-/// A veth pair to make. Both ends come up at once if `up`.
+/// A veth pair to make. The kernel cannot set the other end up while the pair is being made: do that with [`Socket::set_up`]
+/// in its namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Veth<'a> {
     /// Name of the end in the socket's namespace.
@@ -50,7 +51,7 @@ pub struct Veth<'a> {
     pub mac: Option<[u8; 6]>,
     /// The other end.
     pub peer: VethPeer<'a>,
-    /// Whether both ends are set up.
+    /// Whether this end is set up.
     pub up: bool,
 }
 
@@ -167,7 +168,7 @@ impl Socket<Route> {
     /// # Errors
     /// As [`Socket::request`]; EEXIST when either name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
-        let mut peer = end(veth.peer.name, veth.mtu, veth.peer.mac, veth.up);
+        let mut peer = end(veth.peer.name, veth.mtu, veth.peer.mac, false);
         if let Some(netns) = veth.peer.netns {
             peer.attributes
                 .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));

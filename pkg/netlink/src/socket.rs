@@ -333,3 +333,30 @@ fn refused(what: String, (errno, reason): (Errno, Option<String>)) -> Error {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Route, RouteEntry};
+    use netlink_packet_route::RouteNetlinkMessage;
+
+    /// A full receive buffer is its own error, and what is left of the lost exchange is not taken for the next answer.
+    #[test]
+    fn lost_answers_are_an_error_and_the_socket_stays_in_step() {
+        espalier_testnet::isolated(
+            "socket::tests::lost_answers_are_an_error_and_the_socket_stays_in_step",
+            || {
+                let mut socket = Socket::<Route>::open().unwrap();
+                setsockopt(&socket.inner, sockopt::RcvBuf, &2304).unwrap();
+                let to = "10.9.0.0/16".parse().unwrap();
+                let missing =
+                    || RouteNetlinkMessage::DelRoute(RouteEntry::unicast(to, None, 1).message());
+                let error = socket
+                    .batch((0..200).map(|_| (missing(), PLAIN)))
+                    .unwrap_err();
+                assert!(matches!(error, Error::Overrun), "{error}");
+                assert_eq!(socket.link_by_index(1).unwrap().unwrap().name, "lo");
+            },
+        );
+    }
+}
