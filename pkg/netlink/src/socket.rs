@@ -288,7 +288,7 @@ impl<F: Family> Socket<F> {
                 Ok(_) => return Ok(datagram),
                 Err(e) => match Errno::from_raw(e.raw_os_error().unwrap_or_default()) {
                     Errno::EINTR => {}
-                    Errno::ENOBUFS => return Err(Error::Overrun),
+                    Errno::ENOBUFS => return Err(self.overrun()),
                     Errno::EAGAIN => {
                         return Err(Error::Silent {
                             what: what.to_owned(),
@@ -299,6 +299,19 @@ impl<F: Family> Socket<F> {
                 },
             }
         }
+    }
+
+    /// Empties the receive buffer: while it is full the kernel drops the answers to later requests too.
+    fn overrun(&self) -> Error {
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        while self
+            .inner
+            .recv(&mut datagram, nix::libc::MSG_DONTWAIT)
+            .is_ok()
+        {
+            datagram.clear();
+        }
+        Error::Overrun
     }
 }
 
