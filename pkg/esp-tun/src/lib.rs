@@ -31,3 +31,8 @@ mod tx;
 
 pub use engine::{Config, Engine, Report};
 pub use error::Error;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod path_tests;

@@ -1,0 +1,327 @@
+//! The two pure halves of the data path against each other: what one host seals, the other judges.
+
+use std::time::Instant;
+
+use espalier_dataplane_core::{Direction, Event, Overlay, PeerId, Spi};
+
+use crate::control::Control;
+use crate::drops::Reason;
+use crate::fixture::{self, hosts, pod_packet};
+use crate::rx::{self, Verdict};
+use crate::tables::Tables;
+use crate::tx::{self, Sealed};
+
+fn seal(tables: &Tables, packet: &[u8]) -> Result<Vec<u8>, Reason> {
+    let mut buffer = vec![0; tx::BUFFER_LEN];
+    buffer[tx::PACKET_AT..][..packet.len()].copy_from_slice(packet);
+    tx::seal(tables, &mut buffer, packet.len(), Instant::now())
+        .map(|sealed| sealed.datagram.to_vec())
+}
+
+/// The pod packet that comes out, or why none does.
+fn judge(tables: &Tables, datagram: &[u8]) -> Result<Vec<u8>, Reason> {
+    match rx::judge(tables, &mut datagram.to_vec(), Instant::now()) {
+        Verdict::Packet(packet, _) => Ok(packet.to_vec()),
+        Verdict::Drop(reason, _) => Err(reason),
+        other => panic!("expected a packet or a drop, got {other:?}"),
+    }
+}
+
+/// What host 2 makes of a packet that host 1 seals without looking at its source, as a hostile one would.
+fn from_one_to_two(source: &str, destination: &str) -> Result<Vec<u8>, Reason> {
+    let (one, two) = hosts();
+    let tables = one.tables();
+    let entry = tables.routes.lookup("10.244.2.9".parse().unwrap()).unwrap();
+    let active = entry.state.active.load_full().unwrap();
+    let packet = pod_packet(source, destination);
+    let headroom = entry.framing.headroom();
+    let mut payload = [&vec![0; headroom][..], &packet].concat();
+    let next_header = entry.framing.emit(&mut payload).unwrap();
+    let mut datagram = vec![0; 512];
+    let len = active
+        .esp
+        .seal(next_header, &[], &payload, &mut datagram)
+        .unwrap();
+    judge(&two.tables(), &datagram[..len])
+}
+
+#[test]
+fn a_pod_packet_arrives_unchanged_in_both_framings_and_families() {
+    for overlay in [
+        Overlay::Vxlan {
+            vni: 4789,
+            port: 4789,
+        },
+        Overlay::Ipip,
+    ] {
+        let (mut one, mut two) = hosts();
+        one.put_peer(espalier_dataplane_core::Peer {
+            overlay,
+            ..fixture::peer(1, 2)
+        })
+        .unwrap();
+        two.put_peer(espalier_dataplane_core::Peer {
+            overlay,
+            ..fixture::peer(2, 1)
+        })
+        .unwrap();
+        for packet in [
+            pod_packet("10.244.1.2", "10.244.2.3"),
+            pod_packet("fd00:1::2", "fd00:2::3"),
+        ] {
+            let datagram = seal(&one.tables(), &packet).unwrap();
+            assert!(!datagram.windows(4).any(|bytes| bytes == b"pod!"), "sealed");
+            assert_eq!(judge(&two.tables(), &datagram), Ok(packet));
+            assert_eq!(judge(&two.tables(), &datagram), Err(Reason::Replayed));
+        }
+    }
+}
+
+#[test]
+fn a_datagram_goes_from_and_to_the_addresses_of_the_pair() {
+    let (one, _) = hosts();
+    let packet = pod_packet("10.244.1.2", "10.244.2.3");
+    let mut buffer = vec![0; tx::BUFFER_LEN];
+    buffer[tx::PACKET_AT..][..packet.len()].copy_from_slice(&packet);
+    let Sealed { from, to, .. } =
+        tx::seal(&one.tables(), &mut buffer, packet.len(), Instant::now()).unwrap();
+    assert_eq!(
+        (from.to_string(), to.to_string()),
+        ("192.0.2.1".into(), "192.0.2.2:4500".into())
+    );
+}
+
+#[test]
+fn the_overhead_is_what_the_pod_mtu_reserves() {
+    let (one, _) = hosts();
+    let mut packet = pod_packet("10.244.1.2", "10.244.2.3");
+    packet.resize(1408, 0);
+    packet[2..4].copy_from_slice(&1408_u16.to_be_bytes());
+    let datagram = seal(&one.tables(), &packet).unwrap();
+    assert_eq!(datagram.len() + 20 + 8, 1500, "outer IPv4 and UDP");
+}
+
+#[test]
+fn s1_without_an_active_sa_nothing_is_sent() {
+    let (one, _) = hosts();
+    one.switch_outbound(&PeerId("node-2".into()), None).unwrap();
+    let tables = one.tables();
+    assert_eq!(
+        seal(&tables, &pod_packet("10.244.1.2", "10.244.2.3")),
+        Err(Reason::NoSa)
+    );
+    assert_eq!(
+        seal(&tables, &pod_packet("10.244.1.2", "10.244.3.3")),
+        Err(Reason::NoSa),
+        "node-3 never had one"
+    );
+    assert_eq!(
+        seal(&tables, &pod_packet("10.244.1.2", "10.244.9.3")),
+        Err(Reason::NoPeer)
+    );
+    let stats: Vec<_> = one
+        .peers()
+        .map(|entry| entry.state.stats().no_sa_drops)
+        .collect();
+    assert_eq!(stats, [1, 1]);
+}
+
+#[test]
+fn what_is_no_unicast_ip_packet_is_not_sent() {
+    let (one, _) = hosts();
+    let tables = one.tables();
+    assert_eq!(seal(&tables, b"no IP"), Err(Reason::NotIp));
+    assert_eq!(seal(&tables, &[]), Err(Reason::NotIp));
+    assert_eq!(
+        seal(&tables, &pod_packet("fe80::1", "ff02::2")),
+        Err(Reason::Multicast)
+    );
+    let mut cut_short = pod_packet("10.244.1.2", "10.244.2.3");
+    cut_short.pop();
+    assert_eq!(seal(&tables, &cut_short), Err(Reason::NotIp));
+}
+
+#[test]
+fn s2_clear_overlay_packets_are_no_esp() {
+    let (_, two) = hosts();
+    let clear = [
+        &[0x13, 0x88, 0x12, 0xb5][..],
+        &pod_packet("10.244.1.2", "10.244.2.3"),
+    ]
+    .concat();
+    assert_eq!(judge(&two.tables(), &clear), Err(Reason::UnknownSpi));
+}
+
+#[test]
+fn s5_a_peer_sources_its_own_pods_only() {
+    assert!(from_one_to_two("10.244.1.2", "10.244.2.3").is_ok());
+    for foreign in [
+        "10.244.3.2",
+        "10.244.2.7",
+        "192.0.2.1",
+        "192.0.2.2",
+        "127.0.0.1",
+        "8.8.8.8",
+        "0.0.0.0",
+    ] {
+        assert_eq!(
+            from_one_to_two(foreign, "10.244.2.3"),
+            Err(Reason::ForeignSource),
+            "{foreign}"
+        );
+    }
+    for foreign in ["fd00:3::2", "fd00:2::7", "::1", "fe80::1", "::"] {
+        assert_eq!(
+            from_one_to_two(foreign, "fd00:2::3"),
+            Err(Reason::ForeignSource),
+            "{foreign}"
+        );
+    }
+}
+
+#[test]
+fn s5_a_peer_reaches_neither_hosts_nor_other_peers_through_us() {
+    let not_here = [
+        "192.0.2.2",
+        "192.0.2.1",
+        "192.0.2.3",
+        "10.244.3.3",
+        "10.244.1.9",
+        "127.0.0.1",
+        "224.0.0.5",
+        "255.255.255.255",
+        "169.254.169.254",
+        "0.0.0.0",
+    ];
+    for destination in not_here {
+        assert_eq!(
+            from_one_to_two("10.244.1.2", destination),
+            Err(Reason::ForeignDestination),
+            "{destination}"
+        );
+    }
+    for destination in [
+        "fd00:3::3",
+        "fd00:1::9",
+        "::1",
+        "ff02::1",
+        "fe80::1",
+        "::",
+        "::ffff:127.0.0.1",
+    ] {
+        assert_eq!(
+            from_one_to_two("fd00:1::2", destination),
+            Err(Reason::ForeignDestination),
+            "{destination}"
+        );
+    }
+}
+
+#[test]
+fn s5_refusals_count_for_the_peer_and_the_sa() {
+    let (mut one, two) = hosts();
+    let tables = two.tables();
+    // Host 1 takes node-3's pods for node-2's, so it sends there what host 2 must not let through.
+    let mut wrong = fixture::peer(1, 2);
+    wrong.pod_cidrs = vec!["10.99.0.0/24".parse().unwrap()];
+    one.put_peer(wrong).unwrap();
+    let datagram = seal(&one.tables(), &pod_packet("10.244.3.2", "10.99.0.3")).unwrap();
+    assert_eq!(judge(&tables, &datagram), Err(Reason::ForeignSource));
+    let (sa, entry) = &tables.inbound[&0x1200];
+    assert_eq!(entry.state.stats().policy_drops, 1);
+    assert_eq!(
+        (
+            sa.info(Instant::now()).drops,
+            sa.info(Instant::now()).packets
+        ),
+        (1, 0)
+    );
+}
+
+#[test]
+fn the_first_authentic_packet_of_an_sa_is_reported_once() {
+    let (one, two) = hosts();
+    let (one, two) = (one.tables(), two.tables());
+    let packet = pod_packet("10.244.1.2", "10.244.2.3");
+    let mut forged = seal(&one, &packet).unwrap();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(
+        rx::judge(&two, &mut forged, Instant::now()),
+        Verdict::Drop(Reason::BadIcv, None)
+    );
+    let mut events =
+        (0..3).map(
+            |_| match rx::judge(&two, &mut seal(&one, &packet).unwrap(), Instant::now()) {
+                Verdict::Packet(_, event) => event,
+                other => panic!("expected a packet, got {other:?}"),
+            },
+        );
+    let first = Event::FirstPacket {
+        peer: PeerId("node-1".into()),
+        spi: Spi(0x1200),
+    };
+    assert_eq!(events.next().unwrap(), Some(first));
+    assert!(events.all(|event| event.is_none()));
+}
+
+#[test]
+fn both_inbound_sas_open_while_the_outbound_one_changes() {
+    let (mut one, mut two) = hosts();
+    let now = Instant::now();
+    let packet = pod_packet("10.244.1.2", "10.244.2.3");
+    let before = seal(&one.tables(), &packet).unwrap();
+    two.install_sa(fixture::sa(1, Direction::In, 0x1201), now)
+        .unwrap();
+    one.install_sa(fixture::sa(2, Direction::Out, 0x1201), now)
+        .unwrap();
+    one.switch_outbound(&PeerId("node-2".into()), Some(Spi(0x1201)))
+        .unwrap();
+    let after = seal(&one.tables(), &packet).unwrap();
+    assert_eq!(after[..4], 0x1201_u32.to_be_bytes());
+    let tables = two.tables();
+    assert_eq!(judge(&tables, &after), Ok(packet.clone()));
+    assert_eq!(
+        judge(&tables, &before),
+        Ok(packet),
+        "on its way when the other end switched"
+    );
+}
+
+#[test]
+fn other_datagrams_of_the_port_are_told_apart() {
+    let (_, two) = hosts();
+    let tables = two.tables();
+    let judge = |datagram: &[u8]| {
+        format!(
+            "{:?}",
+            rx::judge(&tables, &mut datagram.to_vec(), Instant::now())
+        )
+    };
+    assert_eq!(judge(&[0xff]), "Keepalive");
+    assert_eq!(judge(b"\0\0\0\0ike"), "Ike([105, 107, 101])");
+    assert_eq!(judge(&[]), "Drop(Truncated, None)");
+    assert_eq!(judge(&[0, 0, 0, 9, 0, 0, 0, 1]), "Drop(UnknownSpi, None)");
+    assert_eq!(judge(&[0, 0, 0x12, 0, 0, 0, 0, 1]), "Drop(Truncated, None)");
+}
+
+#[test]
+fn an_empty_data_plane_drops_everything() {
+    let tables = Control::new(4500).tables();
+    assert_eq!(
+        seal(&tables, &pod_packet("10.244.1.2", "10.244.2.3")),
+        Err(Reason::NoPeer)
+    );
+    assert_eq!(judge(&tables, &[1; 64]), Err(Reason::UnknownSpi));
+}
+
+proptest::proptest! {
+    #[test]
+    fn s6_no_datagram_panics_or_gets_through(mut datagram in proptest::collection::vec(proptest::num::u8::ANY, 0..200), ours in proptest::bool::ANY) {
+        let (_, two) = hosts();
+        if ours && datagram.len() >= 4 {
+            datagram[..4].copy_from_slice(&0x1200_u32.to_be_bytes());
+        }
+        let verdict = rx::judge(&two.tables(), &mut datagram, Instant::now());
+        proptest::prop_assert!(!matches!(verdict, Verdict::Packet(..)));
+    }
+}
