@@ -10,7 +10,7 @@
 
 mod common;
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
 use espalier_esp_tun::io::{Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Error};
 use espalier_ike_io::relay::DataplaneEnd;
-use espalier_testnet::{Netns, VethEnd, address, isolated, veth};
+use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
 
 use common::{Node, encrypt, now, peer};
 
@@ -137,6 +137,72 @@ fn udp_between_two_namespaces_is_esp_on_the_wire() {
             !tun_is_there(&a),
             "the device, and every route over it, goes with the engine"
         );
+    });
+}
+
+#[test]
+fn ipv6_underlay_and_pods_work_as_well() {
+    isolated("ipv6_underlay_and_pods_work_as_well", || {
+        let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+        veth(
+            VethEnd {
+                netns: &a,
+                name: "eth0",
+            },
+            VethEnd {
+                netns: &b,
+                name: "eth0",
+            },
+            1500,
+        )
+        .unwrap();
+        let nodes = [(&a, 1), (&b, 2)].map(|(netns, n)| {
+            let underlay: IpAddr = format!("2001:db8::{n}").parse().unwrap();
+            let engine = netns.run(|| {
+                // Addresses are usable at once: nobody else is here.
+                sysctl("ipv6/conf/eth0/accept_dad", "0").unwrap();
+                address("eth0", underlay, 64).unwrap();
+                address("lo", format!("fd00:{n}::1").parse().unwrap(), 128).unwrap();
+                start(n)
+            });
+            let engine = engine.unwrap();
+            let (pods, gateway) = (format!("fd00:{}::/64", 3 - n), format!("fd00:{n}::1"));
+            let route = ["route", "add", &pods, "dev", TUN, "src", &gateway];
+            netns.output(Command::new("ip").args(route)).unwrap();
+            (
+                Node {
+                    n,
+                    address: underlay,
+                    port: engine.port(),
+                },
+                engine,
+            )
+        });
+        let [(one, engine_one), (two, engine_two)] = &nodes;
+        for overlay in [
+            Overlay::Vxlan {
+                vni: 4789,
+                port: 4789,
+            },
+            Overlay::Ipip,
+        ] {
+            now(engine_one.put_peer(peer(*one, *two, overlay))).unwrap();
+            now(engine_two.put_peer(peer(*two, *one, overlay))).unwrap();
+            let spi = if overlay == Overlay::Ipip {
+                0x3000
+            } else {
+                0x4000
+            };
+            encrypt((*one, engine_one), (*two, engine_two), Spi(spi));
+            let (client, server) = (socket(&a, "[fd00:1::1]:0"), socket(&b, "[fd00:2::1]:7"));
+            let mut buffer = [0; 2048];
+            client.send_to(b"over IPv6", "[fd00:2::1]:7").unwrap();
+            let (got, from) = server.recv_from(&mut buffer).unwrap();
+            assert_eq!(
+                (&buffer[..got], from),
+                (&b"over IPv6"[..], client.local_addr().unwrap())
+            );
+        }
     });
 }
 

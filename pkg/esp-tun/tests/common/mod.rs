@@ -20,7 +20,7 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// One end of a pair: node `n` with underlay address, port, and pods 10.244.n.0/24.
+/// One end of a pair: node `n` with underlay address, port, and pods 10.244.n.0/24 and fd00:n::/64.
 #[derive(Clone, Copy)]
 pub(crate) struct Node {
     pub(crate) n: u8,
@@ -44,7 +44,10 @@ pub(crate) fn peer(node: Node, peer: Node, overlay: Overlay) -> Peer {
         id: peer.id(),
         local: node.address,
         remote: peer.address,
-        pod_cidrs: vec![format!("10.244.{}.0/24", peer.n).parse().unwrap()],
+        pod_cidrs: vec![
+            format!("10.244.{}.0/24", peer.n).parse().unwrap(),
+            format!("fd00:{}::/64", peer.n).parse().unwrap(),
+        ],
         overlay,
         local_mac: node.mac(),
         remote_mac: peer.mac(),
