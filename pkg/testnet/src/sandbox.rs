@@ -1,13 +1,14 @@
 //! The sandbox: how the process gets in, and what it finds there.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigSet, Signal};
 
 /// Holds the host's network namespace (`net:[4026531840]`) for the inner run.
 const MARK: &str = "ESPALIER_SANDBOX_OUTSIDE";
@@ -78,19 +79,52 @@ pub fn entered_with() -> Option<Privilege> {
         .find(|privilege| privilege.word() == kind)
 }
 
-/// Enters the sandbox: outside, replaces this process by `unshare` running the same program with the same arguments
-/// and does not return; inside, prepares the sandbox and returns.
+/// Enters the sandbox. Outside: runs this program with the same arguments inside, ends it on SIGINT, SIGTERM and SIGHUP,
+/// and exits with its status when it ends. Inside: prepares the sandbox and returns.
+///
+/// Call it before other threads start.
 ///
 /// # Errors
 /// The sandbox cannot be made, see [`privilege`], or not prepared.
 pub fn enter() -> Result<()> {
     if inside() {
+        end_with_outside();
         return prepare();
     }
     let program = std::env::current_exe().context("finding this program's own path")?;
     let mut command = command_inside(privilege()?)?;
     command.arg(program).args(std::env::args_os().skip(1));
-    Err(command.exec()).context("running `unshare`")
+    let signals = block_signals()?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("starting `unshare`")?;
+    // The inner run ends when this pipe closes, be it because this process is killed.
+    let lifeline = child.stdin.take();
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        println!("\ninterrupted; every process, namespace and device of the sandbox ends");
+        drop(lifeline);
+    });
+    let status = child.wait().context("waiting for `unshare`")?;
+    std::process::exit(status.code().unwrap_or(1))
+}
+
+/// Ends this process, and so the sandbox, when the outer one has closed its end of standard input or is gone.
+pub(crate) fn end_with_outside() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(130);
+    });
+}
+
+fn block_signals() -> Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("blocking signals")?;
+    Ok(signals)
 }
 
 /// `unshare` with the sandbox's flags and mark; the program and its arguments are to be added.

@@ -31,7 +31,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use espalier_testnet::{Privilege, enter, entered_with, inside};
-use nix::sys::signal::{SigSet, Signal};
 
 use node::Shared;
 use world::World;
@@ -59,7 +58,6 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let bin_dir = bin_dir()?;
     let logs = prepare_target(&args.report)?;
     enter()?;
-    end_on_signal()?;
     if !inside() {
         bail!("the sandbox was not entered");
     }
@@ -139,25 +137,6 @@ fn prepare_target(report: &Path) -> Result<PathBuf> {
         }
     }
     fs::canonicalize(&logs).context("the logs' folder")
-}
-
-/// PID 1 of a PID namespace ignores signals that it does not handle: end on Ctrl-C, and the sandbox with it.
-///
-/// Must be called before other threads start, so that they all block these signals.
-fn end_on_signal() -> Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().context("blocking signals")?;
-    std::thread::spawn(move || {
-        let signal = signals.wait();
-        println!(
-            "\ninterrupted ({signal:?}); every process, namespace and device of the demo ends with it"
-        );
-        std::process::exit(130);
-    });
-    Ok(())
 }
 
 fn last_lines(path: &Path, count: usize) -> Vec<String> {
