@@ -80,9 +80,9 @@ impl World {
         let others = self
             .traffic()?
             .lost_since(&mark, |spec| !spec.touches(&name));
-        let own = self
+        let held_back = self
             .traffic()?
-            .lost_since(&mark, |spec| spec.from_node == name);
+            .not_arrived_since(&mark, |spec| spec.from_node == name);
         let seen = self.watch.since(&before)?;
         self.report.fail_closed_clear = Some(seen.clear());
         self.count_required(&seen);
@@ -93,9 +93,9 @@ impl World {
         );
         self.board.claim(
             "all dead on a node: its pods' packets held back",
-            own.lost,
+            held_back,
             "> 0",
-            own.lost > 0,
+            held_back > 0,
         );
         if others.sent > 0 {
             self.board.claim_none(
@@ -108,7 +108,7 @@ impl World {
         self.board.done(&format!(
             "{} clear; {} packets of its pods held back; back by itself in {} ms",
             seen.clear(),
-            own.lost,
+            held_back,
             took.as_millis()
         ));
         Ok(())

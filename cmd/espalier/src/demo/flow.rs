@@ -122,6 +122,11 @@ impl Traffic {
         }
     }
 
+    /// The same without waiting: also what is still under way.
+    pub(super) fn not_arrived_since(&self, from: &Mark, counts: impl Fn(&Spec) -> bool) -> u64 {
+        self.loss(from, &self.mark(), &counts).lost
+    }
+
     /// Packets of all flows so far.
     pub(super) fn sent(&self) -> u64 {
         self.flows.iter().map(Flow::sent).sum()

@@ -25,6 +25,7 @@ mod watch;
 mod world;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -61,6 +62,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     if !inside() {
         bail!("the sandbox was not entered");
     }
+    check_tun()?;
     let shared = Shared {
         bin_dir,
         root: PathBuf::from(ROOT),
@@ -120,6 +122,22 @@ fn bin_dir() -> Result<PathBuf> {
         }
     }
     Ok(dir.to_owned())
+}
+
+/// The userspace data plane needs the device; said here once instead of by every node.
+fn check_tun() -> Result<()> {
+    const TUN: &str = "/dev/net/tun";
+    let opened = fs::File::options().read(true).write(true).open(TUN);
+    let remedy = match opened.as_ref().map_err(std::io::Error::kind) {
+        Ok(_) => return Ok(()),
+        Err(ErrorKind::PermissionDenied) => {
+            "run as root, or let users open it: chmod 666 /dev/net/tun"
+        }
+        Err(_) => "load the module (modprobe tun); in a container, pass the device in",
+    };
+    opened
+        .map(drop)
+        .with_context(|| format!("expected to open {TUN}: {remedy}"))
 }
 
 /// Makes the report's folder and an empty folder for the logs in it; returns the latter, absolute.
