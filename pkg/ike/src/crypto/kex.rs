@@ -121,13 +121,14 @@ impl KeyExchange {
     /// The shared secret with the data of the other side's KE payload.
     ///
     /// # Errors
-    /// Wrong length, an invalid point, or an all-zero secret (RFC 8031 §4 leaves that check to us; RFC 7748 §6.1).
+    /// Wrong length, an invalid point, or an all-zero X25519 secret (RFC 7748 §6.1, RFC 8031 §4).
     pub fn agree(self, peer: &[u8]) -> Result<SharedSecret, CryptoError> {
         let encoded = encode_peer(self.group, peer)?;
         let key = agreement::UnparsedPublicKey::new(self.group.algorithm(), encoded);
         let refused = CryptoError::PublicValueRefused(self.group);
         agreement::agree(&self.private, key, refused.clone(), |secret| {
-            if bool::from(secret.ct_eq(&[0; 32])) {
+            // A point of P-256 may well have x = 0; of X25519 only a point of small order gives it.
+            if self.group == KexGroup::X25519 && bool::from(secret.ct_eq(&[0; 32])) {
                 return Err(refused);
             }
             Ok(SharedSecret(SecretBytes::copy_from(secret)))
@@ -177,3 +178,6 @@ fn encode_peer(group: KexGroup, peer: &[u8]) -> Result<Vec<u8>, CryptoError> {
         KexGroup::P256 => [&[UNCOMPRESSED], peer].concat(),
     })
 }
+
+#[cfg(test)]
+mod tests;

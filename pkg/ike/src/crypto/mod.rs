@@ -133,3 +133,6 @@ pub enum AuthError {
     #[error("signing failed")]
     Signing,
 }
+
+#[cfg(test)]
+mod test_vectors;

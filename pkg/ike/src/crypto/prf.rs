@@ -96,3 +96,6 @@ fn sign(key: &hmac::Key, parts: &[&[u8]]) -> SecretBytes {
     }
     SecretBytes::copy_from(context.sign().as_ref())
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,3 +274,6 @@ impl Cutter<'_> {
         SecretBytes::copy_from(head)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,8 @@ use crate::wire::{self, Header, PayloadType};
 /// Bytes that sealing adds to prefix and inner payloads: IV, pad length, ICV.
 pub const SK_OVERHEAD: usize = IV_LEN + 1 + ICV_LEN;
 
-/// Largest SK or SKF body: the payload's length field has 16 bits and counts 4 or 8 bytes of header, too.
-const MAX_BODY: usize = u16::MAX as usize - 8;
+/// Largest SK or SKF body: IKE header, generic header and SKF's fields come before it.
+const MAX_BODY: usize = wire::MAX_MESSAGE - wire::HEADER_LEN - wire::PAYLOAD_HEADER_LEN - 4;
 const SALT_LEN: usize = 4;
 const IV_LEN: usize = 8;
 const ICV_LEN: usize = 16;
@@ -88,7 +88,7 @@ impl Sealer {
     /// A whole message: `header` and one SK payload with `inner` in it, whose first payload is of type `first_inner`.
     ///
     /// # Errors
-    /// [`CryptoError::SkLimit`] after 2⁶⁴ − 1 messages or when the payload exceeds 2¹⁶ − 1 bytes.
+    /// [`CryptoError::SkLimit`] after 2⁶⁴ − 1 messages or when the message would exceed 2¹⁶ − 1 bytes.
     pub fn seal_message(
         &mut self,
         header: &Header,
@@ -181,7 +181,9 @@ impl Opener {
 fn body_len(inner: &[u8]) -> Result<usize, CryptoError> {
     let len = inner.len() + SK_OVERHEAD;
     if len > MAX_BODY {
-        Err(CryptoError::SkLimit("payloads exceed 65535 bytes"))
+        Err(CryptoError::SkLimit(
+            "payloads do not fit into 65535 bytes, send less",
+        ))
     } else {
         Ok(len)
     }
@@ -274,3 +276,6 @@ impl Aead {
         opened.map_err(|_| CryptoError::SkAuthentication)
     }
 }
+
+#[cfg(test)]
+mod tests;
