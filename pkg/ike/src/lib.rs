@@ -4,14 +4,23 @@
 //! [`Endpoint::poll_event`] (acting on each event before the next step) and then [`Endpoint::poll_transmit`]: a response
 //! that promises an SA must not leave before that SA is installed.
 
+mod child;
 mod config;
+mod endpoint;
+mod error;
 mod event;
+mod exchange;
+pub mod limits;
+mod sa;
+mod timers;
 
 pub mod crypto;
 pub mod identity;
 pub mod wire;
 
 pub use config::{ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, TrafficSelector};
+pub use endpoint::{Connect, Endpoint};
+pub use error::ConfigError;
 pub use event::{
     ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit,
 };

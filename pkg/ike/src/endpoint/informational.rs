@@ -1,0 +1,269 @@
+//! What goes on under an established IKE SA (RFC 7296 §1.4, §2.4): DELETE, liveness, announcements, retransmissions.
+
+use std::time::Instant;
+
+use super::Endpoint;
+use super::receive::Received;
+use crate::config::Identity;
+use crate::error::Failure;
+use crate::event::{CloseReason, Event, Role};
+use crate::exchange::{Request, Retry};
+use crate::limits;
+use crate::sa::{ChildRef, Opened, State, notify};
+use crate::timers::Timer;
+use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload, ProtocolId};
+
+/// An announcement to send.
+pub(super) fn announcement(data: &[u8]) -> Payload<'_> {
+    Payload::Notify(Notify::new(NotifyType::EspalierAnnouncement, data))
+}
+
+/// The announcement among payloads, if its length is one that it can have.
+pub(super) fn announced(payloads: &[Payload<'_>]) -> Option<Vec<u8>> {
+    let data = notify(payloads, NotifyType::EspalierAnnouncement)?;
+    (data.len() <= limits::ANNOUNCEMENT_MAX).then(|| data.to_vec())
+}
+
+impl Endpoint {
+    pub(super) fn receive_informational(&mut self, spi: u64, received: &Received<'_>, opened: &Opened) {
+        self.heard_request(spi, received.now);
+        let payloads = match opened.payloads() {
+            Ok(payloads) => payloads,
+            Err(error) => {
+                let failure = Failure::from(error);
+                let data = failure.notify_data();
+                return self.respond(spi, received, &[Payload::Notify(Notify::new(failure.notify(), &data))]);
+            }
+        };
+        let refused = notify(&payloads, NotifyType::AuthenticationFailed).is_some();
+        if refused {
+            self.refused_after_auth(spi, received);
+        }
+        if refused || payloads.contains(&Payload::Delete(Delete::Ike)) {
+            self.respond(spi, received, &[]);
+            return self.closed_by_peer(spi, received.now);
+        }
+        let gone = self.children_named(spi, &payloads);
+        if gone.is_empty() {
+            self.respond(spi, received, &[]);
+        } else {
+            // The other half of each pair (RFC 7296 §1.4.1).
+            let spis = gone.iter().map(|child| child.spi_in).collect();
+            let delete = Delete::Child { protocol: ProtocolId::Esp, spis };
+            self.respond(spi, received, &[Payload::Delete(delete)]);
+            self.children_deleted_by_peer(spi, &gone, received.now);
+        }
+        if let Some(data) = announced(&payloads) {
+            self.take_announcement(spi, data);
+        }
+    }
+
+    /// The initiator did not believe this node's proof and says so (RFC 7296 §2.21.2).
+    fn refused_after_auth(&mut self, spi: u64, received: &Received<'_>) {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        if let Some(peer) = established.map(|established| established.peer.clone()) {
+            let failure = Failure::RefusedByPeer { peer: peer.clone() };
+            self.handshake_failed(Some(peer), received.path, failure);
+        }
+    }
+
+    /// The CHILD_SAs that a DELETE names by the peer's inbound SPIs.
+    fn children_named(&self, spi: u64, payloads: &[Payload<'_>]) -> Vec<ChildRef> {
+        let named = |child: &&ChildRef| {
+            payloads.iter().any(|payload| match payload {
+                Payload::Delete(Delete::Child { protocol: ProtocolId::Esp, spis }) => spis.contains(&child.spi_out),
+                _ => false,
+            })
+        };
+        self.children(spi).iter().filter(named).copied().collect()
+    }
+
+    /// Older than an IKE SA that both ends are known to have, it could overtake a newer one and is not news.
+    fn take_announcement(&mut self, spi: u64, data: Vec<u8>) {
+        let Some(established) = self.sas.get(&spi).and_then(|sa| sa.established()) else {
+            return;
+        };
+        let Some(peer) = self.peers.get(&established.peer).filter(|_| established.mesh) else {
+            return;
+        };
+        let newer = |other: &u64| {
+            let other = self.sas.get(other).and_then(|sa| sa.established());
+            other.is_some_and(|other| other.proven && other.order > established.order)
+        };
+        if !peer.sas.iter().any(newer) {
+            self.events.push_back(Event::Announcement { peer: established.peer.clone(), data });
+        }
+    }
+
+    /// CREATE_CHILD_SA from a foreign peer: neither further CHILD_SAs nor rekeys (RFC 7296 §1.3).
+    pub(super) fn refuse_child(&mut self, spi: u64, received: &Received<'_>) {
+        self.heard_request(spi, received.now);
+        self.respond(spi, received, &[Payload::Notify(Notify::new(NotifyType::NoAdditionalSas, &[]))]);
+    }
+
+    /// Answers a verified request, and keeps the answer for its retransmissions.
+    pub(super) fn respond(&mut self, spi: u64, received: &Received<'_>, payloads: &[Payload<'_>]) {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return;
+        };
+        let header = sa.header(received.header.exchange, true, received.header.message_id);
+        match sa.seal(&header, payloads) {
+            Ok(response) => {
+                sa.exchanges.respond(received.datagram, response.clone());
+                self.transmit(received.path, response);
+            }
+            Err(error) => tracing::error!("response not sent: {error}"),
+        }
+    }
+
+    pub(super) fn receive_informational_response(&mut self, spi: u64, received: &Received<'_>) {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return;
+        };
+        let request = sa.exchanges.finish(received.header.message_id);
+        let role = sa.role;
+        let peer = sa.established().map(|established| established.peer.clone());
+        self.timers.cancel(&Timer::Retransmit(spi));
+        if request == Some(Request::Delete) {
+            return self.forget(spi);
+        }
+        if let (Some(Request::Announce(data)), Some(peer)) = (request, &peer) {
+            self.acknowledged(spi, peer, data, role, received.now);
+        }
+        match peer {
+            Some(peer) => drop(self.talkative.insert(peer)),
+            None => self.say_goodbye(spi, received.now),
+        }
+    }
+
+    fn acknowledged(&mut self, spi: u64, id: &Identity, data: Vec<u8>, role: Role, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(id).filter(|peer| peer.announcement == data) {
+            peer.pending = false;
+        }
+        self.events.push_back(Event::AnnouncementAcked { peer: id.clone(), data });
+        // The responder has heard from this end after IKE_AUTH: both ends are known to be ready.
+        if role == Role::Initiator {
+            self.confirm(spi, now);
+        }
+    }
+
+    /// Sends the announcements that are due; called when the driver has acted on all events.
+    pub(super) fn tell_peers(&mut self) {
+        let Some(now) = self.now else {
+            return;
+        };
+        for id in std::mem::take(&mut self.talkative) {
+            self.tell(&id, now);
+        }
+    }
+
+    /// On the newest IKE SA that the peer is known to have. Where none can be used now, a later fact brings it up again.
+    fn tell(&mut self, id: &Identity, now: Instant) {
+        let Some(peer) = self.peers.get(id).filter(|peer| peer.pending) else {
+            return;
+        };
+        let usable = |spi: &&u64| {
+            let established = self.sas.get(spi).and_then(|sa| sa.established());
+            established.is_some_and(|established| established.mesh && established.proven)
+        };
+        let Some(spi) = peer.sas.iter().rev().find(usable).copied() else {
+            return;
+        };
+        let data = peer.announcement.clone();
+        let payloads = [announcement(&data)];
+        self.request(spi, Request::Announce(data.clone()), &payloads, now);
+    }
+
+    /// Sends an INFORMATIONAL request if the window allows; returns whether it did.
+    pub(super) fn request(&mut self, spi: u64, request: Request, payloads: &[Payload<'_>], now: Instant) -> bool {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return false;
+        };
+        let Some(id) = sa.exchanges.next_id() else {
+            return false;
+        };
+        let header = sa.header(ExchangeType::Informational, false, id);
+        match sa.seal(&header, payloads) {
+            Ok(datagram) => self.send_request(spi, request, datagram, now),
+            Err(error) => tracing::error!("request not sent: {error}"),
+        }
+        true
+    }
+
+    /// Silence: of IKE and of authenticated ESP. One in flight asks for an answer already.
+    pub(super) fn check_liveness(&mut self, spi: u64, now: Instant) {
+        let Some(sa) = self.sas.get(&spi) else {
+            return;
+        };
+        let Some(established) = sa.established() else {
+            return;
+        };
+        let traffic = self.peers.get(&established.peer).and_then(|peer| peer.traffic);
+        let silent_until = sa.heard.max(traffic.unwrap_or(sa.heard)) + limits::DPD_IDLE;
+        if silent_until > now {
+            return self.timers.set(Timer::Liveness(spi), silent_until);
+        }
+        self.request(spi, Request::Liveness, &[], now);
+        self.timers.set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+    }
+
+    pub(super) fn retransmit(&mut self, spi: u64, now: Instant) {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return;
+        };
+        let path = sa.path;
+        match sa.exchanges.retry(&mut *self.rng) {
+            None => {}
+            Some(Retry::Send(datagram, wait)) => {
+                let datagram = datagram.to_vec();
+                self.timers.set(Timer::Retransmit(spi), now + wait);
+                self.transmit(path, datagram);
+            }
+            Some(Retry::GiveUp(_, tries)) => self.give_up(spi, tries, now),
+        }
+    }
+
+    fn give_up(&mut self, spi: u64, tries: u32, now: Instant) {
+        let Some(sa) = self.sas.get(&spi) else {
+            return;
+        };
+        let remote = sa.path.remote;
+        let failed = match &sa.state {
+            State::Established(_) => return self.timed_out(spi, now),
+            State::InitSent(state) => {
+                let told = state.told.as_ref();
+                let hint = told.map(|told| format!(" (An answer that proves nothing came: {told}.)"));
+                let (peer, hint) = (state.peer.clone(), hint.unwrap_or_default());
+                Failure::NoAnswer { peer, remote, port: remote.port(), tries, hint }
+            }
+            State::AuthSent(state) if !state.doomed => Failure::NoAuthAnswer { peer: state.peer.clone(), remote, tries },
+            _ => return self.forget(spi),
+        };
+        if let Failure::NoAnswer { peer, .. } | Failure::NoAuthAnswer { peer, .. } = &failed {
+            let peer = peer.clone();
+            self.say_again(&peer);
+            self.attempt_failed(spi, &peer, failed, now);
+        }
+    }
+
+    /// The IKE_AUTH that failed may have been heard and carried an older announcement than the last one acknowledged.
+    pub(super) fn say_again(&mut self, id: &Identity) {
+        if let Some(peer) = self.peers.get_mut(id).filter(|peer| !peer.sas.is_empty()) {
+            peer.pending = true;
+            self.talkative.insert(id.clone());
+        }
+    }
+
+    /// Both SPIs of each of an IKE SA's CHILD_SAs.
+    pub(super) fn children(&self, spi: u64) -> &[ChildRef] {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        established.map(|established| established.children.as_slice()).unwrap_or_default()
+    }
+
+    /// Emits the end of a CHILD_SA and frees its SPI.
+    pub(super) fn child_down(&mut self, id: &Identity, child: ChildRef, reason: CloseReason) {
+        self.spis.remove(&child.spi_in);
+        let ChildRef { spi_in, spi_out } = child;
+        self.events.push_back(Event::ChildDown { peer: id.clone(), spi_in, spi_out, reason });
+    }
+}

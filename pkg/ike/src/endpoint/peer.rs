@@ -1,0 +1,206 @@
+//! Peers, and when this node starts towards one (docs/ike-initiator.md).
+
+use std::time::{Duration, Instant};
+
+use super::{Connect, Endpoint};
+use crate::config::{Config, Identity, PeerAuth, PeerConfig, TrafficSelector};
+use crate::error::ConfigError;
+use crate::limits;
+use crate::sa::auth::is_node_name;
+use crate::sa::{ChildRef, State};
+use crate::timers::{Timer, backoff, jittered, up_to};
+
+/// One peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) config: PeerConfig,
+    /// The newest one.
+    pub(super) announcement: Vec<u8>,
+    /// How to start; `None`: do not.
+    pub(super) wanted: Option<Connect>,
+    /// Local SPI of this node's own handshake under way.
+    pub(super) attempt: Option<u64>,
+    /// Attempts that failed since the last IKE SA.
+    pub(super) failures: u32,
+    /// Established IKE SAs with a CHILD_SA, oldest first.
+    pub(super) sas: Vec<u64>,
+    /// CHILD_SAs whose IKE SA timed out, with its age, oldest first.
+    pub(super) orphans: Vec<(u64, ChildRef)>,
+    /// The announcement is not acknowledged.
+    pub(super) pending: bool,
+    /// Last authenticated ESP.
+    pub(super) traffic: Option<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig) -> Self {
+        Self {
+            announcement: config.announcement.clone(),
+            config,
+            wanted: None,
+            attempt: None,
+            failures: 0,
+            sas: Vec::new(),
+            orphans: Vec::new(),
+            pending: false,
+            traffic: None,
+        }
+    }
+
+    /// Returns the configuration before. The announcement in it is news only if it changed: a later `announce` holds.
+    pub(super) fn replace_config(&mut self, config: PeerConfig) -> PeerConfig {
+        let said = &config.announcement;
+        if *said != self.config.announcement && *said != self.announcement {
+            self.announcement.clone_from(said);
+            self.pending = true;
+        }
+        std::mem::replace(&mut self.config, config)
+    }
+
+    /// Returns whether that is news to be scheduled.
+    pub(super) fn want(&mut self, why: Connect) -> bool {
+        let sooner = self.wanted == Some(Connect::Policy) && why != Connect::Policy && self.failures == 0;
+        let news = self.wanted.is_none() || sooner;
+        if news {
+            self.wanted = Some(why);
+        }
+        news
+    }
+
+    /// Something is missing that an attempt could bring: an IKE SA, or the successor of a CHILD_SA without one.
+    fn lacks_sa(&self) -> bool {
+        self.attempt.is_none() && (self.sas.is_empty() || !self.orphans.is_empty())
+    }
+}
+
+impl Endpoint {
+    /// Sets the time of the next attempt by the rule of who starts, if the peer is wanted and lacks an IKE SA.
+    pub(super) fn schedule(&mut self, id: &Identity, now: Instant) {
+        let Some(peer) = self.peers.get(id).filter(|peer| peer.lacks_sa()) else {
+            return;
+        };
+        let lower = self.config.identity < *id;
+        let wait = match peer.wanted {
+            None => return,
+            Some(Connect::Restart | Connect::Fresh) => Duration::ZERO,
+            Some(Connect::Policy) if lower => up_to(limits::START_JITTER, &mut *self.rng),
+            Some(Connect::Policy) => jittered(limits::PASSIVE_WAIT, &mut *self.rng),
+        };
+        self.timers.set(Timer::Connect(id.clone()), now + wait);
+    }
+
+    /// Sets the time of the next attempt after one that failed.
+    pub(super) fn schedule_retry(&mut self, id: &Identity, now: Instant) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let base = backoff(limits::RETRY_FIRST, limits::RETRY_MAX, peer.failures);
+        peer.failures = peer.failures.saturating_add(1);
+        self.retry_in(id, base, now);
+    }
+
+    /// The other side's handshake goes first: wait for it before starting again.
+    pub(super) fn schedule_after_crossing(&mut self, id: &Identity, now: Instant) {
+        self.retry_in(id, limits::CROSSING_WAIT, now);
+    }
+
+    fn retry_in(&mut self, id: &Identity, base: Duration, now: Instant) {
+        if self.peers.get(id).is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa()) {
+            let wait = jittered(base, &mut *self.rng);
+            self.timers.set(Timer::Connect(id.clone()), now + wait);
+        }
+    }
+
+    /// Starts what is due at once, so that its first datagram goes out without another round of the driver.
+    pub(super) fn start_due(&mut self, now: Instant) {
+        while let Some(id) = self.timers.pop_due_connect(now) {
+            self.start_attempt(&id, now);
+        }
+    }
+
+    /// True when an attempt towards this peer makes sense now.
+    pub(super) fn may_start(&self, id: &Identity) -> bool {
+        self.peers.get(id).is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa())
+    }
+
+    /// Ends this node's own handshake under way, without a word. Where the peer may have answered IKE_AUTH already and
+    /// `delete` is set, it goes on until that answer comes and the IKE SA can be deleted.
+    pub(super) fn abandon_attempt(&mut self, id: &Identity, delete: bool) {
+        let attempt = self.peers.get_mut(id).and_then(|peer| peer.attempt.take());
+        let Some((spi, sa)) = attempt.and_then(|spi| Some((spi, self.sas.get_mut(&spi)?))) else {
+            return;
+        };
+        match &mut sa.state {
+            State::AuthSent(state) if delete => state.doomed = true,
+            _ => self.forget(spi),
+        }
+    }
+
+    /// After [`Endpoint::put_peer`]: drops what the new configuration would not have let in.
+    pub(super) fn drop_unfit(&mut self, id: &Identity, old: &PeerConfig, now: Instant) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        let new = &peer.config;
+        let renamed = matches!((&old.uid, &new.uid), (Some(old), Some(new)) if old != new);
+        let other_auth = old.auth != new.auth || renamed;
+        let moved = |spi: &u64| {
+            self.sas.get(spi).is_some_and(|sa| {
+                !new.addresses.contains(&sa.path.remote.ip()) || sa.path.local.ip() != new.local.ip()
+            })
+        };
+        let unfit = other_auth || peer.sas.iter().any(moved);
+        let restart = unfit || (old.remote, old.local, &old.child) != (new.remote, new.local, &new.child);
+        if unfit {
+            self.close_all(id, crate::event::CloseReason::Local);
+        }
+        if restart {
+            self.abandon_attempt(id, true);
+            self.schedule(id, now);
+        }
+    }
+}
+
+/// A name that fits into ID_FQDN.
+pub(super) fn check_identity(id: &Identity) -> Result<(), ConfigError> {
+    if is_node_name(&id.0) { Ok(()) } else { Err(ConfigError::Identity(id.0.clone())) }
+}
+
+/// Whether `peer` can work for a node with `config`.
+pub(super) fn check(config: &Config, peer: &PeerConfig) -> Result<(), ConfigError> {
+    let who = || peer.identity.clone();
+    check_identity(&peer.identity)?;
+    if peer.identity == config.identity {
+        return Err(ConfigError::Own(who()));
+    }
+    match &peer.auth {
+        PeerAuth::Psk(psk) if psk.len() < limits::PSK_MIN => {
+            return Err(ConfigError::ShortPsk { peer: who(), got: psk.len() });
+        }
+        PeerAuth::Certificate if config.credentials.is_none() => return Err(ConfigError::NoCredentials(who())),
+        PeerAuth::Certificate if config.trust.is_empty() => return Err(ConfigError::NoTrust(who())),
+        PeerAuth::Psk(_) | PeerAuth::Certificate => {}
+    }
+    check_content(peer)
+}
+
+fn check_content(peer: &PeerConfig) -> Result<(), ConfigError> {
+    let who = || peer.identity.clone();
+    if peer.addresses.is_empty() {
+        return Err(ConfigError::NoAddress(who()));
+    }
+    if peer.child.suites.is_empty() {
+        return Err(ConfigError::NoSuites(who()));
+    }
+    if ![&peer.child.local_ts, &peer.child.remote_ts].into_iter().all(|side| are_selectors(side)) {
+        return Err(ConfigError::Selectors(who()));
+    }
+    if peer.announcement.len() > limits::ANNOUNCEMENT_MAX {
+        return Err(ConfigError::Announcement { peer: who(), got: peer.announcement.len() });
+    }
+    Ok(())
+}
+
+fn are_selectors(side: &[TrafficSelector]) -> bool {
+    (1..=limits::SELECTORS_MAX).contains(&side.len()) && side.iter().all(crate::child::select::is_valid)
+}

@@ -1,0 +1,118 @@
+//! Sorting datagrams: header → IKE SA → message ID → SK → only then the state (RFC 7296 §2.21). What is not understood or
+//! not authentic is dropped without a trace in any state.
+
+use std::time::{Duration, Instant};
+
+use super::Endpoint;
+use crate::event::{Path, Role};
+use crate::exchange::{Incoming, Request};
+use crate::sa::{IkeSa, State};
+use crate::wire::{ExchangeType, Header};
+
+/// A datagram with its circumstances.
+#[derive(Clone, Copy)]
+pub(super) struct Received<'a> {
+    pub(super) now: Instant,
+    pub(super) unix: Duration,
+    pub(super) path: Path,
+    pub(super) datagram: &'a [u8],
+    pub(super) header: Header,
+}
+
+impl Endpoint {
+    pub(super) fn receive(&mut self, now: Instant, unix: Duration, path: Path, datagram: &[u8]) {
+        let header = match Header::parse(datagram) {
+            Ok((header, _)) => header,
+            Err(error) => return tracing::trace!(remote = %path.remote, "no IKE message: {error}"),
+        };
+        let (spi_i, spi_r) = (format_args!("{:016x}", header.spi_i), format_args!("{:016x}", header.spi_r));
+        let _span = tracing::debug_span!("ike", %spi_i, %spi_r, remote = %path.remote).entered();
+        let received = Received { now, unix, path, datagram, header };
+        let first = header.exchange == ExchangeType::IkeSaInit && !header.flags.response;
+        if first {
+            return self.receive_init(&received);
+        }
+        let Some(spi) = self.find_sa(&header) else {
+            return tracing::trace!("message for no IKE SA of this node dropped");
+        };
+        if header.flags.response {
+            self.receive_response(spi, &received);
+        } else {
+            self.receive_request(spi, &received);
+        }
+    }
+
+    /// The IKE SA that both SPIs and the initiator flag point at.
+    fn find_sa(&self, header: &Header) -> Option<u64> {
+        let (local, remote, role) = if header.flags.initiator {
+            (header.spi_r, header.spi_i, Role::Responder)
+        } else {
+            (header.spi_i, header.spi_r, Role::Initiator)
+        };
+        let fits = |sa: &&IkeSa| {
+            let unanswered = matches!(sa.state, State::InitSent(_)) && header.exchange == ExchangeType::IkeSaInit;
+            sa.role == role && (sa.remote_spi == remote || unanswered)
+        };
+        self.sas.get(&local).filter(fits).map(|sa| sa.spi)
+    }
+
+    fn receive_request(&mut self, spi: u64, received: &Received<'_>) {
+        let Some(sa) = self.sas.get(&spi) else {
+            return;
+        };
+        match sa.exchanges.classify(received.header.message_id, received.datagram) {
+            Incoming::New => {}
+            Incoming::Repeated(response) => {
+                let response = response.to_vec();
+                return self.transmit(received.path, response);
+            }
+            Incoming::OutOfWindow => return tracing::trace!("request outside the window dropped"),
+        }
+        if !sa.admits_request(received.header.exchange) {
+            return tracing::debug!(exchange = ?received.header.exchange, "request not allowed in this state dropped");
+        }
+        let Some(opened) = sa.open(received.datagram) else {
+            return tracing::debug!("request that does not authenticate dropped");
+        };
+        self.heard(spi, received.now);
+        match received.header.exchange {
+            ExchangeType::IkeAuth => self.receive_auth_request(spi, received, &opened),
+            ExchangeType::CreateChildSa => self.refuse_child(spi, received),
+            _ => self.receive_informational(spi, received, &opened),
+        }
+    }
+
+    fn receive_response(&mut self, spi: u64, received: &Received<'_>) {
+        let Some(sa) = self.sas.get(&spi) else {
+            return;
+        };
+        let expected = match sa.exchanges.in_flight(received.header.message_id) {
+            Some(Request::Init) => ExchangeType::IkeSaInit,
+            Some(Request::Auth) => ExchangeType::IkeAuth,
+            Some(Request::Liveness | Request::Announce(_) | Request::Delete) => ExchangeType::Informational,
+            None => return tracing::trace!("response to nothing in flight dropped"),
+        };
+        if received.header.exchange != expected {
+            return tracing::debug!("response of another exchange dropped");
+        }
+        if expected == ExchangeType::IkeSaInit {
+            return self.receive_init_response(spi, received);
+        }
+        let Some(opened) = sa.open(received.datagram) else {
+            return tracing::debug!("response that does not authenticate dropped");
+        };
+        self.heard(spi, received.now);
+        if expected == ExchangeType::IkeAuth {
+            self.receive_auth_response(spi, received, &opened);
+        } else {
+            self.receive_informational_response(spi, received);
+        }
+    }
+
+    /// The peer is alive.
+    fn heard(&mut self, spi: u64, now: Instant) {
+        if let Some(sa) = self.sas.get_mut(&spi) {
+            sa.heard = now;
+        }
+    }
+}

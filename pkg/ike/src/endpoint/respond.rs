@@ -1,0 +1,364 @@
+//! The responder's side of IKE_SA_INIT and IKE_AUTH (RFC 7296 §1.2, §2.6, §2.21.1, §2.21.2).
+
+use super::Endpoint;
+use super::half_open::Admission;
+use super::informational::{announced, announcement};
+use super::receive::Received;
+use crate::child::{self, Agreed};
+use crate::config::{Identity, PeerConfig};
+use crate::crypto::{CryptoError, KexGroup, Nonces, SkeySeed, Spis, kex};
+use crate::error::Failure;
+use crate::event::{ChildSa, Path, Role};
+use crate::exchange::Incoming;
+use crate::limits;
+use crate::sa::auth::{node_name, own_id, prove, verify};
+use crate::sa::init::{self, Chosen, Heard, Say};
+use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, State, notify};
+use crate::timers::Timer;
+use crate::wire::{self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload};
+
+/// What a verified IKE_AUTH request is answered with.
+struct Verdict {
+    peer: Identity,
+    child: Result<(Agreed, ChildSa), Failure>,
+    announcement: Option<Vec<u8>>,
+}
+
+impl Endpoint {
+    pub(super) fn receive_init(&mut self, received: &Received<'_>) {
+        let Received { header, datagram, path, .. } = *received;
+        let first = header.spi_i != 0 && header.spi_r == 0 && header.message_id == 0 && header.flags.initiator;
+        if !first || datagram.len() > limits::INIT_BYTES {
+            return tracing::trace!("IKE_SA_INIT with a header that it cannot have, or too large, dropped");
+        }
+        if let Some(spi) = self.half_open.find(path.remote, header.spi_i) {
+            return self.repeat_init(spi, received);
+        }
+        let message = match Message::parse(datagram) {
+            Ok(message) => message,
+            Err(error @ wire::Error::UnsupportedCritical(kind)) => {
+                return self.refuse_init(received, error.notify(), &[kind]);
+            }
+            Err(error) => return tracing::debug!("malformed IKE_SA_INIT dropped: {error}"),
+        };
+        if self.admit(received, &message.payloads) {
+            self.answer_init(received, &message.payloads);
+        }
+    }
+
+    /// The same request again gets the same response; another one under the same SPI is not believed.
+    fn repeat_init(&mut self, spi: u64, received: &Received<'_>) {
+        let sa = self.sas.get(&spi);
+        let repeated = sa.map(|sa| sa.exchanges.classify(0, received.datagram));
+        if let Some(Incoming::Repeated(response)) = repeated {
+            let response = response.to_vec();
+            self.transmit(received.path, response);
+        }
+    }
+
+    /// Applies the limits on half-open IKE SAs; nothing is stored for a request that must show a cookie first.
+    fn admit(&mut self, received: &Received<'_>, payloads: &[Payload<'_>]) -> bool {
+        let remote = received.path.remote;
+        match self.half_open.admission(remote.ip()) {
+            Admission::Free => return true,
+            Admission::Full => return false,
+            Admission::WithCookie => {}
+        }
+        let Some(nonce) = init::nonce(payloads) else {
+            return false;
+        };
+        let (spi_i, now) = (received.header.spi_i, received.now);
+        let shown = notify(payloads, NotifyType::Cookie);
+        if shown.is_some_and(|cookie| self.cookies.check(cookie, remote, spi_i, nonce, now, &mut *self.rng)) {
+            return true;
+        }
+        let cookie = self.cookies.make(remote, spi_i, nonce, now, &mut *self.rng);
+        self.refuse_init(received, NotifyType::Cookie, &cookie);
+        false
+    }
+
+    fn answer_init(&mut self, received: &Received<'_>, payloads: &[Payload<'_>]) {
+        let spis = Spis { initiator: received.header.spi_i, responder: 0 };
+        let heard = match Heard::read(payloads, spis, received.path) {
+            Ok(heard) => heard,
+            Err(error) => {
+                tracing::debug!("IKE_SA_INIT refused: {error}");
+                return self.refuse_init(received, error.notify(), &[]);
+            }
+        };
+        let Some(chosen) = init::choose(heard.sa, heard.group) else {
+            return self.refuse_proposals(received, heard.sa);
+        };
+        if chosen.group.transform_id() != heard.group {
+            let wanted = chosen.group.transform_id().to_be_bytes();
+            return self.refuse_init(received, NotifyType::InvalidKePayload, &wanted);
+        }
+        if let Err(error) = self.open_half(received, &heard, chosen) {
+            tracing::debug!("IKE_SA_INIT dropped: {error}");
+        }
+    }
+
+    /// Makes a half-open IKE SA and answers.
+    fn open_half(&mut self, received: &Received<'_>, heard: &Heard<'_>, chosen: Chosen) -> Result<(), CryptoError> {
+        let Received { header, path, datagram, now, .. } = *received;
+        let (public, shared) = kex::respond(chosen.group, heard.public, &mut *self.rng)?;
+        let (spi, nonce_r) = (self.fresh_ike_spi(), self.fresh_nonce());
+        let spis = Spis { initiator: header.spi_i, responder: spi };
+        let nonces = Nonces { initiator: heard.nonce, responder: &nonce_r };
+        let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
+        let sent = init_response(spis, path, chosen, &public, &nonce_r);
+        let negotiated = Negotiated {
+            keys: keys.for_role(Role::Responder)?,
+            sent: sent.clone(),
+            received: datagram.to_vec(),
+            nonce_i: heard.nonce.to_vec(),
+            nonce_r,
+            mesh: heard.mesh,
+            hashes: heard.hashes.clone(),
+        };
+        let state = State::HalfOpen(Box::new(HalfOpen { negotiated, from: path.remote }));
+        let mut sa = IkeSa::new(spi, header.spi_i, Role::Responder, path, now, state);
+        sa.exchanges.respond(datagram, sent.clone());
+        self.sas.insert(spi, sa);
+        if let Some(evicted) = self.half_open.insert(path.remote, header.spi_i, spi) {
+            self.forget(evicted);
+        }
+        self.timers.set(Timer::Expire(spi), now + limits::HALF_OPEN_LIFETIME);
+        self.transmit(path, sent);
+        Ok(())
+    }
+
+    fn refuse_proposals(&mut self, received: &Received<'_>, offered: &wire::Sa) {
+        let (offered, own) = (init::describe(offered), init::describe(&init::offer()));
+        let failure = Failure::NoIkeProposal { offered, own };
+        self.refuse_init(received, failure.notify(), &[]);
+        // From elsewhere it is noise that anybody can make.
+        if self.half_open.knows(received.path.remote.ip()) {
+            self.handshake_failed(None, received.path, failure);
+        }
+    }
+
+    /// An unprotected answer without state: SPIr 0, as it is for a request that makes no IKE SA (RFC 7296 §2.6).
+    fn refuse_init(&mut self, received: &Received<'_>, kind: NotifyType, data: &[u8]) {
+        let flags = wire::Flags { initiator: false, response: true, version: false };
+        let header = Header { flags, ..received.header };
+        let datagram = wire::emit(&header, &[Payload::Notify(Notify::new(kind, data))]);
+        self.transmit(received.path, datagram);
+    }
+
+    pub(super) fn receive_auth_request(&mut self, spi: u64, received: &Received<'_>, opened: &Opened) {
+        let failed = match opened.payloads() {
+            Err(error) => (None, error.into()),
+            Ok(payloads) => match self.judge_auth_request(spi, received, &payloads) {
+                Ok(verdict) => return self.accept_auth(spi, received, verdict),
+                Err(failed) => failed,
+            },
+        };
+        self.refuse_auth(spi, received, failed.0, failed.1);
+    }
+
+    /// Who it is and what it gets. The error names whom it claimed to be.
+    fn judge_auth_request(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        payloads: &[Payload<'_>],
+    ) -> Result<Verdict, (Option<Identity>, Failure)> {
+        let spi_in = self.fresh_esp_spi();
+        let verdict = self.authenticate(spi, received, payloads).and_then(|peer| {
+            let id = peer.identity.clone();
+            self.check_crossing(&id, received.now).map_err(|failure| (Some(id.clone()), failure))?;
+            let state = self.half_open_state(spi).ok_or((None, no_state()))?;
+            let child = child::Heard::read(payloads)
+                .and_then(|heard| child::accept(&id, &peer.child, &heard))
+                .and_then(|agreed| {
+                    let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
+                    let child = agreed.clone().key(spi_in, Role::Responder, sk_d, nonces)?;
+                    Ok((agreed, child))
+                });
+            let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
+            Ok(Verdict { peer: id, child, announcement })
+        });
+        if verdict.as_ref().map_or(true, |verdict| verdict.child.is_err()) {
+            self.spis.remove(&spi_in);
+        }
+        verdict
+    }
+
+    fn half_open_state(&self, spi: u64) -> Option<&HalfOpen> {
+        match &self.sas.get(&spi)?.state {
+            State::HalfOpen(state) => Some(state),
+            _ => None,
+        }
+    }
+
+    /// Identity → configured peer → source address → proof, in this order.
+    fn authenticate(
+        &self,
+        spi: u64,
+        received: &Received<'_>,
+        payloads: &[Payload<'_>],
+    ) -> Result<&PeerConfig, (Option<Identity>, Failure)> {
+        let remote = received.path.remote;
+        let state = self.half_open_state(spi).ok_or((None, no_state()))?;
+        let id = find_id(payloads, true).and_then(|id| Some((id, node_name(id)?)));
+        let (id, claimed) = id.ok_or((None, Failure::NoIdentity { remote }))?;
+        let failed = |failure| (Some(claimed.clone()), failure);
+        let peer = self.peers.get(&claimed).map(|peer| &peer.config);
+        let peer = peer.ok_or_else(|| failed(Failure::UnknownPeer { claimed: claimed.clone(), remote }))?;
+        if !peer.addresses.contains(&remote.ip()) {
+            let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
+            let (claimed, addresses) = (claimed.clone(), addresses.join(", "));
+            return Err(failed(Failure::WrongAddress { claimed, remote: remote.ip(), addresses }));
+        }
+        verify(&self.config, peer, &state.negotiated, Role::Responder, payloads, id, received.unix)
+            .map_err(failed)?;
+        self.check_wanted_name(&claimed, payloads).map_err(failed)?;
+        Ok(peer)
+    }
+
+    /// IDr, where the initiator sent one, says whom it wants (RFC 7296 §1.2).
+    fn check_wanted_name(&self, peer: &Identity, payloads: &[Payload<'_>]) -> Result<(), Failure> {
+        let own = &self.config.identity;
+        match find_id(payloads, false) {
+            Some(wanted) if node_name(wanted).as_ref() != Some(own) => {
+                let wanted = String::from_utf8_lossy(wanted.data).escape_debug().take(limits::IDENTITY_MAX).collect();
+                Err(Failure::NotMe { peer: peer.clone(), wanted, own: own.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rule of docs/ike-initiator.md for two handshakes that cross: the lower identity's goes on, while it has hope.
+    fn check_crossing(&self, id: &Identity, now: std::time::Instant) -> Result<(), Failure> {
+        let attempt = self.peers.get(id).and_then(|peer| peer.attempt);
+        let Some(own) = attempt.and_then(|spi| self.sas.get(&spi)) else {
+            return Ok(());
+        };
+        let hopeful = now < own.heard + limits::CROSSING_PATIENCE;
+        if self.config.identity < *id && hopeful { Err(Failure::Crossing) } else { Ok(()) }
+    }
+
+    /// Refused in an SK payload; the IKE SA is gone but for that response.
+    fn refuse_auth(&mut self, spi: u64, received: &Received<'_>, peer: Option<Identity>, failure: Failure) {
+        let data = failure.notify_data();
+        let payloads = [Payload::Notify(Notify::new(failure.notify(), &data))];
+        self.respond(spi, received, &payloads);
+        self.leave_half_open(spi);
+        if let Some(sa) = self.sas.get_mut(&spi) {
+            sa.state = State::Closed;
+        }
+        self.timers.set(Timer::Expire(spi), received.now + limits::CLOSED_LINGER);
+        if !matches!(failure, Failure::Crossing) {
+            self.handshake_failed(peer, received.path, failure);
+        }
+    }
+
+    fn accept_auth(&mut self, spi: u64, received: &Received<'_>, verdict: Verdict) {
+        let Verdict { peer: id, child, announcement: theirs } = verdict;
+        if let Err(failure) = self.answer_auth(spi, received, &id, &child) {
+            if let Ok((_, child)) = &child {
+                self.spis.remove(&child.spi_in);
+            }
+            return self.refuse_auth(spi, received, Some(id), failure);
+        }
+        if let Some(sa) = self.sas.get_mut(&spi) {
+            sa.path = received.path;
+        }
+        let older = self.half_open_older(spi);
+        self.leave_half_open(spi);
+        match child {
+            Ok((_, child)) => {
+                older.into_iter().for_each(|spi| self.forget(spi));
+                self.abandon_crossed(&id);
+                self.establish_responder(spi, &id, child, theirs, received.now);
+            }
+            Err(failure) => {
+                self.handshake_failed(Some(id.clone()), received.path, failure);
+                self.establish_childless(spi, &id, received.now);
+            }
+        }
+    }
+
+    /// IDr, proof, and the CHILD_SA or why there is none (RFC 7296 §1.3: the IKE SA stands all the same).
+    fn answer_auth(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        id: &Identity,
+        child: &Result<(Agreed, ChildSa), Failure>,
+    ) -> Result<(), Failure> {
+        let config = self.config.clone();
+        let (peer, state) = match (self.peers.get(id), self.half_open_state(spi)) {
+            (Some(peer), Some(state)) => (peer, state),
+            _ => return Err(no_state()),
+        };
+        let proof = prove(&config, &peer.config, &state.negotiated, Role::Responder)?;
+        let said = state.negotiated.mesh.then(|| peer.announcement.clone());
+        let mut payloads = vec![Payload::IdR(own_id(&config))];
+        payloads.extend(proof.payloads());
+        match child {
+            Ok((agreed, child)) => {
+                payloads.extend(agreed.payloads(child.spi_in));
+                payloads.extend(said.as_deref().map(announcement));
+            }
+            Err(failure) => payloads.push(Payload::Notify(Notify::new(failure.notify(), &[]))),
+        }
+        self.respond(spi, received, &payloads);
+        Ok(())
+    }
+
+    /// This node's own handshake gives way to the one that was accepted. The lower identity's, once it has sent IKE_AUTH,
+    /// goes on: the peer may have taken it, and then it is the newer one on both ends.
+    fn abandon_crossed(&mut self, id: &Identity) {
+        let attempt = self.peers.get(id).and_then(|peer| self.sas.get(&peer.attempt?));
+        let sent_auth = attempt.is_some_and(|own| matches!(own.state, State::AuthSent(_)));
+        if !(self.config.identity < *id && sent_auth) {
+            self.abandon_attempt(id, false);
+        }
+    }
+
+    fn half_open_older(&self, spi: u64) -> Vec<u64> {
+        let Some(sa) = self.sas.get(&spi) else {
+            return Vec::new();
+        };
+        let from = self.half_open_state(spi).map(|state| state.from);
+        from.map(|from| self.half_open.older_than(from, sa.remote_spi)).unwrap_or_default()
+    }
+
+    /// Takes an IKE SA out of the table of half-open ones.
+    pub(super) fn leave_half_open(&mut self, spi: u64) {
+        let Some(from) = self.half_open_state(spi).map(|state| state.from) else {
+            return;
+        };
+        if let Some(sa) = self.sas.get(&spi) {
+            self.half_open.remove(from, sa.remote_spi);
+        }
+    }
+}
+
+fn no_state() -> Failure {
+    Failure::Missing { what: "IKE SA", message: "endpoint" }
+}
+
+fn init_response(spis: Spis, path: Path, chosen: Chosen, public: &[u8], nonce: &[u8]) -> Vec<u8> {
+    let group: KexGroup = chosen.group;
+    let say = Say { spis, path, cookie: &[], sa: chosen.answer(), group, public, nonce };
+    let header = Header {
+        spi_i: spis.initiator,
+        spi_r: spis.responder,
+        next_payload: wire::PayloadType::None,
+        exchange: ExchangeType::IkeSaInit,
+        flags: wire::Flags { initiator: false, response: true, version: false },
+        message_id: 0,
+    };
+    say.emit(|payloads| wire::emit(&header, payloads))
+}
+
+fn find_id<'a, 'b>(payloads: &'b [Payload<'a>], initiator: bool) -> Option<&'b Identification<'a>> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::IdI(id) if initiator => Some(id),
+        Payload::IdR(id) if !initiator => Some(id),
+        _ => None,
+    })
+}

@@ -1,0 +1,92 @@
+//! Every limit and timeout of the endpoint, each with its reason and RFC section. What is bounded here bounds memory:
+//!
+//! - before authentication: [`HALF_OPEN_UNKNOWN`] + [`HALF_OPEN_PER_ADDRESS`] × configured peer addresses IKE SAs of a few
+//!   KiB each ([`INIT_BYTES`] is the largest part);
+//! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with one CHILD_SA each, [`ORPHANS_PER_PEER`] SPI pairs, one
+//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`].
+
+use std::time::Duration;
+
+// --- Retransmission (RFC 7296 §2.1, §2.4) ---
+
+/// First retransmission of a request. The lower end: round trips in a mesh take milliseconds.
+pub const RETRANSMIT_FIRST: Duration = Duration::from_millis(500);
+/// Intervals double up to this (exponential backoff, RFC 7296 §2.1).
+pub const RETRANSMIT_MAX: Duration = Duration::from_secs(8);
+/// Each interval is stretched by up to this many percent, so that a mesh does not retransmit in step.
+pub const JITTER_PERCENT: u64 = 25;
+/// Sendings of a handshake request before the attempt ends: about 24 s. A new attempt follows (`RETRY_*`).
+pub const HANDSHAKE_TRIES: u32 = 6;
+/// Sendings of a request on an established IKE SA before the peer counts as gone: about 40 s (RFC 7296 §2.4).
+pub const REQUEST_TRIES: u32 = 8;
+/// Sendings of a DELETE of an IKE SA that is gone here already.
+pub const DELETE_TRIES: u32 = 6;
+
+// --- Who starts, and when (docs/ike-initiator.md) ---
+
+/// `Connect::Policy`: the lower identity starts within this, drawn at random per pair.
+pub const START_JITTER: Duration = Duration::from_millis(250);
+/// `Connect::Policy`: the higher identity starts by itself when no IKE SA came within this (plus jitter).
+pub const PASSIVE_WAIT: Duration = Duration::from_secs(5);
+/// A lower identity that has had no answer for this long accepts the other side's crossing attempt.
+pub const CROSSING_PATIENCE: Duration = Duration::from_secs(3);
+/// After TEMPORARY_FAILURE (RFC 7296 §2.25): the refused side's own attempt is repeated after this (plus jitter) at the
+/// earliest, if the other side's did not succeed meanwhile.
+pub const CROSSING_WAIT: Duration = Duration::from_secs(2);
+/// First wait after a failed attempt.
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Waits double up to this, for ever.
+pub const RETRY_MAX: Duration = Duration::from_secs(30);
+
+// --- IKE SAs (RFC 7296 §2.4, §2.21, §1.4.1) ---
+
+/// Silence before an empty INFORMATIONAL asks whether the peer is alive (RFC 7296 §2.4).
+pub const DPD_IDLE: Duration = Duration::from_secs(20);
+/// From the confirmation of a CHILD_SA to the removal of the ones it replaces: packets under way still arrive.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// How long the last response of a closed IKE SA is kept for the peer's retransmissions (RFC 7296 §2.1).
+pub const CLOSED_LINGER: Duration = Duration::from_secs(30);
+/// An IKE SA that came up without CHILD_SA is dropped by the responder after this if the initiator did not delete it.
+pub const CHILDLESS_LINGER: Duration = Duration::from_secs(10);
+/// Established IKE SAs with one peer: the one in use and its successors until one is confirmed. The oldest goes first.
+pub const IKE_SAS_PER_PEER: usize = 4;
+/// CHILD_SAs per peer that outlived their IKE SA and wait to be replaced. The oldest goes first.
+pub const ORPHANS_PER_PEER: usize = 4;
+
+// --- Half-open IKE SAs of the responder (RFC 7296 §2.6, RFC 8019) ---
+
+/// Half-open IKE SAs above which every IKE_SA_INIT needs a cookie.
+pub const HALF_OPEN: usize = 64;
+/// Half-open IKE SAs of one address above which its IKE_SA_INITs need a cookie.
+pub const HALF_OPEN_FREE_PER_ADDRESS: usize = 2;
+/// Half-open IKE SAs of one address; a further one takes the place of the oldest of that address.
+pub const HALF_OPEN_PER_ADDRESS: usize = 4;
+/// Half-open IKE SAs of all addresses that no configured peer has; further ones are not answered.
+pub const HALF_OPEN_UNKNOWN: usize = 128;
+/// A half-open IKE SA that never saw a valid IKE_AUTH goes after this.
+pub const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
+/// A cookie secret is used for this long, and its cookies are accepted for as long again (RFC 7296 §2.6).
+pub const COOKIE_ROTATE: Duration = Duration::from_secs(60);
+/// Restarts of an IKE_SA_INIT by COOKIE or INVALID_KE_PAYLOAD within one attempt. They are not authenticated.
+pub const INIT_RESTARTS: u32 = 4;
+/// IKE_SA_INIT requests above this are not answered: it is kept for AUTH (RFC 7296 §2.15), before anything is proven.
+pub const INIT_BYTES: usize = 4096;
+
+// --- Sizes ---
+
+/// Nonces sent (RFC 7296 §2.10: 16 to 256, at least half the PRF's key; 32 suits every PRF here).
+pub const NONCE_BYTES: usize = 32;
+/// Shortest nonce accepted (RFC 7296 §3.9).
+pub const NONCE_MIN: usize = 16;
+/// Longest nonce accepted (RFC 7296 §3.9).
+pub const NONCE_MAX: usize = 256;
+/// Longest cookie echoed (RFC 7296 §2.6).
+pub const COOKIE_MAX: usize = 64;
+/// Longest announcement sent or accepted.
+pub const ANNOUNCEMENT_MAX: usize = 64;
+/// Longest identity (a DNS name, RFC 1035 §2.3.4).
+pub const IDENTITY_MAX: usize = 253;
+/// Shortest pre-shared key in bytes (RFC 7296 §2.15 asks for as much unpredictability as the strongest key has).
+pub const PSK_MIN: usize = 32;
+/// Traffic selectors per side in a configuration.
+pub const SELECTORS_MAX: usize = 16;

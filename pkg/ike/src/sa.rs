@@ -1,0 +1,264 @@
+//! One IKE SA: a [`State`] and the exchanges in flight, two types. What it says is in [`init`] and [`auth`]; who may say
+//! what, and what follows, is decided by the endpoint.
+
+pub(crate) mod auth;
+pub(crate) mod init;
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use zeroize::Zeroizing;
+
+use crate::config::Identity;
+use crate::crypto::{CryptoError, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
+use crate::event::{Path, Role};
+use crate::exchange::Exchanges;
+use crate::wire::{self, ExchangeType, Flags, Header, Message, Payload, PayloadType};
+
+/// Where an IKE SA is in its life. Each state holds what is needed in it and no more.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Initiator: IKE_SA_INIT sent.
+    InitSent(Box<InitSent>),
+    /// Initiator: IKE_AUTH sent.
+    AuthSent(Box<AuthSent>),
+    /// Responder: IKE_SA_INIT answered.
+    HalfOpen(Box<HalfOpen>),
+    /// Authenticated.
+    Established(Box<Established>),
+    /// Gone here; its keys stay until the DELETE of either side is acknowledged.
+    Closing(Box<Closing>),
+    /// Gone on both sides; the last response stays for the peer's retransmissions.
+    Closed,
+}
+
+/// See [`State::InitSent`].
+#[derive(Debug)]
+pub(crate) struct InitSent {
+    pub(crate) peer: Identity,
+    pub(crate) kex: KeyExchange,
+    pub(crate) nonce: Vec<u8>,
+    /// Empty: none was asked for.
+    pub(crate) cookie: Vec<u8>,
+    pub(crate) request: Vec<u8>,
+    pub(crate) restarts: u32,
+    /// What unauthenticated answers said that were not believed.
+    pub(crate) told: Option<String>,
+}
+
+/// What IKE_SA_INIT agreed.
+#[derive(Debug)]
+pub(crate) struct Negotiated {
+    pub(crate) keys: RoleKeys,
+    /// IKE_SA_INIT as this side sent it.
+    pub(crate) sent: Vec<u8>,
+    /// IKE_SA_INIT as it was received.
+    pub(crate) received: Vec<u8>,
+    pub(crate) nonce_i: Vec<u8>,
+    pub(crate) nonce_r: Vec<u8>,
+    /// The peer sent our vendor ID.
+    pub(crate) mesh: bool,
+    /// Its SIGNATURE_HASH_ALGORITHMS.
+    pub(crate) hashes: Vec<u16>,
+}
+
+impl Negotiated {
+    pub(crate) fn nonces(&self) -> Nonces<'_> {
+        Nonces { initiator: &self.nonce_i, responder: &self.nonce_r }
+    }
+}
+
+/// See [`State::AuthSent`].
+#[derive(Debug)]
+pub(crate) struct AuthSent {
+    pub(crate) peer: Identity,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) spi_in: u32,
+    /// Not wanted any more: deleted as soon as the peer answers.
+    pub(crate) doomed: bool,
+}
+
+/// See [`State::HalfOpen`].
+#[derive(Debug)]
+pub(crate) struct HalfOpen {
+    pub(crate) negotiated: Negotiated,
+    /// Where IKE_SA_INIT came from: the key in the table of half-open IKE SAs.
+    pub(crate) from: SocketAddr,
+}
+
+/// The two SPIs of a CHILD_SA pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChildRef {
+    pub(crate) spi_in: u32,
+    pub(crate) spi_out: u32,
+}
+
+/// See [`State::Established`].
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) peer: Identity,
+    pub(crate) sealer: Sealer,
+    pub(crate) opener: Opener,
+    /// For CREATE_CHILD_SA and rekeys.
+    #[expect(dead_code, reason = "rekeying follows")]
+    pub(crate) sk_d: SkD,
+    pub(crate) mesh: bool,
+    /// Empty: childless, about to go.
+    pub(crate) children: Vec<ChildRef>,
+    /// Age among the IKE SAs of this endpoint.
+    pub(crate) order: u64,
+    /// The peer is known to have this IKE SA: it answered IKE_AUTH, or has spoken after it.
+    pub(crate) proven: bool,
+    /// The peer uses, or may use, the CHILD_SA: what is older may go.
+    pub(crate) confirmed: bool,
+    /// Announcement in the IKE_AUTH response, not acknowledged yet.
+    pub(crate) carried: Option<Vec<u8>>,
+}
+
+/// See [`State::Closing`].
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) sealer: Sealer,
+    pub(crate) opener: Opener,
+    /// A DELETE waits for the window.
+    pub(crate) delete: Option<Goodbye>,
+}
+
+/// What a DELETE says besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goodbye {
+    /// Nothing.
+    Plain,
+    /// AUTHENTICATION_FAILED: the responder was not who it should be (RFC 7296 §2.21.2).
+    AuthenticationFailed,
+}
+
+/// An IKE SA.
+#[derive(Debug)]
+pub(crate) struct IkeSa {
+    /// This side's SPI: its key in the endpoint.
+    pub(crate) spi: u64,
+    /// The other side's; 0 until it answered.
+    pub(crate) remote_spi: u64,
+    pub(crate) role: Role,
+    pub(crate) path: Path,
+    pub(crate) started: Instant,
+    /// When the peer last said something that was believed.
+    pub(crate) heard: Instant,
+    pub(crate) exchanges: Exchanges,
+    pub(crate) state: State,
+}
+
+impl IkeSa {
+    pub(crate) fn new(spi: u64, remote_spi: u64, role: Role, path: Path, now: Instant, state: State) -> Self {
+        let exchanges = Exchanges::default();
+        Self { spi, remote_spi, role, path, started: now, heard: now, exchanges, state }
+    }
+
+    /// Both SPIs in the order of the header.
+    pub(crate) fn spis(&self) -> Spis {
+        match self.role {
+            Role::Initiator => Spis { initiator: self.spi, responder: self.remote_spi },
+            Role::Responder => Spis { initiator: self.remote_spi, responder: self.spi },
+        }
+    }
+
+    pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
+        let Spis { initiator, responder } = self.spis();
+        let flags = Flags { initiator: self.role == Role::Initiator, response, version: false };
+        let next_payload = PayloadType::None;
+        Header { spi_i: initiator, spi_r: responder, next_payload, exchange, flags, message_id }
+    }
+
+    /// The state's exchanges (RFC 7296 §1): requests of any other are dropped.
+    pub(crate) fn admits_request(&self, exchange: ExchangeType) -> bool {
+        match self.state {
+            State::HalfOpen(_) => exchange == ExchangeType::IkeAuth,
+            State::Established(_) => {
+                matches!(exchange, ExchangeType::Informational | ExchangeType::CreateChildSa)
+            }
+            State::Closing(_) => exchange == ExchangeType::Informational,
+            State::InitSent(_) | State::AuthSent(_) | State::Closed => false,
+        }
+    }
+
+    /// The identity of an established peer.
+    pub(crate) fn established(&self) -> Option<&Established> {
+        match &self.state {
+            State::Established(established) => Some(established),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn established_mut(&mut self) -> Option<&mut Established> {
+        match &mut self.state {
+            State::Established(established) => Some(established),
+            _ => None,
+        }
+    }
+
+    fn sealer(&mut self) -> Option<&mut Sealer> {
+        match &mut self.state {
+            State::AuthSent(state) => Some(&mut state.negotiated.keys.sealer),
+            State::HalfOpen(state) => Some(&mut state.negotiated.keys.sealer),
+            State::Established(state) => Some(&mut state.sealer),
+            State::Closing(state) => Some(&mut state.sealer),
+            State::InitSent(_) | State::Closed => None,
+        }
+    }
+
+    fn opener(&self) -> Option<&Opener> {
+        match &self.state {
+            State::AuthSent(state) => Some(&state.negotiated.keys.opener),
+            State::HalfOpen(state) => Some(&state.negotiated.keys.opener),
+            State::Established(state) => Some(&state.opener),
+            State::Closing(state) => Some(&state.opener),
+            State::InitSent(_) | State::Closed => None,
+        }
+    }
+
+    /// A message with `payloads` in an SK payload.
+    pub(crate) fn seal(&mut self, header: &Header, payloads: &[Payload<'_>]) -> Result<Vec<u8>, CryptoError> {
+        let sealer = self.sealer().ok_or(CryptoError::SkLimit("it has no keys in this state"))?;
+        let (first, inner) = wire::emit_chain(payloads);
+        sealer.seal_message(header, first, &Zeroizing::new(inner))
+    }
+
+    /// Opens the SK payload of a whole datagram. `None`: there is none, or it is not authentic.
+    pub(crate) fn open(&self, datagram: &[u8]) -> Option<Opened> {
+        let message = Message::parse(datagram).ok()?;
+        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
+            return None;
+        };
+        let bytes = self.opener()?.open(datagram, sk.aad_len).ok()?;
+        Some(Opened { first: sk.inner_first, bytes })
+    }
+}
+
+/// The verified content of an SK payload.
+pub(crate) struct Opened {
+    first: PayloadType,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Opened {
+    pub(crate) fn payloads(&self) -> Result<Vec<Payload<'_>>, wire::Error> {
+        wire::parse_chain(self.first, &self.bytes)
+    }
+}
+
+/// The first notify of a kind.
+pub(crate) fn notify<'a>(payloads: &[Payload<'a>], kind: wire::NotifyType) -> Option<&'a [u8]> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(notify) if notify.kind == kind => Some(notify.data),
+        _ => None,
+    })
+}
+
+/// The first error notify.
+pub(crate) fn error_notify<'a>(payloads: &[Payload<'a>]) -> Option<(wire::NotifyType, &'a [u8])> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(notify) if notify.kind.is_error() => Some((notify.kind, notify.data)),
+        _ => None,
+    })
+}

@@ -1,0 +1,11 @@
+//! The endpoint in a simulated network. Everything random is seeded: a failure names its seed and happens again.
+
+#![allow(unreachable_pub)] // a test binary has no outside
+
+mod handshake;
+mod hostile;
+mod lifecycle;
+mod mesh;
+mod refused;
+mod restart;
+mod sim;

@@ -1,0 +1,70 @@
+//! A data plane and the driver's part for it, as the agent does it: SPIs and keys per peer, which one seals.
+
+use std::collections::BTreeMap;
+
+use espalier_ike::{ChildSa, Identity, Role};
+
+/// What one node has of one peer. It outlives the endpoint, as the real one does.
+#[derive(Clone, Debug, Default)]
+pub struct Pair {
+    /// Inbound SPI → key.
+    pub inbound: BTreeMap<u32, Vec<u8>>,
+    /// Outbound SPI → key, in order of installation.
+    pub outbound: Vec<(u32, Vec<u8>)>,
+    /// Which outbound SPI seals.
+    pub seals: Option<u32>,
+    /// SPI pairs of an endpoint that is gone: removed when a successor is confirmed.
+    pub adopted: Vec<(u32, u32)>,
+    /// (in, out) of the newest CHILD_SA.
+    pub newest: Option<(u32, u32)>,
+}
+
+impl Pair {
+    /// `ChildUp`: install both directions; an initiator seals at once.
+    pub fn up(&mut self, child: &ChildSa) {
+        let key = |keys: &espalier_ike::ChildKeys| keys.key.expose().to_vec();
+        assert!(self.inbound.insert(child.spi_in, key(&child.keys_in)).is_none(), "inbound SPI reused");
+        assert!(self.outbound.iter().all(|(spi, _)| *spi != child.spi_out), "outbound SPI reused");
+        self.outbound.push((child.spi_out, key(&child.keys_out)));
+        self.newest = Some((child.spi_in, child.spi_out));
+        if child.role == Role::Initiator {
+            self.seals = Some(child.spi_out);
+        }
+    }
+
+    /// The initiator is known to be ready: seal with the newest.
+    pub fn switch(&mut self) -> Option<u32> {
+        let (spi_in, spi_out) = self.newest?;
+        self.seals = Some(spi_out);
+        Some(spi_in)
+    }
+
+    /// `ChildDown`: remove both directions; what is left, if anything, seals.
+    pub fn down(&mut self, spi_in: u32, spi_out: u32) {
+        assert!(self.inbound.remove(&spi_in).is_some(), "unknown inbound SPI went down");
+        self.outbound.retain(|(spi, _)| *spi != spi_out);
+        if self.newest == Some((spi_in, spi_out)) {
+            self.newest = None;
+        }
+        if self.seals == Some(spi_out) {
+            self.seals = self.outbound.last().map(|(spi, _)| *spi);
+        }
+    }
+
+    /// A new endpoint takes over: what is here belongs to nobody any more.
+    pub fn adopt(&mut self) {
+        let spis: Vec<u32> = self.outbound.iter().map(|(spi, _)| *spi).collect();
+        self.adopted = self.inbound.keys().copied().zip(spis).collect();
+        self.newest = None;
+    }
+
+    /// The successor of adopted SAs is confirmed.
+    pub fn drop_adopted(&mut self) {
+        for (spi_in, spi_out) in std::mem::take(&mut self.adopted) {
+            self.down(spi_in, spi_out);
+        }
+    }
+}
+
+/// All peers of one node.
+pub type Plane = BTreeMap<Identity, Pair>;
