@@ -271,6 +271,20 @@ impl Socket<Route> {
         )
     }
 
+    /// Sets an interface's MTU, in bytes.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<(), Error> {
+        self.set_link(
+            index,
+            &LinkChange {
+                mtu: Some(mtu),
+                ..LinkChange::default()
+            },
+        )
+    }
+
     /// Removes an interface; of a veth pair the other end goes too.
     ///
     /// # Errors

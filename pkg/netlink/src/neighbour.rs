@@ -124,6 +124,24 @@ impl Socket<Route> {
         .map(drop)
     }
 
+    /// Adds a forwarding entry, or changes the remote address of the one with this link layer address.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn replace_fdb(&mut self, entry: &FdbEntry) -> Result<(), Error> {
+        self.request(RouteNetlinkMessage::NewNeighbour(entry.message()), REPLACE)
+            .map(drop)
+    }
+
+    /// Removes a forwarding entry.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; ENOENT when it is not there.
+    pub fn del_fdb(&mut self, entry: &FdbEntry) -> Result<(), Error> {
+        self.request(RouteNetlinkMessage::DelNeighbour(entry.message()), PLAIN)
+            .map(drop)
+    }
+
     /// Forwarding entries of one VXLAN device; entries without a remote address are left out.
     ///
     /// # Errors

@@ -233,16 +233,10 @@ fn vxlan_neighbours_and_forwarding_entries_read_back() {
         };
         for remote in ["192.0.2.2", "192.0.2.3"] {
             entry.remote = remote.parse().unwrap();
-            let request = RouteNetlinkMessage::NewNeighbour(entry.message());
-            socket.request(request, espalier_netlink::REPLACE).unwrap();
+            socket.replace_fdb(&entry).unwrap();
             assert_eq!(socket.fdb(link.index).unwrap(), [entry]);
         }
-        socket
-            .request(
-                RouteNetlinkMessage::DelNeighbour(entry.message()),
-                espalier_netlink::PLAIN,
-            )
-            .unwrap();
+        socket.del_fdb(&entry).unwrap();
         assert_eq!(socket.fdb(link.index).unwrap(), []);
     });
 }
