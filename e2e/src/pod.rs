@@ -1,0 +1,126 @@
+//! Pods, wired by the real CNI plugin, called as a container runtime calls it.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use espalier_testnet::Netns;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
+use serde_json::{Value, json};
+
+use crate::bench::until;
+use crate::node::Node;
+
+/// A pod: a network namespace with `eth0`.
+#[derive(Debug)]
+pub struct Pod {
+    /// Also its namespace's name.
+    pub name: String,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+impl Pod {
+    /// Makes the namespace and calls ADD, as soon as STATUS says that the node takes pods.
+    ///
+    /// # Errors
+    /// The plugin refuses: the text holds what it printed.
+    pub fn add(node: &Node, number: u8) -> Result<Self> {
+        let name = format!("pod-{}-{number}", node.index);
+        let mut pod = Self {
+            netns: Netns::new(&name)?,
+            address: Ipv4Addr::UNSPECIFIED,
+            name,
+        };
+        until(&format!("{} to take pods", node.name), || {
+            let output = pod.call(node, "STATUS")?;
+            Ok(output
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| said(&output)))
+        })?;
+        let output = pod.call(node, "ADD")?;
+        ensure!(
+            output.status.success(),
+            "ADD of {}: {}",
+            pod.name,
+            said(&output)
+        );
+        pod.address = address_of(&output.stdout).with_context(|| said(&output))?;
+        Ok(pod)
+    }
+
+    /// A UDP socket in the pod; port 0: any.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn socket(&self, port: u16) -> Result<UdpSocket> {
+        let bind = || UdpSocket::bind((self.address, port));
+        let socket = self.netns.run(bind)?;
+        let socket = socket.with_context(|| format!("port {port} in {}", self.name))?;
+        // Room for what comes while the machine is busy elsewhere; without privilege the usual room must do.
+        let _ = setsockopt(&socket, RcvBufForce, &(8 << 20));
+        Ok(socket)
+    }
+
+    fn call(&self, node: &Node, command: &str) -> Result<Output> {
+        let output = node.netns.run(|| self.run(node, command))?;
+        output.with_context(|| format!("calling the CNI plugin: {command} {}", self.name))
+    }
+
+    fn run(&self, node: &Node, command: &str) -> Result<Output> {
+        let socket = node.run_dir().join("agent.sock");
+        let config = json!({
+            "cniVersion": "1.1.0",
+            "name": "espalier",
+            "type": "espalier-cni",
+            "agentSocket": socket,
+        });
+        let mut child = Command::new(node.program("espalier-cni"))
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", &self.name)
+            .env("CNI_NETNS", self.netns.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", node.program(""))
+            .env(
+                "CNI_ARGS",
+                format!(
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE=e2e;K8S_POD_NAME={}",
+                    self.name
+                ),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(config.to_string().as_bytes())?;
+        }
+        Ok(child.wait_with_output()?)
+    }
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    format!(
+        "{}: {} {}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    )
+}
+
+/// `ips[0].address` of a CNI result, without its prefix length.
+fn address_of(result: &[u8]) -> Result<Ipv4Addr> {
+    let result: Value = serde_json::from_slice(result).context("no JSON")?;
+    let address = result["ips"][0]["address"].as_str().unwrap_or_default();
+    match address.split_once('/') {
+        Some((address, "32")) => Ok(address.parse()?),
+        _ => bail!("expected an IPv4 address with /32 in ips[0], found {address:?}"),
+    }
+}

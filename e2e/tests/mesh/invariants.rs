@@ -1,0 +1,284 @@
+//! The invariants of the design that need a wire: S1, S2, S7, and keys that stay out of logs.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use espalier_capture::{Interfaces, Reader, Received, interface_index};
+use espalier_e2e::{
+    Bench, Cluster, GATEWAY, MARKER, Mode, NEVER_SEEN, Node, Pod, exchange, on_path, send_numbered,
+    test, underlay, until,
+};
+use espalier_peers::vtep_mac;
+use espalier_testnet::{Bridge, Netns, address};
+
+#[test]
+fn s1_a_dead_data_plane_lets_nothing_out_in_clear() {
+    test(
+        "invariants::s1_a_dead_data_plane_lets_nothing_out_in_clear",
+        |bench| {
+            fail_closed(bench, Node::kill_dataplane, |mesh, _pods| {
+                mesh.node(3)?.start_dataplane()
+            })
+        },
+    );
+}
+
+#[test]
+fn s1_a_dead_agent_lets_nothing_out_in_clear_and_traffic_goes_on() {
+    test(
+        "invariants::s1_a_dead_agent_lets_nothing_out_in_clear_and_traffic_goes_on",
+        |bench| {
+            fail_closed(bench, Node::kill_agent, |mesh, pods| {
+                exchange(&pods[2], &pods[0], 20)?;
+                mesh.node(3)?.start_agent()
+            })
+        },
+    );
+}
+
+#[test]
+fn s1_with_both_dead_nothing_goes_out_in_clear() {
+    let kill = |node: &mut Node| {
+        node.kill_dataplane()?;
+        node.kill_agent()
+    };
+    test(
+        "invariants::s1_with_both_dead_nothing_goes_out_in_clear",
+        |bench| fail_closed(bench, kill, |mesh, _pods| mesh.node(3)?.start()),
+    );
+}
+
+/// Kills something of node 3 while its pod goes on sending, also to a pod of a node that nobody ever saw; then `revive`s.
+fn fail_closed(
+    bench: &Bench,
+    kill: impl Fn(&mut Node) -> Result<()>,
+    revive: impl Fn(&mut Cluster, &[Pod]) -> Result<()>,
+) -> Result<()> {
+    let mut mesh = Cluster::start(bench, 3, Mode::Required)?;
+    let pods = mesh.pods(&[1, 2, 3])?;
+    mesh.works(&[1, 2, 3], &pods)?;
+    let before = mesh.watch.now()?;
+    kill(mesh.node(3)?)?;
+    // The others react in their time: look at all of it.
+    for _ in 0..20 {
+        for to in [pods[0].address, pods[1].address, NEVER_SEEN] {
+            send_numbered(&pods[2], to, 5)?;
+        }
+        send_numbered(&pods[0], pods[2].address, 5)?;
+        send_numbered(&pods[0], NEVER_SEEN, 5)?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    mesh.watch.nothing_clear_since(&before)?;
+    mesh.works(&[1, 2], &pods[..2])?;
+    revive(&mut mesh, &pods)?;
+    mesh.works(&[1, 2, 3], &pods)?;
+    mesh.watch.nothing_clear_since(&before).map(drop)
+}
+
+#[test]
+fn s2_injected_clear_overlay_packets_never_reach_a_pod() {
+    test(
+        "invariants::s2_injected_clear_overlay_packets_never_reach_a_pod",
+        |bench| {
+            let mut mesh = Cluster::start(bench, 2, Mode::Disabled)?;
+            let pods = mesh.pods(&[1, 2])?;
+            mesh.await_pairs(&[1, 2], |peer| on_path(peer, "Clear"))?;
+            let victim = pods[0].socket(INJECTED_PORT)?;
+            victim.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let attacker = Attacker::on(&mesh.bridge)?;
+
+            // The injection is a good one: where clear is allowed, it arrives.
+            until("the injected packet in Disabled", || {
+                attacker.inject(&pods)?;
+                let arrived = victim.recv(&mut [0; 256]).is_ok();
+                Ok(arrived
+                    .then_some(())
+                    .ok_or_else(|| "nothing arrives".to_owned()))
+            })?;
+
+            mesh.set_mode(Mode::Required)?;
+            mesh.works(&[1, 2], &pods)?;
+            while victim.recv(&mut [0; 256]).is_ok() {}
+            for _ in 0..50 {
+                attacker.inject(&pods)?;
+            }
+            // What was let in would be before these in the node's queues.
+            mesh.works(&[1, 2], &pods)?;
+            ensure!(
+                victim.recv(&mut [0; 256]).is_err(),
+                "an injected packet arrived"
+            );
+            Ok(())
+        },
+    );
+}
+
+const INJECTED_PORT: u16 = 7777;
+
+/// A host on the wire, with an address of its own and node 2's.
+struct Attacker {
+    _netns: Netns,
+    sockets: [UdpSocket; 2],
+}
+
+impl Attacker {
+    fn on(bridge: &Bridge) -> Result<Self> {
+        let netns = Netns::new("attacker")?;
+        bridge.connect(&netns, "eth0", "attacker")?;
+        let own = Ipv4Addr::new(10, 99, 0, 66);
+        let sockets = netns.run(|| {
+            address("eth0", own.into(), 24)?;
+            address("lo", underlay(2).into(), 32)?;
+            anyhow::Ok([
+                UdpSocket::bind((own, 0))?,
+                UdpSocket::bind((underlay(2), 0))?,
+            ])
+        })??;
+        Ok(Self {
+            _netns: netns,
+            sockets,
+        })
+    }
+
+    /// A VXLAN packet to node 1 as node 2 would send it for its pod.
+    fn inject(&self, pods: &[Pod]) -> Result<()> {
+        let packet = vxlan(pods[1].address, pods[0].address);
+        for socket in &self.sockets {
+            socket.send_to(&packet, (underlay(1), 4789))?;
+        }
+        Ok(())
+    }
+}
+
+/// VXLAN header (RFC 7348 §5), Ethernet, IPv4, UDP.
+fn vxlan(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let vni: u32 = 4789 << 8;
+    let mut udp = [7000_u16.to_be_bytes(), INJECTED_PORT.to_be_bytes()].concat();
+    udp.extend([0, 8 + 16, 0, 0]);
+    udp.extend(MARKER);
+    let mut ip = vec![0x45, 0, 0, 20 + 24, 0, 0, 0, 0, 64, 17, 0, 0];
+    ip.extend([from.octets(), to.octets()].concat());
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let head = [&[8, 0, 0, 0], &vni.to_be_bytes()[..]].concat();
+    let macs = [vtep_mac("node-1"), vtep_mac("node-2")].concat();
+    [head, macs, vec![8, 0], ip, udp].concat()
+}
+
+/// RFC 1071.
+fn checksum(header: &[u8]) -> u16 {
+    let words = header
+        .chunks_exact(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum = words.sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from(folded & 0xffff).unwrap_or_default()
+}
+
+/// A node alone: no peer answers, no name server, every pair blocked.
+#[test]
+fn s7_a_node_starts_and_serves_its_host_without_tunnel_and_dns() {
+    test(
+        "invariants::s7_a_node_starts_and_serves_its_host_without_tunnel_and_dns",
+        |bench| {
+            let mut mesh = Cluster::prepare(bench, 2, Mode::Required)?;
+            let mut frames = mesh.bridge.netns().run(|| {
+                let bridge = interface_index(Bridge::DEVICE)?;
+                Reader::open(Interfaces::AllBut(vec![bridge]), false, 8 << 20)
+            })??;
+            mesh.node(1)?.start()?;
+            mesh.await_status(1, "ready", |status| {
+                status
+                    .ready
+                    .then_some(())
+                    .ok_or_else(|| "not ready".to_owned())
+            })?;
+            let pods = mesh.pods(&[1])?;
+            ensure!(pods.len() == 1);
+
+            // Towards an API server beside the mesh and one on a node, with the pair to that node blocked.
+            let node = mesh.node_ref(1)?;
+            answers(&node.netns, underlay(1), &mesh.gateway, GATEWAY)?;
+            let other = &mesh.node_ref(2)?.netns;
+            answers(&node.netns, underlay(1), other, underlay(2))?;
+            mesh.await_peer(1, 2, |peer| on_path(peer, "Blocked"))?;
+            ensure!(mesh.watch.now()?.ike > 0, "IKE waits for something");
+
+            frames.set_timeout(Duration::from_millis(20))?;
+            ensure!(frames.dropped() == 0, "the capture lost frames");
+            ensure!(
+                dns_frames(&mut frames)? == 0,
+                "somebody asked a name server"
+            );
+            Ok(())
+        },
+    );
+}
+
+/// A UDP request and its answer between two hosts.
+fn answers(client: &Netns, from: Ipv4Addr, server: &Netns, at: Ipv4Addr) -> Result<()> {
+    let server = server.run(|| UdpSocket::bind((at, 6443)))??;
+    let client = client.run(|| UdpSocket::bind((from, 0)))??;
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    }
+    let mut buffer = [0; 16];
+    client.send_to(b"request", (at, 6443))?;
+    let (_, back): (usize, SocketAddr) = server.recv_from(&mut buffer).context("request")?;
+    server.send_to(b"answer", back)?;
+    client.recv_from(&mut buffer).context("answer")?;
+    Ok(())
+}
+
+/// IPv4 UDP frames to port 53, of all that were captured.
+fn dns_frames(frames: &mut Reader) -> Result<usize> {
+    let mut found = 0;
+    loop {
+        match frames.receive()? {
+            Received::Frame { bytes, .. } => {
+                let udp = bytes.get(12..14) == Some(&[8, 0]) && bytes.get(23) == Some(&17);
+                found += usize::from(udp && bytes.get(36..38) == Some(&[0, 53]));
+            }
+            Received::TimedOut => return Ok(found),
+            Received::Probe(_) | Received::Nothing => {}
+        }
+    }
+}
+
+/// Every test looks for keys in its logs at its end; this one makes sure that all kinds of keys had their chance.
+#[test]
+fn keys_never_reach_the_logs() {
+    test("invariants::keys_never_reach_the_logs", |bench| {
+        let mut mesh = Cluster::prepare(bench, 3, Mode::Required)?;
+        let psk = bench.root.join("shared.psk");
+        bench.pki.psk(&psk)?;
+        for (index, peer) in [(1, "node-2"), (2, "node-1")] {
+            let node = mesh.node(index)?;
+            let folder = node.dir().join("psk");
+            std::fs::create_dir(&folder)?;
+            std::fs::copy(&psk, folder.join(format!("{peer}.psk")))?;
+            node.auth.psk_dir = Some(folder);
+        }
+        mesh.start_all()?;
+        let pods = mesh.pods(&[1, 2, 3])?;
+        mesh.works(&[1, 2, 3], &pods)?;
+        let node = mesh.node(1)?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        let node = mesh.node(3)?;
+        node.kill_dataplane()?;
+        node.start_dataplane()?;
+        mesh.works(&[1, 2, 3], &pods)?;
+        for node in &mesh.nodes {
+            for log in [node.log("agent")?, node.log("dataplane")?] {
+                ensure!(
+                    log.contains("DEBUG"),
+                    "{}: nothing at level DEBUG",
+                    node.name
+                );
+            }
+        }
+        bench.no_secrets()
+    });
+}

@@ -1,0 +1,6 @@
+//! The real binaries in namespaces, with everything that goes wrong on real hosts.
+
+mod faults;
+mod identity;
+mod invariants;
+mod life;
