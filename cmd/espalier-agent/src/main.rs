@@ -54,7 +54,7 @@ async fn main() -> Result<()> {
     });
     let (stop_mesh, mesh_stops) = oneshot::channel();
     let running = tokio::spawn(mesh.run(mesh_stops));
-    let pods = pods::Pods::open(&args.state_dir, facts_seen)?;
+    let pods = pods::Pods::open(args.state_dir.clone(), facts_seen);
     serve::until(stop_signal()?, &args.run_dir, pods, queries).await?;
 
     // What is in the kernel and the data plane stays: pods go on.

@@ -18,10 +18,9 @@ use crate::pods::Pods;
 pub(crate) async fn until(
     stop: impl Future<Output = ()> + Send + 'static,
     run_dir: &Path,
-    pods: Pods,
+    pods: Arc<Pods>,
     queries: mpsc::Sender<Query>,
 ) -> Result<()> {
-    let pods = Arc::new(pods);
     let router = tonic::transport::Server::builder()
         .add_service(CniServer::from_arc(pods.clone()))
         .add_service(MeshServer::new(Mesh { queries, pods }));

@@ -94,7 +94,7 @@ impl<D: Dataplane> Mesh<D> {
         match fact {
             PlaneFact::Up(hello) => self.plane_up(hello).await,
             PlaneFact::Down(why) => self.plane_down(&why),
-            PlaneFact::Event(Event::FirstPacket { peer, spi }) => self.first_packet(&peer.0, spi),
+            PlaneFact::Event(Event::FirstPacket { peer, spi }) => self.first_packet(&peer.0, spi).await,
         }
     }
 

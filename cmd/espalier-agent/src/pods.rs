@@ -1,0 +1,173 @@
+//! Addresses for pods: the CNI plugin's side of the agent.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use espalier_ipam::{Error as IpamError, Key, Lease, Owner, Store, StoreError};
+use espalier_rpc::agent::cni_server::Cni;
+use espalier_rpc::agent::{
+    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply, ReleaseRequest,
+};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+use tracing::{debug, info, warn};
+
+use crate::mesh::NodeFacts;
+
+/// A freed address rests this long before it is given out again.
+const REUSE_DELAY: Duration = Duration::from_secs(30);
+/// How often releases are looked for that the plugin queued while nobody served it.
+const PENDING_POLL: Duration = Duration::from_secs(5);
+
+/// Leases of this node.
+pub(crate) struct Pods {
+    state_dir: PathBuf,
+    facts: watch::Receiver<NodeFacts>,
+    /// Open once this node's pod CIDRs are known, with the CIDRs that it was opened for.
+    store: Mutex<Option<(Vec<IpNet>, Store)>>,
+}
+
+impl Pods {
+    /// Leases in `state_dir`, for the pod CIDRs that `facts` tell. Needs a tokio runtime.
+    pub(crate) fn open(state_dir: PathBuf, facts: watch::Receiver<NodeFacts>) -> Arc<Self> {
+        let pods = Arc::new(Self { state_dir, facts, store: Mutex::new(None) });
+        tokio::spawn(consume_queued(pods.clone()));
+        pods
+    }
+
+    /// How many interfaces have addresses.
+    pub(crate) fn leases(&self) -> u32 {
+        let count = self.lock().as_ref().map_or(0, |(_, store)| store.leases().len());
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Vec<IpNet>, Store)>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the leases, opened for the pod CIDRs of now.
+    fn with_store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Result<T, Status> {
+        tokio::task::block_in_place(|| {
+            let cidrs = self.facts.borrow().pod_cidrs.clone();
+            let mut open = self.lock();
+            if open.as_ref().is_none_or(|(known, _)| *known != cidrs) {
+                *open = None; // gives its lock back
+                *open = Some((cidrs.clone(), self.open_store(&cidrs).map_err(|e| status(&e))?));
+            }
+            let Some((_, store)) = open.as_mut() else { return Err(Status::internal("leases are not open")) };
+            work(store).map_err(|e| status(&e))
+        })
+    }
+
+    fn open_store(&self, cidrs: &[IpNet]) -> Result<Store, StoreError> {
+        let mut store = Store::open(&self.state_dir.join("leases"), cidrs, REUSE_DELAY)?;
+        info!(leases = store.leases().len(), new = store.is_new(), ?cidrs, "leases opened");
+        self.consume(&mut store);
+        Ok(store)
+    }
+
+    /// Releases what the plugin queued.
+    fn consume(&self, store: &mut Store) {
+        let consumed = store.consume_pending(&self.state_dir, SystemTime::now());
+        for key in &consumed.released {
+            info!(%key, "queued release done");
+        }
+        for error in &consumed.errors {
+            warn!(%error, "a queued release cannot be done");
+        }
+    }
+
+    /// The node's facts when it can take pods now.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn ready(&self) -> Result<NodeFacts, Status> {
+        let facts = self.facts.borrow().clone();
+        match (facts.not_ready.as_slice(), facts.pod_cidrs.is_empty()) {
+            ([], false) => Ok(facts),
+            ([], true) => Err(Status::failed_precondition("the agent is starting; try again in a moment")),
+            (reasons, _) => Err(Status::failed_precondition(reasons.join("; "))),
+        }
+    }
+}
+
+async fn consume_queued(pods: Arc<Pods>) {
+    let mut facts = pods.facts.clone();
+    loop {
+        if !pods.facts.borrow().pod_cidrs.is_empty()
+            && let Err(e) = pods.with_store(|store| {
+                pods.consume(store);
+                Ok(())
+            })
+        {
+            warn!(error = e.message(), "leases");
+        }
+        // A change of facts may bring the first pod CIDRs; the agent's end closes the channel.
+        if let Ok(Err(_)) = tokio::time::timeout(PENDING_POLL, facts.changed()).await {
+            return;
+        }
+    }
+}
+
+fn status(error: &StoreError) -> Status {
+    match error {
+        StoreError::Allocator(IpamError::Exhausted { .. }) => Status::resource_exhausted(error.to_string()),
+        StoreError::Allocator(_) => Status::failed_precondition(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    }
+}
+
+fn key(container_id: &str, ifname: &str) -> Result<Key, Status> {
+    for (field, value) in [("container_id", container_id), ("ifname", ifname)] {
+        if value.is_empty() {
+            return Err(Status::invalid_argument(format!("{field} is empty; the runtime gives it in the environment")));
+        }
+    }
+    Ok(Key::new(container_id, ifname))
+}
+
+fn reply(lease: &Lease, mtu: u32) -> AllocateReply {
+    let address = |leased: &espalier_ipam::LeasedAddress| PodAddress {
+        address: leased.host_net().to_string(),
+        gateway: leased.gateway.to_string(),
+    };
+    AllocateReply { addresses: lease.addresses.iter().map(address).collect(), mtu }
+}
+
+#[tonic::async_trait]
+impl Cni for Pods {
+    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateReply>, Status> {
+        let facts = self.ready()?;
+        let request = request.into_inner();
+        let key = key(&request.container_id, &request.ifname)?;
+        let owner =
+            Owner { netns: request.netns, pod_namespace: request.pod_namespace, pod_name: request.pod_name };
+        let lease = self.with_store(|store| store.allocate(&key, owner, SystemTime::now()))?;
+        debug!(%key, addresses = ?lease.addresses, "leased");
+        Ok(Response::new(reply(&lease, facts.mtu)))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
+        let request = request.into_inner();
+        let key = key(&request.container_id, &request.ifname)?;
+        if self.facts.borrow().pod_cidrs.is_empty() {
+            return Err(Status::unavailable("the agent does not know its pod CIDRs yet; the release is to be queued"));
+        }
+        let released = self.with_store(|store| store.release(&key, SystemTime::now()))?.is_some();
+        debug!(%key, released, "release");
+        Ok(Response::new(ReleaseReply { released }))
+    }
+
+    async fn lookup(&self, request: Request<ReleaseRequest>) -> Result<Response<AllocateReply>, Status> {
+        let request = request.into_inner();
+        let key = key(&request.container_id, &request.ifname)?;
+        let mtu = self.facts.borrow().mtu;
+        let lease = self.with_store(|store| Ok(store.get(&key).cloned()))?;
+        let missing = || Status::not_found(format!("{key} has no address; its ADD did not succeed or it was released"));
+        Ok(Response::new(reply(&lease.ok_or_else(missing)?, mtu)))
+    }
+
+    async fn ready(&self, _: Request<ReadyRequest>) -> Result<Response<ReadyReply>, Status> {
+        self.ready().map(|_| Response::new(ReadyReply {}))
+    }
+}
