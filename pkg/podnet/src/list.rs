@@ -1,0 +1,48 @@
+use espalier_netlink::{Link, Route, Socket};
+
+use crate::error::At;
+use crate::identity::{Identity, is_host_name};
+use crate::{Error, host_name};
+
+/// The host's end of a pod's interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostVeth {
+    /// Its name, [`host_name`] of its pod.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Whose it is; `None` when it is half made: whoever made it was interrupted, or is at it.
+    pub owner: Option<Identity>,
+}
+
+/// All host ends of pods on this node. To reconcile, list these first and leases afterwards: an ADD has its lease before
+/// its veth.
+///
+/// # Errors
+/// The kernel's, never a partial list.
+pub fn list() -> Result<Vec<HostVeth>, Error> {
+    let links = Socket::<Route>::open()
+        .and_then(|mut host| host.links())
+        .at_step("list interfaces")?;
+    Ok(links.into_iter().filter_map(host_veth).collect())
+}
+
+/// Is there a host end of this interface?
+///
+/// # Errors
+/// The kernel's.
+pub fn exists(container_id: &str, ifname: &str) -> Result<bool, Error> {
+    let found =
+        Socket::<Route>::open().and_then(|mut host| host.link(&host_name(container_id, ifname)));
+    Ok(found.at_step("look for the host's end")?.is_some())
+}
+
+fn host_veth(link: Link) -> Option<HostVeth> {
+    let ours = link.kind.as_deref() == Some("veth") && is_host_name(&link.name);
+    let owner = link.alias.as_deref().and_then(Identity::parse);
+    ours.then_some(HostVeth {
+        name: link.name,
+        index: link.index,
+        owner,
+    })
+}

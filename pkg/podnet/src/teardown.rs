@@ -1,0 +1,62 @@
+use std::path::Path;
+
+use espalier_netlink::{Link, Route, Socket};
+
+use crate::error::At;
+use crate::identity::Identity;
+use crate::netns::PodNetns;
+use crate::{Error, host_name};
+
+/// Removes a pod's interface from both sides. Succeeds when there is none, and without the namespace or when that is gone
+/// already. Goes on after an error.
+///
+/// # Errors
+/// Everything that failed.
+pub fn teardown(container_id: &str, ifname: &str, netns: Option<&Path>) -> Result<(), Error> {
+    let sides = [
+        host_side(container_id, ifname),
+        pod_side(container_id, ifname, netns),
+    ];
+    Error::collect(sides.into_iter().filter_map(Result::err).collect())
+}
+
+/// With the host's end goes the pod's.
+fn host_side(container_id: &str, ifname: &str) -> Result<(), Error> {
+    let mut host = Socket::<Route>::open().at_step("open netlink")?;
+    let found = host
+        .link(&host_name(container_id, ifname))
+        .at_step("look for the host's end")?;
+    let Some(link) = found else { return Ok(()) };
+    if link.kind.as_deref() != Some("veth") {
+        return Err(Error::Foreign {
+            name: link.name,
+            kind: link.kind.unwrap_or_else(|| "hardware".into()),
+        });
+    }
+    remove(&mut host, &link)
+}
+
+/// Something is left here only when the other end was renamed or moved by others.
+fn pod_side(container_id: &str, ifname: &str, netns: Option<&Path>) -> Result<(), Error> {
+    let opened = netns.map(PodNetns::open_if_there).transpose()?.flatten();
+    let Some(netns) = opened else { return Ok(()) };
+    netns.run(|| {
+        let mut pod = Socket::<Route>::open().at_step("open netlink in the pod")?;
+        match pod.link(ifname).at_step("look for the pod's end")? {
+            Some(link) if is_of(&link, container_id, ifname) => remove(&mut pod, &link),
+            _ => Ok(()),
+        }
+    })
+}
+
+fn is_of(link: &Link, container_id: &str, ifname: &str) -> bool {
+    let identity = link.alias.as_deref().and_then(Identity::parse);
+    link.kind.as_deref() == Some("veth") && identity.is_some_and(|i| i.is_of(container_id, ifname))
+}
+
+fn remove(socket: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
+    match socket.del_link(link.index) {
+        Err(error) if error.is_missing() => Ok(()),
+        other => other.at_step("remove the veth"),
+    }
+}
