@@ -202,7 +202,7 @@ impl SkP {
     }
 
     #[cfg(test)]
-    pub(super) fn from_test(prf: Prf, key: &[u8]) -> Self {
+    pub(crate) fn from_test(prf: Prf, key: &[u8]) -> Self {
         Self {
             prf,
             key: SecretBytes::copy_from(key),

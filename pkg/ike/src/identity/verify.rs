@@ -11,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
+use super::trust::Anchor;
 use super::{IdentityError, TrustAnchors};
 use crate::config::Identity;
 use crate::crypto::{AuthError, PublicKey, SignedOctets};
@@ -126,8 +127,7 @@ fn check_path(
     unix: Duration,
 ) -> Result<(), IdentityError> {
     let leaf_der = CertificateDer::from(leaf_der);
-    let leaf = EndEntityCert::try_from(&leaf_der)
-        .map_err(|error| IdentityError::Malformed(error.to_string()))?;
+    let leaf = EndEntityCert::try_from(&leaf_der).map_err(malformed)?;
     let above: Vec<CertificateDer<'_>> = chain
         .iter()
         .skip(1)
@@ -152,19 +152,28 @@ fn check_path(
         None,
     )
     .map(drop)
-    .map_err(|error| explain(error, anchors, &leaf_der, unix))
+    .map_err(|error| explain(error, anchors, chain, unix))
+}
+
+fn malformed(error: webpki::Error) -> IdentityError {
+    IdentityError::Malformed(match error {
+        webpki::Error::SignatureAlgorithmMismatch => {
+            "its inner and outer signature algorithms differ: it was altered".into()
+        }
+        other => other.to_string(),
+    })
 }
 
 /// RFC 4945 §5.1.3.2 and §5.1.3.12.
 fn check_usage(leaf: &X509Certificate<'_>) -> Result<(), IdentityError> {
     let subject = || printable(&leaf.subject().to_string());
-    let malformed =
+    let unreadable =
         |error: x509_parser::error::X509Error| IdentityError::Malformed(error.to_string());
-    let eku = leaf.extended_key_usage().map_err(malformed)?;
+    let eku = leaf.extended_key_usage().map_err(unreadable)?;
     if !eku.is_some_and(|eku| eku.value.other.contains(&EKU_IPSEC_IKE_OID)) {
         return Err(IdentityError::MissingEku { subject: subject() });
     }
-    match leaf.key_usage().map_err(malformed)? {
+    match leaf.key_usage().map_err(unreadable)? {
         Some(usage) if !usage.value.digital_signature() => {
             Err(IdentityError::MissingKeyUsage { subject: subject() })
         }
@@ -243,10 +252,13 @@ impl<'a> Names<'a> {
 fn explain(
     error: webpki::Error,
     anchors: &TrustAnchors,
-    leaf_der: &[u8],
+    chain: &[&[u8]],
     unix: Duration,
 ) -> IdentityError {
-    let leaf = match parse(leaf_der) {
+    let leaf = match chain
+        .first()
+        .map_or(Err(IdentityError::NoCertificate), |der| parse(der))
+    {
         Ok(leaf) => leaf,
         Err(error) => return error,
     };
@@ -270,7 +282,14 @@ fn explain(
                 now,
             }
         }
-        webpki::Error::UnknownIssuer => unknown_issuer(anchors, subject, issuer, unix),
+        webpki::Error::UnknownIssuer => match outdated_anchor(anchors, chain, unix) {
+            Some(outdated) => outdated,
+            None => IdentityError::UnknownIssuer {
+                subject,
+                issuer,
+                trusted: anchors.subjects(),
+            },
+        },
         webpki::Error::InvalidSignatureForPublicKey => {
             IdentityError::BadSignature { subject, issuer }
         }
@@ -279,8 +298,7 @@ fn explain(
             IdentityError::MissingEku { subject }
         }
         webpki::Error::UnsupportedSignatureAlgorithmContext(_)
-        | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
-        | webpki::Error::SignatureAlgorithmMismatch => {
+        | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
             IdentityError::UnsupportedAlgorithm { subject }
         }
         other => IdentityError::Refused {
@@ -301,29 +319,28 @@ fn whose(leaf: &X509Certificate<'_>, at: Duration, subject: String) -> String {
     }
 }
 
-fn unknown_issuer(
+/// An anchor that did issue one of the chain's certificates but was left out for its own validity.
+fn outdated_anchor(
     anchors: &TrustAnchors,
-    subject: String,
-    issuer: String,
+    chain: &[&[u8]],
     unix: Duration,
-) -> IdentityError {
-    match anchors
+) -> Option<IdentityError> {
+    let issuers: Vec<String> = chain
+        .iter()
+        .filter_map(|der| parse(der).ok())
+        .map(|certificate| printable(&certificate.issuer().to_string()))
+        .collect();
+    let outdated = |anchor: &&Anchor| issuers.contains(&anchor.subject) && !anchor.valid_at(unix);
+    anchors
         .all()
         .iter()
-        .find(|anchor| anchor.subject == issuer && !anchor.valid_at(unix))
-    {
-        Some(anchor) => IdentityError::AnchorNotValid {
-            subject: issuer,
+        .find(outdated)
+        .map(|anchor| IdentityError::AnchorNotValid {
+            subject: anchor.subject.clone(),
             from: date(anchor.not_before),
             until: date(anchor.not_after),
             now: date(unix),
-        },
-        None => IdentityError::UnknownIssuer {
-            subject,
-            issuer,
-            trusted: anchors.subjects(),
-        },
-    }
+        })
 }
 
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
