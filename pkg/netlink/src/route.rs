@@ -161,6 +161,14 @@ impl RouteEntry {
                 _ => {}
             }
         }
+        let refuses = matches!(
+            route.kind,
+            RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit
+        );
+        if refuses {
+            // The kernel names the loopback device for IPv6 routes that lead nowhere.
+            route.oif = None;
+        }
         Some(route)
     }
 }

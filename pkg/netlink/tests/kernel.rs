@@ -180,13 +180,15 @@ fn routes_are_replaced_in_place_and_filtered_by_protocol() {
                 (connected.oif, connected.scope),
                 (Some(a), RouteScope::Link)
             );
-            let refuse = RouteEntry::unreachable("10.9.0.0/16".parse().unwrap(), 4_278_198_272);
-            socket.add_route(&refuse).unwrap();
-            let all = socket.routes(RouteFilter::default()).unwrap();
-            assert!(
-                all.iter()
-                    .any(|r| r.kind == RouteType::Unreachable && r.metric == 4_278_198_272)
-            );
+            for to in ["10.9.0.0/16", "fd00:9::/48"] {
+                let refuse = RouteEntry::unreachable(to.parse().unwrap(), 4_278_198_272);
+                socket.add_route(&refuse).unwrap();
+                let all = socket.routes(RouteFilter::default()).unwrap();
+                let refusals = all
+                    .iter()
+                    .filter(|r| r.kind == RouteType::Unreachable && r.to == refuse.to);
+                assert_eq!(refusals.collect::<Vec<_>>(), [&refuse]);
+            }
         },
     );
 }
