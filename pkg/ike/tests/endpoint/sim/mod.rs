@@ -4,6 +4,7 @@
 
 pub mod pki;
 pub mod plane;
+pub mod raw;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

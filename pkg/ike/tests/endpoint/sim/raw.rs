@@ -1,0 +1,206 @@
+//! An initiator made by hand from wire and crypto: says what an endpoint would never say.
+
+use std::net::SocketAddr;
+
+use espalier_ike::crypto::{
+    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets, SkCipher, SkeySeed, Spis, auth,
+};
+use espalier_ike::identity::Credentials;
+use espalier_ike::wire::{
+    self, AuthMethod, CertEncoding, Certificate, ExchangeType, Flags, Header, IdType, Identification, Message, Nonce,
+    Notify, NotifyType, Payload, PayloadType, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform,
+    TransformType, VendorId,
+};
+use espalier_ike::{Path, Role, TrafficSelector};
+use espalier_secret::SecretBytes;
+use rand::{Rng, RngExt};
+
+use super::{Net, Packet};
+
+/// An answer's inner payloads.
+pub struct Answer {
+    first: PayloadType,
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    pub fn payloads(&self) -> Vec<Payload<'_>> {
+        wire::parse_chain(self.first, &self.bytes).unwrap()
+    }
+
+    pub fn notifies(&self) -> Vec<NotifyType> {
+        let kind = |payload: &Payload<'_>| match payload {
+            Payload::Notify(notify) => Some(notify.kind),
+            _ => None,
+        };
+        self.payloads().iter().filter_map(kind).collect()
+    }
+}
+
+/// An IKE SA up to IKE_SA_INIT and beyond, as initiator.
+pub struct Raw {
+    path: Path,
+    spis: Spis,
+    keys: RoleKeys,
+    sent: Vec<u8>,
+    nonce_r: Vec<u8>,
+    next_id: u32,
+}
+
+/// IKE_SA_INIT: the key, the nonce and the datagram.
+pub fn init_request(net: &mut Net, cookie: &[u8], spi: u64, vendor: bool) -> (KeyExchange, Vec<u8>, Vec<u8>) {
+    let kex = KeyExchange::generate(KexGroup::X25519, &mut net.rng).unwrap();
+    let mut nonce = vec![0; 32];
+    net.rng.fill_bytes(&mut nonce);
+    let datagram = init_datagram(&kex, &nonce, cookie, spi, vendor);
+    (kex, nonce, datagram)
+}
+
+/// The same with given key and nonce.
+pub fn init_datagram(kex: &KeyExchange, nonce: &[u8], cookie: &[u8], spi: u64, vendor: bool) -> Vec<u8> {
+    let transforms = vec![
+        Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
+        Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
+        Transform::new(TransformType::Ke, wire::kex::CURVE25519),
+    ];
+    let proposal = Proposal { number: 1, protocol: ProtocolId::Ike, spi: Spi::None, transforms };
+    let mut payloads = Vec::new();
+    if !cookie.is_empty() {
+        payloads.push(Payload::Notify(Notify::new(NotifyType::Cookie, cookie)));
+    }
+    payloads.extend([
+        Payload::Sa(Sa { proposals: vec![proposal] }),
+        Payload::Ke(wire::KeyExchange { group: 31, data: kex.public() }),
+        Payload::Nonce(Nonce(nonce)),
+        Payload::Notify(Notify::new(NotifyType::SignatureHashAlgorithms, &[0, 2, 0, 3, 0, 5])),
+    ]);
+    if vendor {
+        payloads.push(Payload::VendorId(VendorId(b"Espalier-1")));
+    }
+    wire::emit(&header(Spis { initiator: spi, responder: 0 }, ExchangeType::IkeSaInit, 0), &payloads)
+}
+
+fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
+    Header {
+        spi_i: spis.initiator,
+        spi_r: spis.responder,
+        next_payload: PayloadType::None,
+        exchange,
+        flags: Flags { initiator: true, response: false, version: false },
+        message_id,
+    }
+}
+
+impl Raw {
+    /// Does IKE_SA_INIT with a node from an address.
+    pub fn init(net: &mut Net, from: SocketAddr, to: usize, vendor: bool) -> Self {
+        let path = Path { local: from, remote: net.nodes[to].address };
+        let spi = net.rng.random();
+        let (kex, nonce_i, sent) = init_request(net, &[], spi, vendor);
+        let received = ask(net, path, sent.clone()).expect("IKE_SA_INIT answered");
+        let message = Message::parse(&received).unwrap();
+        let (mut public, mut nonce_r) = (Vec::new(), Vec::new());
+        for payload in &message.payloads {
+            match payload {
+                Payload::Ke(ke) => public = ke.data.to_vec(),
+                Payload::Nonce(nonce) => nonce_r = nonce.0.to_vec(),
+                _ => {}
+            }
+        }
+        let spis = Spis { initiator: spi, responder: message.header.spi_r };
+        let nonces = Nonces { initiator: &nonce_i, responder: &nonce_r };
+        let suite = IkeSuite { prf: Prf::HmacSha256, cipher: SkCipher::Aes256Gcm16 };
+        let keys = SkeySeed::new(suite, nonces, &kex.agree(&public).unwrap()).into_keys(nonces, spis).unwrap();
+        let keys = keys.for_role(Role::Initiator).unwrap();
+        Self { path, spis, keys, sent, nonce_r, next_id: 1 }
+    }
+
+    /// Sends a sealed request; the answer, if one came.
+    pub fn ask(&mut self, net: &mut Net, exchange: ExchangeType, payloads: &[Payload<'_>]) -> Option<Answer> {
+        let (first, inner) = wire::emit_chain(payloads);
+        self.ask_bytes(net, exchange, first, &inner)
+    }
+
+    /// The same with inner payloads as bytes.
+    pub fn ask_bytes(
+        &mut self,
+        net: &mut Net,
+        exchange: ExchangeType,
+        first: PayloadType,
+        inner: &[u8],
+    ) -> Option<Answer> {
+        let header = header(self.spis, exchange, self.next_id);
+        let datagram = self.keys.sealer.seal_message(&header, first, inner).unwrap();
+        let received = ask(net, self.path, datagram)?;
+        self.next_id += 1;
+        let message = Message::parse(&received).unwrap();
+        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
+            panic!("unprotected answer");
+        };
+        let bytes = self.keys.opener.open(&received, sk.aad_len).unwrap().to_vec();
+        Some(Answer { first: sk.inner_first, bytes })
+    }
+
+    fn octets(&self, id: &Identification<'_>) -> SignedOctets {
+        SignedOctets::new(&self.sent, &self.nonce_r, &self.keys.sk_p_local, &id.body())
+    }
+
+    /// IKE_AUTH as `name` by PSK.
+    pub fn auth_psk(&mut self, net: &mut Net, name: &str, psk: &SecretBytes, child: &[Payload<'_>]) -> Option<Answer> {
+        let id = Identification::new(IdType::Fqdn, name.as_bytes());
+        let data = auth::psk_auth(psk, &self.octets(&id)).unwrap();
+        let proof = wire::Auth { method: AuthMethod::SharedKey, data: data.expose() };
+        let payloads = [&[Payload::IdI(id), Payload::Auth(proof)], child].concat();
+        self.ask(net, ExchangeType::IkeAuth, &payloads)
+    }
+
+    /// IKE_AUTH as `name` with a certificate that may be somebody else's.
+    pub fn auth_cert(
+        &mut self,
+        net: &mut Net,
+        name: &str,
+        credentials: &Credentials,
+        child: &[Payload<'_>],
+    ) -> Option<Answer> {
+        let id = Identification::new(IdType::Fqdn, name.as_bytes());
+        let data = credentials.sign(&self.octets(&id)).unwrap();
+        let proof = wire::Auth { method: AuthMethod::DigitalSignature, data: &data };
+        let encoding = CertEncoding::X509Signature;
+        let chain = credentials.chain().map(|data| Payload::Cert(Certificate { encoding, data }));
+        let mut payloads = vec![Payload::IdI(id)];
+        payloads.extend(chain);
+        payloads.push(Payload::Auth(proof));
+        payloads.extend(child.iter().cloned());
+        self.ask(net, ExchangeType::IkeAuth, &payloads)
+    }
+}
+
+/// The first CHILD_SA as the nodes of the simulation want it.
+pub fn child(spi: u32, from: SocketAddr, to: SocketAddr) -> Vec<Payload<'static>> {
+    let transforms = vec![
+        Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
+        Transform::new(TransformType::Esn, wire::esn::YES),
+    ];
+    let proposal = Proposal { number: 1, protocol: ProtocolId::Esp, spi: Spi::Child(spi), transforms };
+    let selector = |at: SocketAddr| TrafficSelector {
+        protocol: 0,
+        start_port: 0,
+        end_port: u16::MAX,
+        start: at.ip(),
+        end: at.ip(),
+    };
+    vec![
+        Payload::Notify(Notify::new(NotifyType::UseTransportMode, &[])),
+        Payload::Sa(Sa { proposals: vec![proposal] }),
+        Payload::TsI(TrafficSelectors(vec![selector(from)])),
+        Payload::TsR(TrafficSelectors(vec![selector(to)])),
+    ]
+}
+
+/// Delivers a datagram; what the node sends back to its source at once.
+pub fn ask(net: &mut Net, path: Path, datagram: Vec<u8>) -> Option<Vec<u8>> {
+    let before = net.sent.len();
+    net.deliver(&Packet { path, payload: datagram });
+    let back = |packet: &&Packet| packet.path.remote == path.local;
+    net.sent[before..].iter().find(back).map(|packet| packet.payload.clone())
+}
