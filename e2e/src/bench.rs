@@ -128,7 +128,9 @@ fn keep(logs: &[PathBuf], name: &str) -> Result<PathBuf> {
 fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
+    // Libraries say a lot at level DEBUG.
+    let ours = |line: &&str| !line.contains(" DEBUG ") || line.contains("espalier");
+    let lines: Vec<&str> = text.lines().filter(ours).collect();
     let last = lines.get(lines.len().saturating_sub(LAST_LINES)..);
     let last = last.unwrap_or_default().join("\n");
     format!("--- {}\n{last}\n", log.display())

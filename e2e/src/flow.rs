@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 
@@ -33,6 +33,8 @@ pub struct Mark(u64);
 struct Shared {
     sent: AtomicU64,
     arrived: Mutex<BTreeSet<u64>>,
+    /// By number, to be compared with the logs.
+    sent_at: Mutex<Vec<SystemTime>>,
     stop: AtomicBool,
 }
 
@@ -68,7 +70,7 @@ impl Flow {
     /// None does.
     pub fn await_since(&self, mark: Mark) -> Result<()> {
         until(&format!("packets of {}", self.name), || {
-            let newer = self.shared.arrived().range(mark.0..).next().is_some();
+            let newer = lock(&self.shared.arrived).range(mark.0..).next().is_some();
             Ok(newer.then_some(()).ok_or_else(|| "none arrives".to_owned()))
         })
     }
@@ -87,13 +89,11 @@ impl Flow {
             }
             ensure!(
                 Instant::now() < deadline,
-                "{}: {} of {} packets lost, from number {:?} to {:?} (2 ms each, counted from {})",
+                "{}: {} of {} packets lost, sent at (UTC) {}",
                 self.name,
                 missing.len(),
                 now.0 - mark.0,
-                missing.first(),
-                missing.last(),
-                mark.0
+                self.shared.times(&missing)
             );
             std::thread::sleep(LOOK);
         }
@@ -112,6 +112,7 @@ impl Drop for Flow {
 impl Shared {
     fn send(&self, socket: &UdpSocket, to: (Ipv4Addr, u16)) {
         while !self.stop.load(Ordering::Relaxed) {
+            lock(&self.sent_at).push(SystemTime::now());
             let number = self.sent.fetch_add(1, Ordering::AcqRel);
             // What the kernel does not take is lost like any other.
             let _ = socket.send_to(&packet(number), to);
@@ -125,21 +126,37 @@ impl Shared {
             if let Ok(length) = socket.recv(&mut buffer)
                 && let Some(number) = number_of(&buffer[..length])
             {
-                self.arrived().insert(number);
+                lock(&self.arrived).insert(number);
             }
         }
     }
 
-    fn arrived(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn missing(&self, from: u64, to: u64) -> Vec<u64> {
-        let arrived = self.arrived();
+        let arrived = lock(&self.arrived);
         (from..to)
             .filter(|number| !arrived.contains(number))
             .collect()
     }
+
+    /// Minute, second and fraction, as logs have them.
+    fn times(&self, numbers: &[u64]) -> String {
+        let sent_at = lock(&self.sent_at);
+        let time = |number: &u64| {
+            let at = sent_at.get(usize::try_from(*number).ok()?)?;
+            let at = at.duration_since(UNIX_EPOCH).ok()?;
+            let (minute, second) = (at.as_secs() / 60 % 60, at.as_secs() % 60);
+            Some(format!("{minute:02}:{second:02}.{:03}", at.subsec_millis()))
+        };
+        let times: Vec<String> = numbers.iter().filter_map(time).collect();
+        match &times[..] {
+            [first, .., last] if times.len() > 8 => format!("{first} to {last}"),
+            _ => times.join(", "),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sends `count` packets to an address, whatever becomes of them.

@@ -93,6 +93,15 @@ fn an_idle_or_restarted_agent_writes_nothing_to_the_kernel() {
             mesh.await_pairs(&[1, 2], encrypted)?;
             let changes = monitor.changes(&mesh.node_ref(1)?.netns)?;
             ensure!(changes.is_empty(), "the kernel was changed:\n{changes}");
+            // Neighbours, forwarding entries and XFRM policies, as the agent counts them.
+            let log = mesh.node_ref(1)?.log("agent")?;
+            let (_, second_life) = log
+                .rsplit_once(" starting ")
+                .context("no start in the log")?;
+            ensure!(
+                !second_life.contains("kernel brought in line"),
+                "it wrote to the kernel"
+            );
             Ok(())
         },
     );
@@ -166,7 +175,7 @@ fn active(sas: &[SaInfo]) -> Result<u32> {
     found.with_context(|| format!("no outbound SA seals: {sas:?}"))
 }
 
-/// `ip monitor`: every change of devices, addresses and routes, whoever makes it.
+/// `ip monitor`: every change of devices, addresses, routes and rules, whoever makes it.
 struct Monitor {
     _process: Process,
     path: PathBuf,
@@ -212,12 +221,17 @@ impl Monitor {
         netns.run(|| address("lo", own.into(), 32))?
     }
 
-    /// Lines that are not about our own marks, when there are at least `least` that are.
+    /// Lines about other things than our own marks, when there are at least `least` that are.
     fn since(&self, least: usize) -> Option<String> {
         let text = std::fs::read_to_string(&self.path).ok()?;
-        let own = |line: &&str| line.contains("192.0.2.") || line.contains("valid_lft forever");
-        let marks = text.lines().filter(own).count();
-        let others: Vec<&str> = text.lines().filter(|line| !own(line)).collect();
+        let marks = text
+            .lines()
+            .filter(|line| line.contains("192.0.2."))
+            .count();
+        // Link-local addresses appear by themselves, some time after their device came up.
+        let known = ["192.0.2.", "valid_lft", "fe80::"];
+        let other = |line: &&str| !known.iter().any(|known| line.contains(known));
+        let others: Vec<&str> = text.lines().filter(other).collect();
         (marks >= least).then(|| others.join("\n"))
     }
 }
