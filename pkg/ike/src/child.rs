@@ -9,7 +9,8 @@ use crate::event::{ChildKeys, ChildSa, Role};
 use crate::sa::init::describe;
 use crate::sa::notify;
 use crate::wire::{
-    NotifyType, Payload, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform, TransformType, encr, esn,
+    NotifyType, Payload, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform, TransformType,
+    encr, esn,
 };
 
 fn cipher_transform(suite: EspSuite) -> Transform {
@@ -27,14 +28,27 @@ fn esn_transform(esn: bool) -> Transform {
 
 fn proposal(number: u8, spi: u32, transforms: Vec<Transform>) -> Sa {
     let spi = Spi::Child(spi);
-    Sa { proposals: vec![Proposal { number, protocol: ProtocolId::Esp, spi, transforms }] }
+    Sa {
+        proposals: vec![Proposal {
+            number,
+            protocol: ProtocolId::Esp,
+            spi,
+            transforms,
+        }],
+    }
 }
 
 /// The SA payload of an offer: all suites and, where wanted, ESN before none, in one proposal.
 pub(crate) fn offer(config: &ChildConfig, spi_in: u32) -> Sa {
     let numbers: &[bool] = if config.esn { &[true, false] } else { &[false] };
     let suites = config.suites.iter().copied().map(cipher_transform);
-    proposal(1, spi_in, suites.chain(numbers.iter().copied().map(esn_transform)).collect())
+    proposal(
+        1,
+        spi_in,
+        suites
+            .chain(numbers.iter().copied().map(esn_transform))
+            .collect(),
+    )
 }
 
 /// What was chosen out of an offer, with the SPI of the side that wrote it.
@@ -49,19 +63,28 @@ pub(crate) struct Chosen {
 impl Chosen {
     /// The responder's answer with its own SPI.
     pub(crate) fn answer(&self, spi_in: u32) -> Sa {
-        proposal(self.number, spi_in, vec![cipher_transform(self.suite), esn_transform(self.esn)])
+        proposal(
+            self.number,
+            spi_in,
+            vec![cipher_transform(self.suite), esn_transform(self.esn)],
+        )
     }
 }
 
 /// The first proposal that can be taken, with our preference inside it.
 pub(crate) fn choose(offer: &Sa, config: &ChildConfig) -> Option<Chosen> {
-    offer.proposals.iter().find_map(|proposal| choose_in(proposal, config))
+    offer
+        .proposals
+        .iter()
+        .find_map(|proposal| choose_in(proposal, config))
 }
 
 /// A responder's answer, if it is one proposal with one choice each out of our offer.
 pub(crate) fn check_answer(answer: &Sa, config: &ChildConfig) -> Option<Chosen> {
     match answer.proposals.as_slice() {
-        [proposal] if proposal.number == 1 && proposal.transforms.len() == 2 => choose_in(proposal, config),
+        [proposal] if proposal.number == 1 && proposal.transforms.len() == 2 => {
+            choose_in(proposal, config)
+        }
         _ => None,
     }
 }
@@ -69,20 +92,40 @@ pub(crate) fn check_answer(answer: &Sa, config: &ChildConfig) -> Option<Chosen> 
 fn choose_in(proposal: &Proposal, config: &ChildConfig) -> Option<Chosen> {
     // INTEG comes as NONE with AEADs; a KE method in IKE_AUTH means nothing (RFC 7296 §1.2), nor may be needed.
     let none = |kind| proposal.transforms.contains(&Transform::new(kind, 0));
-    let known = |kind| matches!(kind, TransformType::Encr | TransformType::Esn | TransformType::Ke);
+    let known = |kind| {
+        matches!(
+            kind,
+            TransformType::Encr | TransformType::Esn | TransformType::Ke
+        )
+    };
     let mut kinds = proposal.transforms.iter().map(|transform| transform.kind);
     let Spi::Child(spi) = proposal.spi else {
         return None;
     };
     // RFC 4303 §2.1: 0 to 255 are reserved.
-    if proposal.protocol != ProtocolId::Esp || spi < 256 || !kinds.all(|kind| known(kind) || none(kind)) {
+    if proposal.protocol != ProtocolId::Esp
+        || spi < 256
+        || !kinds.all(|kind| known(kind) || none(kind))
+    {
         return None;
     }
     let has = |wanted: Transform| proposal.transforms.contains(&wanted);
-    let suite = config.suites.iter().copied().find(|suite| has(cipher_transform(*suite)))?;
+    let suite = config
+        .suites
+        .iter()
+        .copied()
+        .find(|suite| has(cipher_transform(*suite)))?;
     let numbers: &[bool] = if config.esn { &[true, false] } else { &[false] };
-    let esn = numbers.iter().copied().find(|esn| has(esn_transform(*esn)))?;
-    Some(Chosen { number: proposal.number, spi, suite, esn })
+    let esn = numbers
+        .iter()
+        .copied()
+        .find(|esn| has(esn_transform(*esn)))?;
+    Some(Chosen {
+        number: proposal.number,
+        spi,
+        suite,
+        esn,
+    })
 }
 
 /// What the payloads of one side of IKE_AUTH say about the first CHILD_SA.
@@ -96,7 +139,10 @@ pub(crate) struct Heard<'a> {
 
 impl<'a> Heard<'a> {
     pub(crate) fn read(payloads: &'a [Payload<'a>]) -> Result<Self, Failure> {
-        let missing = |what| Failure::Missing { what, message: "IKE_AUTH" };
+        let missing = |what| Failure::Missing {
+            what,
+            message: "IKE_AUTH",
+        };
         let find = |pick: fn(&'a Payload<'a>) -> Option<&'a [TrafficSelector]>, what| {
             payloads.iter().find_map(pick).ok_or_else(|| missing(what))
         };
@@ -106,8 +152,20 @@ impl<'a> Heard<'a> {
         });
         Ok(Self {
             sa: sa.ok_or_else(|| missing("SA payload"))?,
-            ts_i: find(|payload| match payload { Payload::TsI(ts) => Some(&ts.0), _ => None }, "TSi payload")?,
-            ts_r: find(|payload| match payload { Payload::TsR(ts) => Some(&ts.0), _ => None }, "TSr payload")?,
+            ts_i: find(
+                |payload| match payload {
+                    Payload::TsI(ts) => Some(&ts.0),
+                    _ => None,
+                },
+                "TSi payload",
+            )?,
+            ts_r: find(
+                |payload| match payload {
+                    Payload::TsR(ts) => Some(&ts.0),
+                    _ => None,
+                },
+                "TSr payload",
+            )?,
             transport: notify(payloads, NotifyType::UseTransportMode).is_some(),
         })
     }
@@ -123,7 +181,11 @@ pub(crate) struct Agreed {
 }
 
 /// As responder: what can be agreed to.
-pub(crate) fn accept(peer: &Identity, config: &ChildConfig, heard: &Heard<'_>) -> Result<Agreed, Failure> {
+pub(crate) fn accept(
+    peer: &Identity,
+    config: &ChildConfig,
+    heard: &Heard<'_>,
+) -> Result<Agreed, Failure> {
     let chosen = choose(heard.sa, config).ok_or_else(|| no_proposal(peer, heard.sa, config))?;
     check_mode(peer, config, heard.transport)?;
     let local_ts = select::narrow(&config.local_ts, heard.ts_r);
@@ -131,19 +193,35 @@ pub(crate) fn accept(peer: &Identity, config: &ChildConfig, heard: &Heard<'_>) -
     if local_ts.is_empty() || remote_ts.is_empty() {
         return Err(selectors(peer, config, (heard.ts_r, heard.ts_i)));
     }
-    Ok(Agreed { chosen, transport: config.transport, local_ts, remote_ts })
+    Ok(Agreed {
+        chosen,
+        transport: config.transport,
+        local_ts,
+        remote_ts,
+    })
 }
 
 /// As initiator: whether the answer is one to our offer.
-pub(crate) fn check(peer: &Identity, config: &ChildConfig, heard: &Heard<'_>) -> Result<Agreed, Failure> {
-    let chosen = check_answer(heard.sa, config).ok_or_else(|| no_proposal(peer, heard.sa, config))?;
+pub(crate) fn check(
+    peer: &Identity,
+    config: &ChildConfig,
+    heard: &Heard<'_>,
+) -> Result<Agreed, Failure> {
+    let chosen =
+        check_answer(heard.sa, config).ok_or_else(|| no_proposal(peer, heard.sa, config))?;
     check_mode(peer, config, heard.transport)?;
-    let narrowed = select::is_subset(heard.ts_i, &config.local_ts) && select::is_subset(heard.ts_r, &config.remote_ts);
+    let narrowed = select::is_subset(heard.ts_i, &config.local_ts)
+        && select::is_subset(heard.ts_r, &config.remote_ts);
     if !narrowed {
         return Err(selectors(peer, config, (heard.ts_i, heard.ts_r)));
     }
     let (local_ts, remote_ts) = (heard.ts_i.to_vec(), heard.ts_r.to_vec());
-    Ok(Agreed { chosen, transport: config.transport, local_ts, remote_ts })
+    Ok(Agreed {
+        chosen,
+        transport: config.transport,
+        local_ts,
+        remote_ts,
+    })
 }
 
 /// Transport mode is asked for and granted, or not spoken of (RFC 7296 §1.3.1): a silent change of mode is refused.
@@ -152,12 +230,22 @@ fn check_mode(peer: &Identity, config: &ChildConfig, transport: bool) -> Result<
     if config.transport == transport {
         return Ok(());
     }
-    Err(Failure::Mode { peer: peer.clone(), ours: name(config.transport), theirs: name(transport) })
+    Err(Failure::Mode {
+        peer: peer.clone(),
+        ours: name(config.transport),
+        theirs: name(transport),
+    })
 }
 
 impl Agreed {
     /// Keys it. `role` is this side's in the exchange, `spi_in` this side's SPI.
-    pub(crate) fn key(self, spi_in: u32, role: Role, sk_d: &SkD, nonces: Nonces<'_>) -> Result<ChildSa, CryptoError> {
+    pub(crate) fn key(
+        self,
+        spi_in: u32,
+        role: Role,
+        sk_d: &SkD,
+        nonces: Nonces<'_>,
+    ) -> Result<ChildSa, CryptoError> {
         let keymat = child_keymat(sk_d, nonces, None, self.chosen.suite)?;
         let (keys_in, keys_out) = keymat.for_role(role);
         Ok(ChildSa {
@@ -177,14 +265,24 @@ impl Agreed {
     /// The responder's payloads for it.
     pub(crate) fn payloads(&self, spi_in: u32) -> Vec<Payload<'static>> {
         let sa = self.chosen.answer(spi_in);
-        payloads(sa, self.remote_ts.clone(), self.local_ts.clone(), self.transport)
+        payloads(
+            sa,
+            self.remote_ts.clone(),
+            self.local_ts.clone(),
+            self.transport,
+        )
     }
 }
 
 /// The initiator's payloads.
 pub(crate) fn offer_payloads(config: &ChildConfig, spi_in: u32) -> Vec<Payload<'static>> {
     let sa = offer(config, spi_in);
-    payloads(sa, config.local_ts.clone(), config.remote_ts.clone(), config.transport)
+    payloads(
+        sa,
+        config.local_ts.clone(),
+        config.remote_ts.clone(),
+        config.transport,
+    )
 }
 
 fn payloads(
@@ -195,29 +293,60 @@ fn payloads(
 ) -> Vec<Payload<'static>> {
     let mode = crate::wire::Notify::new(NotifyType::UseTransportMode, &[]);
     let mode = transport.then_some(Payload::Notify(mode));
-    let rest = [Payload::Sa(sa), Payload::TsI(TrafficSelectors(ts_i)), Payload::TsR(TrafficSelectors(ts_r))];
+    let rest = [
+        Payload::Sa(sa),
+        Payload::TsI(TrafficSelectors(ts_i)),
+        Payload::TsR(TrafficSelectors(ts_r)),
+    ];
     mode.into_iter().chain(rest).collect()
 }
 
 fn no_proposal(peer: &Identity, theirs: &Sa, config: &ChildConfig) -> Failure {
     let own = describe(&offer(config, 0));
-    Failure::NoChildProposal { peer: peer.clone(), offered: describe(theirs), own }
+    Failure::NoChildProposal {
+        peer: peer.clone(),
+        offered: describe(theirs),
+        own,
+    }
 }
 
 /// `theirs`: what the peer says of this side, and of itself.
-fn selectors(peer: &Identity, config: &ChildConfig, theirs: (&[TrafficSelector], &[TrafficSelector])) -> Failure {
-    let both = |here: &[TrafficSelector], there: &[TrafficSelector]| format!("{} <-> {}", text(here), text(there));
-    let (offered, own) = (both(theirs.0, theirs.1), both(&config.local_ts, &config.remote_ts));
-    Failure::Selectors { peer: peer.clone(), offered, own }
+fn selectors(
+    peer: &Identity,
+    config: &ChildConfig,
+    theirs: (&[TrafficSelector], &[TrafficSelector]),
+) -> Failure {
+    let both = |here: &[TrafficSelector], there: &[TrafficSelector]| {
+        format!("{} <-> {}", text(here), text(there))
+    };
+    let (offered, own) = (
+        both(theirs.0, theirs.1),
+        both(&config.local_ts, &config.remote_ts),
+    );
+    Failure::Selectors {
+        peer: peer.clone(),
+        offered,
+        own,
+    }
 }
 
 fn text(selectors: &[TrafficSelector]) -> String {
     let one = |ts: &TrafficSelector| {
-        let TrafficSelector { protocol, start_port, end_port, start, end } = ts;
+        let TrafficSelector {
+            protocol,
+            start_port,
+            end_port,
+            start,
+            end,
+        } = ts;
         format!("{start}-{end} protocol {protocol} ports {start_port}-{end_port}")
     };
     let list: Vec<String> = selectors.iter().take(4).map(one).collect();
-    if list.is_empty() { "nothing".into() } else { list.join(", ") }
+    if list.is_empty() {
+        "nothing".into()
+    } else {
+        list.join(", ")
+    }
 }
 
 #[cfg(test)]
@@ -233,19 +362,40 @@ mod tests {
             end: "10.0.0.1".parse().unwrap(),
         };
         let (local_ts, remote_ts) = (vec![any.clone()], vec![any]);
-        ChildConfig { transport: true, suites: suites.to_vec(), esn, local_ts, remote_ts }
+        ChildConfig {
+            transport: true,
+            suites: suites.to_vec(),
+            esn,
+            local_ts,
+            remote_ts,
+        }
     }
 
-    const ALL: [EspSuite; 3] = [EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16, EspSuite::ChaCha20Poly1305];
+    const ALL: [EspSuite; 3] = [
+        EspSuite::Aes256Gcm16,
+        EspSuite::Aes128Gcm16,
+        EspSuite::ChaCha20Poly1305,
+    ];
 
     #[test]
     fn the_responders_preference_decides_within_a_proposal() {
         let own = config(&[EspSuite::ChaCha20Poly1305, EspSuite::Aes256Gcm16], true);
         let chosen = choose(&offer(&config(&ALL, true), 300), &own).unwrap();
-        assert_eq!(chosen, Chosen { number: 1, spi: 300, suite: EspSuite::ChaCha20Poly1305, esn: true });
+        assert_eq!(
+            chosen,
+            Chosen {
+                number: 1,
+                spi: 300,
+                suite: EspSuite::ChaCha20Poly1305,
+                esn: true
+            }
+        );
         let answer = chosen.answer(400);
         let checked = check_answer(&answer, &config(&ALL, true)).unwrap();
-        assert_eq!((checked.spi, checked.suite, checked.esn), (400, EspSuite::ChaCha20Poly1305, true));
+        assert_eq!(
+            (checked.spi, checked.suite, checked.esn),
+            (400, EspSuite::ChaCha20Poly1305, true)
+        );
     }
 
     #[test]
@@ -253,7 +403,13 @@ mod tests {
         let (with, without) = (config(&ALL, true), config(&ALL, false));
         assert!(!choose(&offer(&with, 300), &without).unwrap().esn);
         assert!(!choose(&offer(&without, 300), &with).unwrap().esn);
-        let only_esn = Chosen { number: 1, spi: 300, suite: ALL[0], esn: true }.answer(300);
+        let only_esn = Chosen {
+            number: 1,
+            spi: 300,
+            suite: ALL[0],
+            esn: true,
+        }
+        .answer(300);
         assert_eq!(check_answer(&only_esn, &without), None);
     }
 
@@ -261,7 +417,13 @@ mod tests {
     fn reserved_spis_and_foreign_suites_are_refused() {
         let own = config(&ALL, true);
         assert_eq!(choose(&offer(&own, 255), &own), None);
-        assert_eq!(choose(&offer(&config(&ALL[1..2], true), 300), &config(&ALL[..1], true)), None);
+        assert_eq!(
+            choose(
+                &offer(&config(&ALL[1..2], true), 300),
+                &config(&ALL[..1], true)
+            ),
+            None
+        );
         assert_eq!(check_answer(&offer(&own, 300), &own), None);
     }
 
@@ -269,14 +431,25 @@ mod tests {
     fn a_failure_names_what_was_offered_and_what_is_taken() {
         let (peer, own) = (Identity("node-b".into()), config(&ALL[..1], true));
         let theirs = offer_payloads(&config(&ALL[2..], false), 300);
-        let error = accept(&peer, &own, &Heard::read(&theirs).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("node-b") && error.contains("ENCR 28") && error.contains("ENCR 20/256"), "{error}");
+        let error = accept(&peer, &own, &Heard::read(&theirs).unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("node-b") && error.contains("ENCR 28") && error.contains("ENCR 20/256"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_silent_change_of_mode_is_refused() {
         let (peer, own) = (Identity("node-b".into()), config(&ALL, true));
-        let tunnel = offer_payloads(&ChildConfig { transport: false, ..own.clone() }, 300);
+        let tunnel = offer_payloads(
+            &ChildConfig {
+                transport: false,
+                ..own.clone()
+            },
+            300,
+        );
         let error = accept(&peer, &own, &Heard::read(&tunnel).unwrap()).unwrap_err();
         assert_eq!(error.notify(), NotifyType::NoProposalChosen);
     }

@@ -63,7 +63,11 @@ pub struct Endpoint {
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (peers, sas) = (self.peers.len(), self.sas.len());
-        f.debug_struct("Endpoint").field("identity", &self.config.identity).field("peers", &peers).field("sas", &sas).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("identity", &self.config.identity)
+            .field("peers", &peers)
+            .field("sas", &sas)
+            .finish_non_exhaustive()
     }
 }
 
@@ -116,13 +120,17 @@ impl Endpoint {
         self.now = Some(now);
         peer::check(&self.config, &peer)?;
         let id = peer.identity.clone();
-        peer.addresses.iter().for_each(|address| self.half_open.know(*address));
+        peer.addresses
+            .iter()
+            .for_each(|address| self.half_open.know(*address));
         let Some(known) = self.peers.get_mut(&id) else {
             self.peers.insert(id, Peer::new(peer));
             return Ok(());
         };
         let old = known.replace_config(peer);
-        old.addresses.iter().for_each(|address| self.half_open.forget(*address));
+        old.addresses
+            .iter()
+            .for_each(|address| self.half_open.forget(*address));
         if known.pending {
             self.talkative.insert(id.clone());
         }
@@ -134,7 +142,10 @@ impl Endpoint {
     pub fn remove_peer(&mut self, id: &Identity, now: Instant) {
         self.disconnect(id, now);
         if let Some(peer) = self.peers.remove(id) {
-            peer.config.addresses.iter().for_each(|address| self.half_open.forget(*address));
+            peer.config
+                .addresses
+                .iter()
+                .for_each(|address| self.half_open.forget(*address));
         }
         self.talkative.remove(id);
     }
@@ -186,8 +197,16 @@ impl Endpoint {
     /// after [`crate::limits::DRAIN`].
     pub fn confirm_child(&mut self, id: &Identity, spi_in: u32, now: Instant) {
         self.now = Some(now);
-        let sas = self.peers.get(id).map(|peer| peer.sas.clone()).unwrap_or_default();
-        let has = |spi: &u64| self.children(*spi).iter().any(|child| child.spi_in == spi_in);
+        let sas = self
+            .peers
+            .get(id)
+            .map(|peer| peer.sas.clone())
+            .unwrap_or_default();
+        let has = |spi: &u64| {
+            self.children(*spi)
+                .iter()
+                .any(|child| child.spi_in == spi_in)
+        };
         if let Some(spi) = sas.into_iter().find(has) {
             self.prove(spi);
             self.confirm(spi, now);
@@ -299,7 +318,9 @@ impl Endpoint {
             return;
         };
         let path = sa.path;
-        let wait = sa.exchanges.begin(request, datagram.clone(), &mut *self.rng);
+        let wait = sa
+            .exchanges
+            .begin(request, datagram.clone(), &mut *self.rng);
         self.timers.set(Timer::Retransmit(spi), now + wait);
         self.transmit(path, datagram);
     }
@@ -311,6 +332,10 @@ impl Endpoint {
     fn handshake_failed(&mut self, peer: Option<Identity>, path: Path, failure: Failure) {
         let who = peer.as_ref().map_or("", |peer| &peer.0);
         tracing::warn!(peer = who, remote = %path.remote, "handshake failed: {failure}");
-        self.events.push_back(Event::HandshakeFailed { peer, remote: path.remote, error: failure.into() });
+        self.events.push_back(Event::HandshakeFailed {
+            peer,
+            remote: path.remote,
+            error: failure.into(),
+        });
     }
 }

@@ -83,61 +83,126 @@ pub(crate) enum Failure {
     #[error(
         "{remote} claims to be {claimed}, which is no peer of this node: add a Node of that name, or look who uses that address"
     )]
-    UnknownPeer { claimed: Identity, remote: SocketAddr },
+    UnknownPeer {
+        claimed: Identity,
+        remote: SocketAddr,
+    },
     #[error(
         "identity {claimed} came from {remote}, which is not an address of Node {claimed} (it has {addresses}): correct the Node's addresses, or look who uses its key"
     )]
-    WrongAddress { claimed: Identity, remote: IpAddr, addresses: String },
-    #[error("{remote} sent an identity of another kind than ID_FQDN or none: it is no Espalier node, or its identity is not set to its node name")]
+    WrongAddress {
+        claimed: Identity,
+        remote: IpAddr,
+        addresses: String,
+    },
+    #[error(
+        "{remote} sent an identity of another kind than ID_FQDN or none: it is no Espalier node, or its identity is not set to its node name"
+    )]
     NoIdentity { remote: SocketAddr },
-    #[error("{peer} wants to talk to {wanted}, but this is {own}: a wrong address for {wanted} on {peer}")]
-    NotMe { peer: Identity, wanted: String, own: Identity },
-    #[error("expected {peer} at this address, but {answered} answered: correct the address of Node {peer}")]
+    #[error(
+        "{peer} wants to talk to {wanted}, but this is {own}: a wrong address for {wanted} on {peer}"
+    )]
+    NotMe {
+        peer: Identity,
+        wanted: String,
+        own: Identity,
+    },
+    #[error(
+        "expected {peer} at this address, but {answered} answered: correct the address of Node {peer}"
+    )]
     OtherPeer { peer: Identity, answered: String },
     #[error("{peer}: {error}")]
-    Certificate { peer: Identity, error: IdentityError },
+    Certificate {
+        peer: Identity,
+        error: IdentityError,
+    },
     #[error("{peer}: {error}")]
     Auth { peer: Identity, error: AuthError },
-    #[error("{peer} sent no AUTH payload (EAP is not supported): configure certificates or a PSK on it")]
+    #[error(
+        "{peer} sent no AUTH payload (EAP is not supported): configure certificates or a PSK on it"
+    )]
     NoAuth { peer: Identity },
     #[error(
         "{peer} authenticates by {got:?}, but this node expects {expected}: configure the same way on both nodes"
     )]
-    Method { peer: Identity, expected: &'static str, got: AuthMethod },
+    Method {
+        peer: Identity,
+        expected: &'static str,
+        got: AuthMethod,
+    },
     #[error(
         "{peer} does not accept signatures with hash {wanted} (RFC 7427), only {listed:?}: use another kind of key for this node's certificate"
     )]
-    Hash { peer: String, wanted: u16, listed: Vec<u16> },
+    Hash {
+        peer: String,
+        wanted: u16,
+        listed: Vec<u16>,
+    },
     #[error("no IKE proposal in common: the peer offered {offered}; this node takes {own}")]
     NoIkeProposal { offered: String, own: String },
-    #[error("no ESP proposal in common with {peer}: it offered {offered}; this node takes {own}: set the same suites on both")]
-    NoChildProposal { peer: Identity, offered: String, own: String },
+    #[error(
+        "no ESP proposal in common with {peer}: it offered {offered}; this node takes {own}: set the same suites on both"
+    )]
+    NoChildProposal {
+        peer: Identity,
+        offered: String,
+        own: String,
+    },
     #[error("{peer} wants {theirs} mode, this node {ours} mode: set the same overlay on both")]
-    Mode { peer: Identity, ours: &'static str, theirs: &'static str },
-    #[error("traffic selectors have nothing in common with {peer}: it offered {offered}; this node allows {own}: the nodes disagree about each other's addresses or the overlay")]
-    Selectors { peer: Identity, offered: String, own: String },
+    Mode {
+        peer: Identity,
+        ours: &'static str,
+        theirs: &'static str,
+    },
+    #[error(
+        "traffic selectors have nothing in common with {peer}: it offered {offered}; this node allows {own}: the nodes disagree about each other's addresses or the overlay"
+    )]
+    Selectors {
+        peer: Identity,
+        offered: String,
+        own: String,
+    },
     #[error("both nodes started at once; the lower identity's handshake goes on")]
     Crossing,
     #[error("malformed message: {0}; the peer has another version or a fault")]
     Malformed(#[from] wire::Error),
     #[error("{what} is missing in the {message}: the peer has a fault")]
-    Missing { what: &'static str, message: &'static str },
+    Missing {
+        what: &'static str,
+        message: &'static str,
+    },
     #[error("{0}")]
     Crypto(#[from] CryptoError),
 
     // --- Told by the peer, or not told at all. ---
-    #[error("{peer} refused this node's identity or key (AUTHENTICATION_FAILED): the reason is in {peer}'s log")]
+    #[error(
+        "{peer} accepted this node but refused the CHILD_SA with {notify:?}: the reason is in {peer}'s log"
+    )]
+    Childless { peer: Identity, notify: NotifyType },
+    #[error(
+        "{peer} refused this node's identity or key (AUTHENTICATION_FAILED): the reason is in {peer}'s log"
+    )]
     RefusedByPeer { peer: Identity },
     #[error("{peer} refused the handshake with {notify:?}: the reason is in {peer}'s log")]
     PeerNotify { peer: Identity, notify: NotifyType },
     #[error(
         "no answer from {remote} after {tries} tries: is UDP {port} open between the nodes, and is the agent running on {peer}?{hint}"
     )]
-    NoAnswer { peer: Identity, remote: SocketAddr, port: u16, tries: u32, hint: String },
+    NoAnswer {
+        peer: Identity,
+        remote: SocketAddr,
+        port: u16,
+        tries: u32,
+        hint: String,
+    },
     #[error(
         "{remote} answered IKE_SA_INIT but not IKE_AUTH after {tries} tries: are large or fragmented UDP packets dropped between the nodes, or was the agent on {peer} restarted?"
     )]
-    NoAuthAnswer { peer: Identity, remote: SocketAddr, tries: u32 },
+    NoAuthAnswer {
+        peer: Identity,
+        remote: SocketAddr,
+        tries: u32,
+    },
 }
 
 impl Failure {
@@ -147,6 +212,7 @@ impl Failure {
             Self::NoIkeProposal { .. } | Self::NoChildProposal { .. } | Self::Mode { .. } => {
                 NotifyType::NoProposalChosen
             }
+            Self::Childless { notify, .. } => *notify,
             Self::Selectors { .. } => NotifyType::TsUnacceptable,
             Self::Crossing => NotifyType::TemporaryFailure,
             Self::Malformed(error) => error.notify(),

@@ -85,10 +85,20 @@ impl Exchanges {
     }
 
     /// Takes over a request made with [`Exchanges::next_id`]; returns when to retransmit it.
-    pub(crate) fn begin(&mut self, request: Request, datagram: Vec<u8>, rng: &mut dyn CryptoRng) -> Duration {
+    pub(crate) fn begin(
+        &mut self,
+        request: Request,
+        datagram: Vec<u8>,
+        rng: &mut dyn CryptoRng,
+    ) -> Duration {
         let id = self.next;
         self.next = self.next.saturating_add(1);
-        self.in_flight = Some(InFlight { id, request, datagram, sent: 1 });
+        self.in_flight = Some(InFlight {
+            id,
+            request,
+            datagram,
+            sent: 1,
+        });
         jittered(limits::RETRANSMIT_FIRST, rng)
     }
 
@@ -100,17 +110,24 @@ impl Exchanges {
 
     /// The request in flight, if its message ID is `id`.
     pub(crate) fn in_flight(&self, id: u32) -> Option<&Request> {
-        self.in_flight.as_ref().filter(|sent| sent.id == id).map(|sent| &sent.request)
+        self.in_flight
+            .as_ref()
+            .filter(|sent| sent.id == id)
+            .map(|sent| &sent.request)
     }
 
     /// The response to `id` came and was verified: takes its request out of flight.
     pub(crate) fn finish(&mut self, id: u32) -> Option<Request> {
-        self.in_flight.take_if(|sent| sent.id == id).map(|sent| sent.request)
+        self.in_flight
+            .take_if(|sent| sent.id == id)
+            .map(|sent| sent.request)
     }
 
     /// A retransmission timer fired.
     pub(crate) fn retry(&mut self, rng: &mut dyn CryptoRng) -> Option<Retry<'_>> {
-        let exhausted = self.in_flight.take_if(|sent| sent.sent >= sent.request.tries());
+        let exhausted = self
+            .in_flight
+            .take_if(|sent| sent.sent >= sent.request.tries());
         if let Some(sent) = exhausted {
             return Some(Retry::GiveUp(sent.request, sent.sent));
         }
@@ -126,7 +143,10 @@ impl Exchanges {
             return Incoming::New;
         }
         match &self.answered {
-            Some(answered) if id.checked_add(1) == Some(self.expected) && answered.request == hash(datagram) => {
+            Some(answered)
+                if id.checked_add(1) == Some(self.expected)
+                    && answered.request == hash(datagram) =>
+            {
                 Incoming::Repeated(&answered.response)
             }
             _ => Incoming::OutOfWindow,
@@ -136,7 +156,10 @@ impl Exchanges {
     /// The expected request `datagram` was verified and is answered with `response`.
     pub(crate) fn respond(&mut self, datagram: &[u8], response: Vec<u8>) {
         self.expected = self.expected.saturating_add(1);
-        self.answered = Some(Answered { request: hash(datagram), response });
+        self.answered = Some(Answered {
+            request: hash(datagram),
+            response,
+        });
     }
 }
 
@@ -158,7 +181,10 @@ mod tests {
         let mut exchanges = Exchanges::default();
         assert_eq!(exchanges.classify(0, b"first"), Incoming::New);
         exchanges.respond(b"first", b"answer".to_vec());
-        assert_eq!(exchanges.classify(0, b"first"), Incoming::Repeated(b"answer"));
+        assert_eq!(
+            exchanges.classify(0, b"first"),
+            Incoming::Repeated(b"answer")
+        );
         assert_eq!(exchanges.classify(0, b"forged"), Incoming::OutOfWindow);
         assert_eq!(exchanges.classify(2, b"early"), Incoming::OutOfWindow);
         assert_eq!(exchanges.classify(1, b"second"), Incoming::New);
@@ -195,13 +221,21 @@ mod tests {
         };
         assert_eq!(sent, limits::HANDSHAKE_TRIES);
         assert_eq!(waits.len() as u32, limits::HANDSHAKE_TRIES);
-        assert!(waits.windows(2).all(|pair| pair[0] < pair[1] || pair[0] >= limits::RETRANSMIT_MAX));
+        assert!(
+            waits
+                .windows(2)
+                .all(|pair| pair[0] < pair[1] || pair[0] >= limits::RETRANSMIT_MAX)
+        );
         assert_eq!(exchanges.retry(&mut rng), None);
     }
 
     #[test]
     fn message_ids_never_wrap() {
-        let mut exchanges = Exchanges { next: u32::MAX, expected: u32::MAX, ..Exchanges::default() };
+        let mut exchanges = Exchanges {
+            next: u32::MAX,
+            expected: u32::MAX,
+            ..Exchanges::default()
+        };
         assert_eq!(exchanges.next_id(), None);
         assert_eq!(exchanges.classify(u32::MAX, b"x"), Incoming::OutOfWindow);
         exchanges.respond(b"x", vec![]);

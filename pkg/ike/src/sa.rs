@@ -64,7 +64,10 @@ pub(crate) struct Negotiated {
 
 impl Negotiated {
     pub(crate) fn nonces(&self) -> Nonces<'_> {
-        Nonces { initiator: &self.nonce_i, responder: &self.nonce_r }
+        Nonces {
+            initiator: &self.nonce_i,
+            responder: &self.nonce_r,
+        }
     }
 }
 
@@ -150,24 +153,60 @@ pub(crate) struct IkeSa {
 }
 
 impl IkeSa {
-    pub(crate) fn new(spi: u64, remote_spi: u64, role: Role, path: Path, now: Instant, state: State) -> Self {
+    pub(crate) fn new(
+        spi: u64,
+        remote_spi: u64,
+        role: Role,
+        path: Path,
+        now: Instant,
+        state: State,
+    ) -> Self {
         let exchanges = Exchanges::default();
-        Self { spi, remote_spi, role, path, started: now, heard: now, exchanges, state }
+        Self {
+            spi,
+            remote_spi,
+            role,
+            path,
+            started: now,
+            heard: now,
+            exchanges,
+            state,
+        }
     }
 
     /// Both SPIs in the order of the header.
     pub(crate) fn spis(&self) -> Spis {
         match self.role {
-            Role::Initiator => Spis { initiator: self.spi, responder: self.remote_spi },
-            Role::Responder => Spis { initiator: self.remote_spi, responder: self.spi },
+            Role::Initiator => Spis {
+                initiator: self.spi,
+                responder: self.remote_spi,
+            },
+            Role::Responder => Spis {
+                initiator: self.remote_spi,
+                responder: self.spi,
+            },
         }
     }
 
     pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
-        let Spis { initiator, responder } = self.spis();
-        let flags = Flags { initiator: self.role == Role::Initiator, response, version: false };
+        let Spis {
+            initiator,
+            responder,
+        } = self.spis();
+        let flags = Flags {
+            initiator: self.role == Role::Initiator,
+            response,
+            version: false,
+        };
         let next_payload = PayloadType::None;
-        Header { spi_i: initiator, spi_r: responder, next_payload, exchange, flags, message_id }
+        Header {
+            spi_i: initiator,
+            spi_r: responder,
+            next_payload,
+            exchange,
+            flags,
+            message_id,
+        }
     }
 
     /// The state's exchanges (RFC 7296 §1): requests of any other are dropped.
@@ -175,7 +214,10 @@ impl IkeSa {
         match self.state {
             State::HalfOpen(_) => exchange == ExchangeType::IkeAuth,
             State::Established(_) => {
-                matches!(exchange, ExchangeType::Informational | ExchangeType::CreateChildSa)
+                matches!(
+                    exchange,
+                    ExchangeType::Informational | ExchangeType::CreateChildSa
+                )
             }
             State::Closing(_) => exchange == ExchangeType::Informational,
             State::InitSent(_) | State::AuthSent(_) | State::Closed => false,
@@ -218,8 +260,14 @@ impl IkeSa {
     }
 
     /// A message with `payloads` in an SK payload.
-    pub(crate) fn seal(&mut self, header: &Header, payloads: &[Payload<'_>]) -> Result<Vec<u8>, CryptoError> {
-        let sealer = self.sealer().ok_or(CryptoError::SkLimit("it has no keys in this state"))?;
+    pub(crate) fn seal(
+        &mut self,
+        header: &Header,
+        payloads: &[Payload<'_>],
+    ) -> Result<Vec<u8>, CryptoError> {
+        let sealer = self
+            .sealer()
+            .ok_or(CryptoError::SkLimit("it has no keys in this state"))?;
         let (first, inner) = wire::emit_chain(payloads);
         sealer.seal_message(header, first, &Zeroizing::new(inner))
     }
@@ -231,7 +279,10 @@ impl IkeSa {
             return None;
         };
         let bytes = self.opener()?.open(datagram, sk.aad_len).ok()?;
-        Some(Opened { first: sk.inner_first, bytes })
+        Some(Opened {
+            first: sk.inner_first,
+            bytes,
+        })
     }
 }
 

@@ -47,7 +47,12 @@ impl Timers {
 
     /// Takes out all timers of the IKE SA with local SPI `spi`.
     pub(crate) fn cancel_sa(&mut self, spi: u64) {
-        for timer in [Timer::Retransmit(spi), Timer::Liveness(spi), Timer::Drain(spi), Timer::Expire(spi)] {
+        for timer in [
+            Timer::Retransmit(spi),
+            Timer::Liveness(spi),
+            Timer::Drain(spi),
+            Timer::Expire(spi),
+        ] {
             self.cancel(&timer);
         }
     }
@@ -136,7 +141,9 @@ mod tests {
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_overflows() {
         let (first, most) = (Duration::from_millis(500), Duration::from_secs(8));
-        let waits: Vec<u128> = (0..6).map(|n| backoff(first, most, n).as_millis()).collect();
+        let waits: Vec<u128> = (0..6)
+            .map(|n| backoff(first, most, n).as_millis())
+            .collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 8000]);
         assert_eq!(backoff(first, most, u32::MAX), most);
     }

@@ -19,7 +19,10 @@ pub(crate) fn narrow(ours: &[TrafficSelector], theirs: &[TrafficSelector]) -> Ve
 
 /// True when each of `answer` lies within one of `offer`: a responder may narrow, never widen.
 pub(crate) fn is_subset(answer: &[TrafficSelector], offer: &[TrafficSelector]) -> bool {
-    !answer.is_empty() && answer.iter().all(|inner| offer.iter().any(|outer| contains(outer, inner)))
+    !answer.is_empty()
+        && answer
+            .iter()
+            .all(|inner| offer.iter().any(|outer| contains(outer, inner)))
 }
 
 fn overlap(a: &TrafficSelector, b: &TrafficSelector) -> Option<TrafficSelector> {
@@ -50,7 +53,10 @@ fn contains(outer: &TrafficSelector, inner: &TrafficSelector) -> bool {
 
 fn same_family(a: &TrafficSelector, b: &TrafficSelector) -> bool {
     let v4 = a.start.is_ipv4();
-    [a.end, b.start, b.end].iter().map(IpAddr::is_ipv4).all(|other| other == v4)
+    [a.end, b.start, b.end]
+        .iter()
+        .map(IpAddr::is_ipv4)
+        .all(|other| other == v4)
 }
 
 /// Neither range is empty, and both addresses are of one family.
@@ -78,7 +84,10 @@ mod tests {
     fn the_overlap_is_taken_in_every_dimension() {
         let ours = [ts(17, ANY, "10.0.0.1", "10.0.0.1")];
         let theirs = [ts(0, (4789, 4789), "10.0.0.0", "10.0.0.255")];
-        assert_eq!(narrow(&ours, &theirs), [ts(17, (4789, 4789), "10.0.0.1", "10.0.0.1")]);
+        assert_eq!(
+            narrow(&ours, &theirs),
+            [ts(17, (4789, 4789), "10.0.0.1", "10.0.0.1")]
+        );
     }
 
     #[test]
@@ -97,14 +106,20 @@ mod tests {
     #[test]
     fn what_another_selector_covers_is_not_listed_twice() {
         let ours = [ts(0, ANY, "10.0.0.0", "10.0.0.255")];
-        let theirs = [ts(0, ANY, "0.0.0.0", "255.255.255.255"), ts(17, ANY, "10.0.0.7", "10.0.0.7")];
+        let theirs = [
+            ts(0, ANY, "0.0.0.0", "255.255.255.255"),
+            ts(17, ANY, "10.0.0.7", "10.0.0.7"),
+        ];
         assert_eq!(narrow(&ours, &theirs), ours);
     }
 
     #[test]
     fn an_answer_may_narrow_and_not_widen() {
         let offer = [ts(17, ANY, "10.0.0.0", "10.0.0.255")];
-        assert!(is_subset(&[ts(17, (4789, 4789), "10.0.0.3", "10.0.0.3")], &offer));
+        assert!(is_subset(
+            &[ts(17, (4789, 4789), "10.0.0.3", "10.0.0.3")],
+            &offer
+        ));
         assert!(!is_subset(&[ts(0, ANY, "10.0.0.3", "10.0.0.3")], &offer));
         assert!(!is_subset(&[ts(17, ANY, "10.0.0.0", "10.0.1.0")], &offer));
         assert!(!is_subset(&[ts(17, ANY, "10.0.0.9", "10.0.0.3")], &offer));

@@ -22,8 +22,17 @@ impl Endpoint {
             return;
         };
         let goodbye = (sa.role == Role::Initiator).then_some(Goodbye::Plain);
-        let older = |other: &u64| self.sas.get(other).and_then(|sa| sa.established()).is_some_and(|sa| sa.order < order);
-        let sas = self.peers.get(&id).map(|peer| peer.sas.as_slice()).unwrap_or_default();
+        let older = |other: &u64| {
+            self.sas
+                .get(other)
+                .and_then(|sa| sa.established())
+                .is_some_and(|sa| sa.order < order)
+        };
+        let sas = self
+            .peers
+            .get(&id)
+            .map(|peer| peer.sas.as_slice())
+            .unwrap_or_default();
         let older: Vec<u64> = sas.iter().copied().filter(older).collect();
         for old in older {
             self.retire(old, CloseReason::Replaced, goodbye);
@@ -36,7 +45,11 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        let gone: Vec<ChildRef> = peer.orphans.extract_if(.., |(age, _)| *age < order).map(|(_, child)| child).collect();
+        let gone: Vec<ChildRef> = peer
+            .orphans
+            .extract_if(.., |(age, _)| *age < order)
+            .map(|(_, child)| child)
+            .collect();
         for child in gone {
             self.child_down(id, child, reason);
         }
@@ -62,14 +75,21 @@ impl Endpoint {
 
     /// Ends all of a peer's IKE SAs and CHILD_SAs.
     pub(super) fn close_all(&mut self, id: &Identity, reason: CloseReason) {
-        let sas = self.peers.get(id).map(|peer| peer.sas.clone()).unwrap_or_default();
+        let sas = self
+            .peers
+            .get(id)
+            .map(|peer| peer.sas.clone())
+            .unwrap_or_default();
         let any = !sas.is_empty();
         for spi in sas {
             self.retire(spi, reason, Some(Goodbye::Plain));
         }
         self.orphans_down(id, u64::MAX, reason);
         if any {
-            self.events.push_back(Event::IkeDown { peer: id.clone(), reason });
+            self.events.push_back(Event::IkeDown {
+                peer: id.clone(),
+                reason,
+            });
         }
     }
 
@@ -90,11 +110,16 @@ impl Endpoint {
             State::AuthSent(state) => (state.negotiated.keys.sealer, state.negotiated.keys.opener),
             other => return sa.state = other,
         };
-        sa.state = State::Closing(Box::new(Closing { sealer, opener, delete }));
+        sa.state = State::Closing(Box::new(Closing {
+            sealer,
+            opener,
+            delete,
+        }));
         self.timers.cancel(&Timer::Liveness(spi));
         self.timers.cancel(&Timer::Drain(spi));
         if delete.is_none() {
-            self.timers.set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
+            self.timers
+                .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
         }
         self.say_goodbye(spi, now);
     }
@@ -109,7 +134,9 @@ impl Endpoint {
         let sent = match closing.delete {
             None => return,
             Some(Goodbye::Plain) => self.request(spi, Request::Delete, &[delete], now),
-            Some(Goodbye::AuthenticationFailed) => self.request(spi, Request::Delete, &[failed, delete], now),
+            Some(Goodbye::AuthenticationFailed) => {
+                self.request(spi, Request::Delete, &[failed, delete], now)
+            }
         };
         if let Some(State::Closing(closing)) = self.sas.get_mut(&spi).map(|sa| &mut sa.state) {
             closing.delete = closing.delete.filter(|_| !sent);
@@ -123,13 +150,18 @@ impl Endpoint {
         };
         let state = std::mem::replace(&mut sa.state, State::Closed);
         self.timers.cancel_sa(spi);
-        self.timers.set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
+        self.timers
+            .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
         let State::Established(established) = state else {
             return;
         };
         let (id, order) = (established.peer, established.order);
         let superseded = self.leave_peer(&id, spi, order);
-        let reason = if superseded { CloseReason::Replaced } else { CloseReason::Peer };
+        let reason = if superseded {
+            CloseReason::Replaced
+        } else {
+            CloseReason::Peer
+        };
         for child in &established.children {
             self.child_down(&id, *child, reason);
         }
@@ -146,14 +178,25 @@ impl Endpoint {
             return false;
         };
         peer.sas.retain(|other| *other != spi);
-        let order_of = |spi: &u64| self.sas.get(spi).and_then(|sa| sa.established()).map(|sa| sa.order);
-        peer.sas.iter().filter_map(order_of).any(|other| other > order)
+        let order_of = |spi: &u64| {
+            self.sas
+                .get(spi)
+                .and_then(|sa| sa.established())
+                .map(|sa| sa.order)
+        };
+        peer.sas
+            .iter()
+            .filter_map(order_of)
+            .any(|other| other > order)
     }
 
     /// An IKE SA of a peer is gone without this node having asked for it.
     fn after_loss(&mut self, id: &Identity, reason: CloseReason, now: Instant) {
         if self.peers.get(id).is_some_and(|peer| peer.sas.is_empty()) {
-            self.events.push_back(Event::IkeDown { peer: id.clone(), reason });
+            self.events.push_back(Event::IkeDown {
+                peer: id.clone(),
+                reason,
+            });
         }
         self.talkative.insert(id.clone());
         self.schedule(id, now);
@@ -165,7 +208,11 @@ impl Endpoint {
             return;
         };
         established.children.retain(|child| !gone.contains(child));
-        let (id, order, empty) = (established.peer.clone(), established.order, established.children.is_empty());
+        let (id, order, empty) = (
+            established.peer.clone(),
+            established.order,
+            established.children.is_empty(),
+        );
         for child in gone {
             self.child_down(&id, *child, CloseReason::Peer);
         }
@@ -206,7 +253,11 @@ impl Endpoint {
             return;
         };
         let excess = peer.orphans.len().saturating_sub(limits::ORPHANS_PER_PEER);
-        let oldest: Vec<ChildRef> = peer.orphans.drain(..excess).map(|(_, child)| child).collect();
+        let oldest: Vec<ChildRef> = peer
+            .orphans
+            .drain(..excess)
+            .map(|(_, child)| child)
+            .collect();
         for child in oldest {
             self.child_down(id, child, CloseReason::Replaced);
         }

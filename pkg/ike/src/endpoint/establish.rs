@@ -56,7 +56,11 @@ impl Endpoint {
         };
         let mesh = state.negotiated.mesh;
         let mut established = self.established(id, state.negotiated, &child, false);
-        established.carried = self.peers.get(id).filter(|_| mesh).map(|peer| peer.announcement.clone());
+        established.carried = self
+            .peers
+            .get(id)
+            .filter(|_| mesh)
+            .map(|peer| peer.announcement.clone());
         self.install(spi, id, established, child, announcement, now);
     }
 
@@ -67,16 +71,28 @@ impl Endpoint {
             if let Some(sa) = self.sas.get_mut(&spi) {
                 sa.state = State::Established(Box::new(established));
             }
-            self.timers.set(Timer::Expire(spi), now + limits::CHILDLESS_LINGER);
+            self.timers
+                .set(Timer::Expire(spi), now + limits::CHILDLESS_LINGER);
         }
     }
 
     fn take_state(&mut self, spi: u64) -> Option<State> {
-        self.sas.get_mut(&spi).map(|sa| std::mem::replace(&mut sa.state, State::Closed))
+        self.sas
+            .get_mut(&spi)
+            .map(|sa| std::mem::replace(&mut sa.state, State::Closed))
     }
 
-    fn established(&mut self, id: &Identity, negotiated: Negotiated, child: &ChildSa, proven: bool) -> Established {
-        let children = vec![ChildRef { spi_in: child.spi_in, spi_out: child.spi_out }];
+    fn established(
+        &mut self,
+        id: &Identity,
+        negotiated: Negotiated,
+        child: &ChildSa,
+        proven: bool,
+    ) -> Established {
+        let children = vec![ChildRef {
+            spi_in: child.spi_in,
+            spi_out: child.spi_out,
+        }];
         self.new_established(id, negotiated, children, proven)
     }
 
@@ -123,18 +139,34 @@ impl Endpoint {
         peer.wanted = peer.wanted.map(|_| Connect::Policy);
         self.timers.cancel(&Timer::Expire(spi));
         self.timers.cancel(&Timer::Connect(id.clone()));
-        self.timers.set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+        self.timers
+            .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
         self.talkative.insert(id.clone());
-        let (spi_in, spi_out) = (format_args!("{:08x}", child.spi_in), format_args!("{:08x}", child.spi_out));
+        let (spi_in, spi_out) = (
+            format_args!("{:08x}", child.spi_in),
+            format_args!("{:08x}", child.spi_out),
+        );
         tracing::info!(peer = %id, ?role, %spi_in, %spi_out, "IKE SA and CHILD_SA established");
-        self.events.push_back(Event::IkeUp { peer: id.clone(), took, role });
-        self.events.push_back(Event::ChildUp { peer: id.clone(), child: Box::new(child), announcement });
+        self.events.push_back(Event::IkeUp {
+            peer: id.clone(),
+            took,
+            role,
+        });
+        self.events.push_back(Event::ChildUp {
+            peer: id.clone(),
+            child: Box::new(child),
+            announcement,
+        });
         self.bound_sas(id);
     }
 
     /// A peer that makes IKE SAs without ever confirming one loses the oldest.
     fn bound_sas(&mut self, id: &Identity) {
-        while let Some(oldest) = self.peers.get(id).filter(|peer| peer.sas.len() > limits::IKE_SAS_PER_PEER) {
+        while let Some(oldest) = self
+            .peers
+            .get(id)
+            .filter(|peer| peer.sas.len() > limits::IKE_SAS_PER_PEER)
+        {
             let Some(oldest) = oldest.sas.first().copied() else {
                 return;
             };
@@ -156,7 +188,8 @@ impl Endpoint {
         if data == peer.announcement {
             peer.pending = false;
         }
-        self.events.push_back(Event::AnnouncementAcked { peer: id, data });
+        self.events
+            .push_back(Event::AnnouncementAcked { peer: id, data });
     }
 
     /// The CHILD_SA of this IKE SA is in use: what is older goes after [`limits::DRAIN`].
@@ -180,7 +213,10 @@ impl Endpoint {
         let Some(sa) = self.sas.get(&spi).filter(|sa| sa.role == Role::Responder) else {
             return;
         };
-        let Some((proven, mesh)) = sa.established().map(|established| (established.proven, established.mesh)) else {
+        let Some((proven, mesh)) = sa
+            .established()
+            .map(|established| (established.proven, established.mesh))
+        else {
             return;
         };
         if !proven {

@@ -84,8 +84,12 @@ impl HalfOpen {
         let evicted = evicted.and_then(|(remote, spi_i)| self.remove(remote, spi_i));
         let unknown = !self.knows(address);
         self.unknown += usize::from(unknown);
-        self.by_request.insert((remote, spi_i), Entry { spi, unknown });
-        self.by_address.entry(address).or_default().push_back((remote, spi_i));
+        self.by_request
+            .insert((remote, spi_i), Entry { spi, unknown });
+        self.by_address
+            .entry(address)
+            .or_default()
+            .push_back((remote, spi_i));
         evicted
     }
 
@@ -106,7 +110,9 @@ impl HalfOpen {
     /// Those of the same address that are older than this one.
     pub(crate) fn older_than(&self, remote: SocketAddr, spi_i: u64) -> Vec<u64> {
         let here = self.by_address.get(&remote.ip()).into_iter().flatten();
-        here.take_while(|key| **key != (remote, spi_i)).filter_map(|key| self.by_request.get(key).map(|entry| entry.spi)).collect()
+        here.take_while(|key| **key != (remote, spi_i))
+            .filter_map(|key| self.by_request.get(key).map(|entry| entry.spi))
+            .collect()
     }
 
     /// How many there are.
@@ -124,13 +130,26 @@ pub(crate) struct Cookies {
 
 impl Cookies {
     pub(crate) fn new(rng: &mut dyn CryptoRng) -> Self {
-        Self { current: fresh_key(rng), previous: None, since: None }
+        Self {
+            current: fresh_key(rng),
+            previous: None,
+            since: None,
+        }
     }
 
     /// The cookie for this request now: HMAC(secret, Ni | IPi | port | SPIi).
-    pub(crate) fn make(&mut self, remote: SocketAddr, spi_i: u64, nonce: &[u8], now: Instant, rng: &mut dyn CryptoRng) -> Vec<u8> {
+    pub(crate) fn make(
+        &mut self,
+        remote: SocketAddr,
+        spi_i: u64,
+        nonce: &[u8],
+        now: Instant,
+        rng: &mut dyn CryptoRng,
+    ) -> Vec<u8> {
         self.rotate(now, rng);
-        hmac::sign(&self.current, &cookie_input(remote, spi_i, nonce)).as_ref().to_vec()
+        hmac::sign(&self.current, &cookie_input(remote, spi_i, nonce))
+            .as_ref()
+            .to_vec()
     }
 
     /// True when `cookie` was made for this request not long ago.
@@ -145,8 +164,12 @@ impl Cookies {
     ) -> bool {
         self.rotate(now, rng);
         let input = cookie_input(remote, spi_i, nonce);
-        let matches = |key: &hmac::Key| constant_time::verify_slices_are_equal(hmac::sign(key, &input).as_ref(), cookie);
-        std::iter::once(&self.current).chain(&self.previous).any(|key| matches(key).is_ok())
+        let matches = |key: &hmac::Key| {
+            constant_time::verify_slices_are_equal(hmac::sign(key, &input).as_ref(), cookie)
+        };
+        std::iter::once(&self.current)
+            .chain(&self.previous)
+            .any(|key| matches(key).is_ok())
     }
 
     fn rotate(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
@@ -164,7 +187,9 @@ impl Cookies {
 
 impl std::fmt::Debug for Cookies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cookies").field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("Cookies")
+            .field("since", &self.since)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,7 +204,13 @@ fn cookie_input(remote: SocketAddr, spi_i: u64, nonce: &[u8]) -> Vec<u8> {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,
     };
-    [nonce, &address.octets(), &remote.port().to_be_bytes(), &spi_i.to_be_bytes()].concat()
+    [
+        nonce,
+        &address.octets(),
+        &remote.port().to_be_bytes(),
+        &spi_i.to_be_bytes(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
@@ -202,7 +233,14 @@ mod tests {
         let mut cookies = Cookies::new(&mut rng);
         let cookie = cookies.make(at(1, 500), 7, b"nonce", start, &mut rng);
         let mut good = |remote, spi, nonce: &[u8], age| {
-            cookies.check(&cookie, remote, spi, nonce, start + Duration::from_secs(age), &mut rng)
+            cookies.check(
+                &cookie,
+                remote,
+                spi,
+                nonce,
+                start + Duration::from_secs(age),
+                &mut rng,
+            )
         };
         assert!(good(at(1, 500), 7, b"nonce", 1));
         assert!(!good(at(2, 500), 7, b"nonce", 1));

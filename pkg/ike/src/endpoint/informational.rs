@@ -25,14 +25,23 @@ pub(super) fn announced(payloads: &[Payload<'_>]) -> Option<Vec<u8>> {
 }
 
 impl Endpoint {
-    pub(super) fn receive_informational(&mut self, spi: u64, received: &Received<'_>, opened: &Opened) {
+    pub(super) fn receive_informational(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        opened: &Opened,
+    ) {
         self.heard_request(spi, received.now);
         let payloads = match opened.payloads() {
             Ok(payloads) => payloads,
             Err(error) => {
                 let failure = Failure::from(error);
                 let data = failure.notify_data();
-                return self.respond(spi, received, &[Payload::Notify(Notify::new(failure.notify(), &data))]);
+                return self.respond(
+                    spi,
+                    received,
+                    &[Payload::Notify(Notify::new(failure.notify(), &data))],
+                );
             }
         };
         let refused = notify(&payloads, NotifyType::AuthenticationFailed).is_some();
@@ -49,7 +58,10 @@ impl Endpoint {
         } else {
             // The other half of each pair (RFC 7296 §1.4.1).
             let spis = gone.iter().map(|child| child.spi_in).collect();
-            let delete = Delete::Child { protocol: ProtocolId::Esp, spis };
+            let delete = Delete::Child {
+                protocol: ProtocolId::Esp,
+                spis,
+            };
             self.respond(spi, received, &[Payload::Delete(delete)]);
             self.children_deleted_by_peer(spi, &gone, received.now);
         }
@@ -71,7 +83,10 @@ impl Endpoint {
     fn children_named(&self, spi: u64, payloads: &[Payload<'_>]) -> Vec<ChildRef> {
         let named = |child: &&ChildRef| {
             payloads.iter().any(|payload| match payload {
-                Payload::Delete(Delete::Child { protocol: ProtocolId::Esp, spis }) => spis.contains(&child.spi_out),
+                Payload::Delete(Delete::Child {
+                    protocol: ProtocolId::Esp,
+                    spis,
+                }) => spis.contains(&child.spi_out),
                 _ => false,
             })
         };
@@ -83,7 +98,11 @@ impl Endpoint {
         let Some(established) = self.sas.get(&spi).and_then(|sa| sa.established()) else {
             return;
         };
-        let Some(peer) = self.peers.get(&established.peer).filter(|_| established.mesh) else {
+        let Some(peer) = self
+            .peers
+            .get(&established.peer)
+            .filter(|_| established.mesh)
+        else {
             return;
         };
         let newer = |other: &u64| {
@@ -91,14 +110,24 @@ impl Endpoint {
             other.is_some_and(|other| other.proven && other.order > established.order)
         };
         if !peer.sas.iter().any(newer) {
-            self.events.push_back(Event::Announcement { peer: established.peer.clone(), data });
+            self.events.push_back(Event::Announcement {
+                peer: established.peer.clone(),
+                data,
+            });
         }
     }
 
     /// CREATE_CHILD_SA from a foreign peer: neither further CHILD_SAs nor rekeys (RFC 7296 §1.3).
     pub(super) fn refuse_child(&mut self, spi: u64, received: &Received<'_>) {
         self.heard_request(spi, received.now);
-        self.respond(spi, received, &[Payload::Notify(Notify::new(NotifyType::NoAdditionalSas, &[]))]);
+        self.respond(
+            spi,
+            received,
+            &[Payload::Notify(Notify::new(
+                NotifyType::NoAdditionalSas,
+                &[],
+            ))],
+        );
     }
 
     /// Answers a verified request, and keeps the answer for its retransmissions.
@@ -137,10 +166,17 @@ impl Endpoint {
     }
 
     fn acknowledged(&mut self, spi: u64, id: &Identity, data: Vec<u8>, role: Role, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(id).filter(|peer| peer.announcement == data) {
+        if let Some(peer) = self
+            .peers
+            .get_mut(id)
+            .filter(|peer| peer.announcement == data)
+        {
             peer.pending = false;
         }
-        self.events.push_back(Event::AnnouncementAcked { peer: id.clone(), data });
+        self.events.push_back(Event::AnnouncementAcked {
+            peer: id.clone(),
+            data,
+        });
         // The responder has heard from this end after IKE_AUTH: both ends are known to be ready.
         if role == Role::Initiator {
             self.confirm(spi, now);
@@ -175,7 +211,13 @@ impl Endpoint {
     }
 
     /// Sends an INFORMATIONAL request if the window allows; returns whether it did.
-    pub(super) fn request(&mut self, spi: u64, request: Request, payloads: &[Payload<'_>], now: Instant) -> bool {
+    pub(super) fn request(
+        &mut self,
+        spi: u64,
+        request: Request,
+        payloads: &[Payload<'_>],
+        now: Instant,
+    ) -> bool {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return false;
         };
@@ -198,13 +240,17 @@ impl Endpoint {
         let Some(established) = sa.established() else {
             return;
         };
-        let traffic = self.peers.get(&established.peer).and_then(|peer| peer.traffic);
+        let traffic = self
+            .peers
+            .get(&established.peer)
+            .and_then(|peer| peer.traffic);
         let silent_until = sa.heard.max(traffic.unwrap_or(sa.heard)) + limits::DPD_IDLE;
         if silent_until > now {
             return self.timers.set(Timer::Liveness(spi), silent_until);
         }
         self.request(spi, Request::Liveness, &[], now);
-        self.timers.set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+        self.timers
+            .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
     }
 
     pub(super) fn retransmit(&mut self, spi: u64, now: Instant) {
@@ -232,11 +278,22 @@ impl Endpoint {
             State::Established(_) => return self.timed_out(spi, now),
             State::InitSent(state) => {
                 let told = state.told.as_ref();
-                let hint = told.map(|told| format!(" (An answer that proves nothing came: {told}.)"));
+                let hint =
+                    told.map(|told| format!(" (An answer that proves nothing came: {told}.)"));
                 let (peer, hint) = (state.peer.clone(), hint.unwrap_or_default());
-                Failure::NoAnswer { peer, remote, port: remote.port(), tries, hint }
+                Failure::NoAnswer {
+                    peer,
+                    remote,
+                    port: remote.port(),
+                    tries,
+                    hint,
+                }
             }
-            State::AuthSent(state) if !state.doomed => Failure::NoAuthAnswer { peer: state.peer.clone(), remote, tries },
+            State::AuthSent(state) if !state.doomed => Failure::NoAuthAnswer {
+                peer: state.peer.clone(),
+                remote,
+                tries,
+            },
             _ => return self.forget(spi),
         };
         if let Failure::NoAnswer { peer, .. } | Failure::NoAuthAnswer { peer, .. } = &failed {
@@ -257,13 +314,20 @@ impl Endpoint {
     /// Both SPIs of each of an IKE SA's CHILD_SAs.
     pub(super) fn children(&self, spi: u64) -> &[ChildRef] {
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
-        established.map(|established| established.children.as_slice()).unwrap_or_default()
+        established
+            .map(|established| established.children.as_slice())
+            .unwrap_or_default()
     }
 
     /// Emits the end of a CHILD_SA and frees its SPI.
     pub(super) fn child_down(&mut self, id: &Identity, child: ChildRef, reason: CloseReason) {
         self.spis.remove(&child.spi_in);
         let ChildRef { spi_in, spi_out } = child;
-        self.events.push_back(Event::ChildDown { peer: id.clone(), spi_in, spi_out, reason });
+        self.events.push_back(Event::ChildDown {
+            peer: id.clone(),
+            spi_in,
+            spi_out,
+            reason,
+        });
     }
 }

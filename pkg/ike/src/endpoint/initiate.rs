@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::informational::{announced, announcement};
 use super::receive::Received;
 use super::{Connect, Endpoint};
 use crate::child;
@@ -16,7 +17,8 @@ use crate::sa::init::{self, Heard, Retry, Say};
 use crate::sa::{AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, State, error_notify};
 use crate::timers::Timer;
 use crate::wire::{
-    self, CertEncoding, CertificateRequest, ExchangeType, Identification, IdType, Message, Notify, NotifyType, Payload,
+    self, CertEncoding, CertificateRequest, ExchangeType, IdType, Identification, Message, Notify,
+    NotifyType, Payload,
 };
 
 const NAT_PORT: u16 = 4500;
@@ -30,7 +32,10 @@ impl Endpoint {
         let Some(config) = self.peers.get(id).map(|peer| &peer.config) else {
             return;
         };
-        let path = Path { local: config.local, remote: config.remote };
+        let path = Path {
+            local: config.local,
+            remote: config.remote,
+        };
         let group = init::GROUPS.first().copied().unwrap_or(KexGroup::X25519);
         let kex = match KeyExchange::generate(group, &mut *self.rng) {
             Ok(kex) => kex,
@@ -50,7 +55,14 @@ impl Endpoint {
             told: None,
         };
         tracing::debug!(peer = %id, spi_i = format_args!("{spi:016x}"), "handshake started");
-        let sa = IkeSa::new(spi, 0, Role::Initiator, path, now, State::InitSent(Box::new(state)));
+        let sa = IkeSa::new(
+            spi,
+            0,
+            Role::Initiator,
+            path,
+            now,
+            State::InitSent(Box::new(state)),
+        );
         self.sas.insert(spi, sa);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.attempt = Some(spi);
@@ -63,12 +75,29 @@ impl Endpoint {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        let (header, spis, path) = (sa.header(ExchangeType::IkeSaInit, false, 0), sa.spis(), sa.path);
+        let (header, spis, path) = (
+            sa.header(ExchangeType::IkeSaInit, false, 0),
+            sa.spis(),
+            sa.path,
+        );
         let State::InitSent(state) = &mut sa.state else {
             return;
         };
-        let (cookie, nonce, public, group) = (&state.cookie, &state.nonce, state.kex.public(), state.kex.group());
-        let say = Say { spis, path, cookie, sa: init::offer(), group, public, nonce };
+        let (cookie, nonce, public, group) = (
+            &state.cookie,
+            &state.nonce,
+            state.kex.public(),
+            state.kex.group(),
+        );
+        let say = Say {
+            spis,
+            path,
+            cookie,
+            sa: init::offer(),
+            group,
+            public,
+            nonce,
+        };
         let datagram = say.emit(|payloads| wire::emit(&header, payloads));
         state.request.clone_from(&datagram);
         let wait = sa.exchanges.restart_init(datagram.clone(), &mut *self.rng);
@@ -83,7 +112,10 @@ impl Endpoint {
         if let Some(retry) = init::retry(&message.payloads) {
             return self.retry_init(spi, retry, received.now);
         }
-        let spis = Spis { initiator: spi, responder: received.header.spi_r };
+        let spis = Spis {
+            initiator: spi,
+            responder: received.header.spi_r,
+        };
         // The responder hashed its view of the addresses with both SPIs (RFC 7296 §2.23).
         match Heard::read(&message.payloads, spis, received.path) {
             Ok(heard) if spis.responder != 0 => self.continue_with_auth(spi, received, &heard),
@@ -103,10 +135,17 @@ impl Endpoint {
         match retry {
             Retry::Cookie(cookie) if state.cookie != cookie => state.cookie = cookie.to_vec(),
             Retry::Group(group) if group != state.kex.group().transform_id() => {
-                let group = init::GROUPS.into_iter().find(|known| known.transform_id() == group);
+                let group = init::GROUPS
+                    .into_iter()
+                    .find(|known| known.transform_id() == group);
                 match group.map(|group| KeyExchange::generate(group, &mut *self.rng)) {
                     Some(Ok(kex)) => state.kex = kex,
-                    _ => return self.disbelieve(spi, "it asked for a key exchange method that was not offered".into()),
+                    _ => {
+                        return self.disbelieve(
+                            spi,
+                            "it asked for a key exchange method that was not offered".into(),
+                        );
+                    }
                 }
             }
             Retry::Cookie(_) | Retry::Group(_) => return,
@@ -132,7 +171,8 @@ impl Endpoint {
             return;
         };
         let chosen = init::check_answer(heard.sa, state.kex.group());
-        let Some(chosen) = chosen.filter(|chosen| chosen.group.transform_id() == heard.group) else {
+        let Some(chosen) = chosen.filter(|chosen| chosen.group.transform_id() == heard.group)
+        else {
             let told = format!("it chose {} out of another offer", init::describe(heard.sa));
             return self.disbelieve(spi, told);
         };
@@ -148,38 +188,65 @@ impl Endpoint {
             sa.path.remote.set_port(NAT_PORT);
         }
         self.timers.cancel(&Timer::Retransmit(spi));
-        let sent = negotiate(*state, received, heard, chosen).and_then(|n| self.send_auth(spi, &peer, n, received.now));
+        let sent = negotiate(*state, received, heard, chosen)
+            .and_then(|n| self.send_auth(spi, &peer, n, received.now));
         if let Err(failure) = sent {
             self.attempt_failed(spi, &peer, failure, received.now);
         }
     }
 
-    fn send_auth(&mut self, spi: u64, id: &Identity, negotiated: Negotiated, now: Instant) -> Result<(), Failure> {
+    fn send_auth(
+        &mut self,
+        spi: u64,
+        id: &Identity,
+        negotiated: Negotiated,
+        now: Instant,
+    ) -> Result<(), Failure> {
         let spi_in = self.fresh_esp_spi();
-        let state = AuthSent { peer: id.clone(), negotiated, spi_in, doomed: false };
+        let state = AuthSent {
+            peer: id.clone(),
+            negotiated,
+            spi_in,
+            doomed: false,
+        };
         let (Some(sa), Some(peer)) = (self.sas.get_mut(&spi), self.peers.get(id)) else {
             return Ok(());
         };
-        let proof = prove(&self.config, &peer.config, &state.negotiated, Role::Initiator);
+        let proof = prove(
+            &self.config,
+            &peer.config,
+            &state.negotiated,
+            Role::Initiator,
+        );
         let mesh = state.negotiated.mesh;
         sa.state = State::AuthSent(Box::new(state));
         let proof = proof?;
-        let fresh = peer.wanted == Some(Connect::Fresh) && peer.sas.is_empty() && peer.orphans.is_empty();
+        let fresh =
+            peer.wanted == Some(Connect::Fresh) && peer.sas.is_empty() && peer.orphans.is_empty();
         let certreq = self.config.trust.certreq();
         let mut payloads = vec![Payload::IdI(own_id(&self.config))];
         payloads.extend(certificate_request(&peer.config, &certreq));
-        payloads.push(Payload::IdR(Identification::new(IdType::Fqdn, id.0.as_bytes())));
+        payloads.push(Payload::IdR(Identification::new(
+            IdType::Fqdn,
+            id.0.as_bytes(),
+        )));
         payloads.extend(proof.payloads());
-        payloads.extend(fresh.then(|| Payload::Notify(Notify::new(NotifyType::InitialContact, &[]))));
+        payloads
+            .extend(fresh.then(|| Payload::Notify(Notify::new(NotifyType::InitialContact, &[]))));
         payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
-        payloads.extend(mesh.then(|| super::informational::announcement(&peer.announcement)));
+        payloads.extend(mesh.then(|| announcement(&peer.announcement)));
         let header = sa.header(ExchangeType::IkeAuth, false, 1);
         let datagram = sa.seal(&header, &payloads)?;
         self.send_request(spi, Request::Auth, datagram, now);
         Ok(())
     }
 
-    pub(super) fn receive_auth_response(&mut self, spi: u64, received: &Received<'_>, opened: &Opened) {
+    pub(super) fn receive_auth_response(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        opened: &Opened,
+    ) {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
@@ -192,10 +259,13 @@ impl Endpoint {
         if state.doomed {
             return self.close_after_auth(spi, Goodbye::Plain, received.now);
         }
-        match self.judge_auth_response(spi, received, opened) {
-            Ok((child, announcement)) => self.establish_initiator(spi, child, announcement, received.now),
-            Err((goodbye, failure)) => {
-                match goodbye {
+        let payloads = opened.payloads().map_err(Failure::from);
+        match payloads.and_then(|payloads| self.judge_auth_response(spi, received, &payloads)) {
+            Ok((child, announcement)) => {
+                self.establish_initiator(spi, child, announcement, received.now)
+            }
+            Err(failure) => {
+                match goodbye(&failure) {
                     Some(goodbye) => self.close_after_auth(spi, goodbye, received.now),
                     None => self.forget(spi),
                 }
@@ -204,38 +274,36 @@ impl Endpoint {
         }
     }
 
-    /// What the answer brings, or why not; in that case whether the responder holds an IKE SA now that needs a DELETE.
-    #[allow(clippy::type_complexity)] // private and used once
+    /// The CHILD_SA that the answer brings, and the announcement.
     fn judge_auth_response(
         &self,
         spi: u64,
         received: &Received<'_>,
-        opened: &Opened,
-    ) -> Result<(ChildSa, Option<Vec<u8>>), (Option<Goodbye>, Failure)> {
-        let malformed = |failure| (Some(Goodbye::Plain), failure);
-        let payloads = opened.payloads().map_err(|error| malformed(error.into()))?;
+        payloads: &[Payload<'_>],
+    ) -> Result<(ChildSa, Option<Vec<u8>>), Failure> {
         let sent = self.sas.get(&spi).and_then(|sa| match &sa.state {
-            State::AuthSent(state) => Some(state),
+            State::AuthSent(state) => Some((state, &self.peers.get(&state.peer)?.config)),
             _ => None,
         });
-        let missing = Failure::Missing { what: "AUTH payload", message: "IKE_AUTH response" };
-        let Some((state, peer)) = sent.and_then(|state| Some((state, self.peers.get(&state.peer)?))) else {
-            return Err((None, missing));
-        };
-        let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
-        if let Some((kind, _)) = error_notify(&payloads).filter(|_| !has_auth) {
-            return Err((None, told(&peer.config.identity, kind)));
+        let (state, config) = sent.ok_or(Failure::Missing {
+            what: "peer",
+            message: "endpoint",
+        })?;
+        let peer = || config.identity.clone();
+        let error = error_notify(payloads).map(|(kind, _)| kind);
+        let is_auth = |payload: &Payload<'_>| matches!(payload, Payload::Auth(_));
+        if let Some(kind) = error.filter(|_| !payloads.iter().any(is_auth)) {
+            return Err(told(&config.identity, kind));
         }
-        let refuse = |failure| (Some(Goodbye::AuthenticationFailed), failure);
-        self.check_responder(&peer.config, &state.negotiated, &payloads, received).map_err(refuse)?;
-        if let Some((kind, _)) = error_notify(&payloads) {
-            return Err(malformed(told(&peer.config.identity, kind)));
+        self.check_responder(config, &state.negotiated, payloads, received)?;
+        if let Some(notify) = error {
+            let peer = peer();
+            return Err(Failure::Childless { peer, notify });
         }
-        let heard = child::Heard::read(&payloads).map_err(malformed)?;
-        let agreed = child::check(&peer.config.identity, &peer.config.child, &heard).map_err(malformed)?;
+        let agreed = child::check(&peer(), &config.child, &child::Heard::read(payloads)?)?;
         let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-        let child = agreed.key(state.spi_in, Role::Initiator, sk_d, nonces).map_err(|e| malformed(e.into()))?;
-        let announcement = super::informational::announced(&payloads).filter(|_| state.negotiated.mesh);
+        let child = agreed.key(state.spi_in, Role::Initiator, sk_d, nonces)?;
+        let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
         Ok((child, announcement))
     }
 
@@ -250,23 +318,52 @@ impl Endpoint {
             Payload::IdR(id) => Some(id),
             _ => None,
         });
-        let id = id.ok_or(Failure::NoIdentity { remote: received.path.remote })?;
+        let id = id.ok_or(Failure::NoIdentity {
+            remote: received.path.remote,
+        })?;
         let name = node_name(id);
         if name.as_ref() != Some(&peer.identity) {
-            let answered = name.map_or_else(|| format!("an identity of type {:?}", id.kind), |name| name.0);
-            return Err(Failure::OtherPeer { peer: peer.identity.clone(), answered });
+            let answered = name.map_or_else(
+                || format!("an identity of type {:?}", id.kind),
+                |name| name.0,
+            );
+            return Err(Failure::OtherPeer {
+                peer: peer.identity.clone(),
+                answered,
+            });
         }
-        verify(&self.config, peer, negotiated, Role::Initiator, payloads, id, received.unix)
+        verify(
+            &self.config,
+            peer,
+            negotiated,
+            Role::Initiator,
+            payloads,
+            id,
+            received.unix,
+        )
     }
 
     /// This node's own attempt is over without success; its IKE SA is gone or closing.
-    pub(super) fn attempt_failed(&mut self, spi: u64, id: &Identity, failure: Failure, now: Instant) {
+    pub(super) fn attempt_failed(
+        &mut self,
+        spi: u64,
+        id: &Identity,
+        failure: Failure,
+        now: Instant,
+    ) {
         let path = match (self.sas.get(&spi), self.peers.get(id)) {
             (Some(sa), _) => sa.path,
-            (None, Some(peer)) => Path { local: peer.config.local, remote: peer.config.remote },
+            (None, Some(peer)) => Path {
+                local: peer.config.local,
+                remote: peer.config.remote,
+            },
             (None, None) => return,
         };
-        if self.sas.get(&spi).is_some_and(|sa| !matches!(sa.state, State::Closing(_))) {
+        if self
+            .sas
+            .get(&spi)
+            .is_some_and(|sa| !matches!(sa.state, State::Closing(_)))
+        {
             self.forget(spi);
         }
         let Some(peer) = self.peers.get_mut(id) else {
@@ -295,8 +392,14 @@ fn negotiate(
 ) -> Result<Negotiated, Failure> {
     let shared = state.kex.agree(heard.public)?;
     let (nonce_i, nonce_r) = (state.nonce, heard.nonce.to_vec());
-    let nonces = crate::crypto::Nonces { initiator: &nonce_i, responder: &nonce_r };
-    let spis = Spis { initiator: received.header.spi_i, responder: received.header.spi_r };
+    let nonces = crate::crypto::Nonces {
+        initiator: &nonce_i,
+        responder: &nonce_r,
+    };
+    let spis = Spis {
+        initiator: received.header.spi_i,
+        responder: received.header.spi_r,
+    };
     let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
     Ok(Negotiated {
         keys: keys.for_role(Role::Initiator)?,
@@ -312,7 +415,10 @@ fn negotiate(
 fn certificate_request<'a>(peer: &PeerConfig, authorities: &'a [u8]) -> Option<Payload<'a>> {
     let wanted = peer.auth == crate::config::PeerAuth::Certificate;
     let encoding = CertEncoding::X509Signature;
-    wanted.then_some(Payload::CertReq(CertificateRequest { encoding, authorities }))
+    wanted.then_some(Payload::CertReq(CertificateRequest {
+        encoding,
+        authorities,
+    }))
 }
 
 /// What an error notify in the IKE_AUTH response means.
@@ -322,5 +428,16 @@ fn told(peer: &Identity, kind: NotifyType) -> Failure {
         NotifyType::TemporaryFailure => Failure::Crossing,
         NotifyType::AuthenticationFailed => Failure::RefusedByPeer { peer },
         notify => Failure::PeerNotify { peer, notify },
+    }
+}
+
+/// What the responder must be told: it holds an IKE SA if it did not refuse itself.
+fn goodbye(failure: &Failure) -> Option<Goodbye> {
+    match failure {
+        Failure::Crossing | Failure::RefusedByPeer { .. } | Failure::PeerNotify { .. } => None,
+        _ if failure.notify() == NotifyType::AuthenticationFailed => {
+            Some(Goodbye::AuthenticationFailed)
+        }
+        _ => Some(Goodbye::Plain),
     }
 }

@@ -59,7 +59,8 @@ impl Peer {
 
     /// Returns whether that is news to be scheduled.
     pub(super) fn want(&mut self, why: Connect) -> bool {
-        let sooner = self.wanted == Some(Connect::Policy) && why != Connect::Policy && self.failures == 0;
+        let sooner =
+            self.wanted == Some(Connect::Policy) && why != Connect::Policy && self.failures == 0;
         let news = self.wanted.is_none() || sooner;
         if news {
             self.wanted = Some(why);
@@ -105,7 +106,11 @@ impl Endpoint {
     }
 
     fn retry_in(&mut self, id: &Identity, base: Duration, now: Instant) {
-        if self.peers.get(id).is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa()) {
+        if self
+            .peers
+            .get(id)
+            .is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa())
+        {
             let wait = jittered(base, &mut *self.rng);
             self.timers.set(Timer::Connect(id.clone()), now + wait);
         }
@@ -120,7 +125,9 @@ impl Endpoint {
 
     /// True when an attempt towards this peer makes sense now.
     pub(super) fn may_start(&self, id: &Identity) -> bool {
-        self.peers.get(id).is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa())
+        self.peers
+            .get(id)
+            .is_some_and(|peer| peer.wanted.is_some() && peer.lacks_sa())
     }
 
     /// Ends this node's own handshake under way, without a word. Where the peer may have answered IKE_AUTH already and
@@ -146,11 +153,13 @@ impl Endpoint {
         let other_auth = old.auth != new.auth || renamed;
         let moved = |spi: &u64| {
             self.sas.get(spi).is_some_and(|sa| {
-                !new.addresses.contains(&sa.path.remote.ip()) || sa.path.local.ip() != new.local.ip()
+                !new.addresses.contains(&sa.path.remote.ip())
+                    || sa.path.local.ip() != new.local.ip()
             })
         };
         let unfit = other_auth || peer.sas.iter().any(moved);
-        let restart = unfit || (old.remote, old.local, &old.child) != (new.remote, new.local, &new.child);
+        let restart =
+            unfit || (old.remote, old.local, &old.child) != (new.remote, new.local, &new.child);
         if unfit {
             self.close_all(id, crate::event::CloseReason::Local);
         }
@@ -163,7 +172,11 @@ impl Endpoint {
 
 /// A name that fits into ID_FQDN.
 pub(super) fn check_identity(id: &Identity) -> Result<(), ConfigError> {
-    if is_node_name(&id.0) { Ok(()) } else { Err(ConfigError::Identity(id.0.clone())) }
+    if is_node_name(&id.0) {
+        Ok(())
+    } else {
+        Err(ConfigError::Identity(id.0.clone()))
+    }
 }
 
 /// Whether `peer` can work for a node with `config`.
@@ -175,10 +188,17 @@ pub(super) fn check(config: &Config, peer: &PeerConfig) -> Result<(), ConfigErro
     }
     match &peer.auth {
         PeerAuth::Psk(psk) if psk.len() < limits::PSK_MIN => {
-            return Err(ConfigError::ShortPsk { peer: who(), got: psk.len() });
+            return Err(ConfigError::ShortPsk {
+                peer: who(),
+                got: psk.len(),
+            });
         }
-        PeerAuth::Certificate if config.credentials.is_none() => return Err(ConfigError::NoCredentials(who())),
-        PeerAuth::Certificate if config.trust.is_empty() => return Err(ConfigError::NoTrust(who())),
+        PeerAuth::Certificate if config.credentials.is_none() => {
+            return Err(ConfigError::NoCredentials(who()));
+        }
+        PeerAuth::Certificate if config.trust.is_empty() => {
+            return Err(ConfigError::NoTrust(who()));
+        }
         PeerAuth::Psk(_) | PeerAuth::Certificate => {}
     }
     check_content(peer)
@@ -192,15 +212,22 @@ fn check_content(peer: &PeerConfig) -> Result<(), ConfigError> {
     if peer.child.suites.is_empty() {
         return Err(ConfigError::NoSuites(who()));
     }
-    if ![&peer.child.local_ts, &peer.child.remote_ts].into_iter().all(|side| are_selectors(side)) {
+    if ![&peer.child.local_ts, &peer.child.remote_ts]
+        .into_iter()
+        .all(|side| are_selectors(side))
+    {
         return Err(ConfigError::Selectors(who()));
     }
     if peer.announcement.len() > limits::ANNOUNCEMENT_MAX {
-        return Err(ConfigError::Announcement { peer: who(), got: peer.announcement.len() });
+        return Err(ConfigError::Announcement {
+            peer: who(),
+            got: peer.announcement.len(),
+        });
     }
     Ok(())
 }
 
 fn are_selectors(side: &[TrafficSelector]) -> bool {
-    (1..=limits::SELECTORS_MAX).contains(&side.len()) && side.iter().all(crate::child::select::is_valid)
+    (1..=limits::SELECTORS_MAX).contains(&side.len())
+        && side.iter().all(crate::child::select::is_valid)
 }

@@ -25,9 +25,18 @@ impl Endpoint {
             Ok((header, _)) => header,
             Err(error) => return tracing::trace!(remote = %path.remote, "no IKE message: {error}"),
         };
-        let (spi_i, spi_r) = (format_args!("{:016x}", header.spi_i), format_args!("{:016x}", header.spi_r));
+        let (spi_i, spi_r) = (
+            format_args!("{:016x}", header.spi_i),
+            format_args!("{:016x}", header.spi_r),
+        );
         let _span = tracing::debug_span!("ike", %spi_i, %spi_r, remote = %path.remote).entered();
-        let received = Received { now, unix, path, datagram, header };
+        let received = Received {
+            now,
+            unix,
+            path,
+            datagram,
+            header,
+        };
         let first = header.exchange == ExchangeType::IkeSaInit && !header.flags.response;
         if first {
             return self.receive_init(&received);
@@ -50,7 +59,8 @@ impl Endpoint {
             (header.spi_i, header.spi_r, Role::Initiator)
         };
         let fits = |sa: &&IkeSa| {
-            let unanswered = matches!(sa.state, State::InitSent(_)) && header.exchange == ExchangeType::IkeSaInit;
+            let unanswered = matches!(sa.state, State::InitSent(_))
+                && header.exchange == ExchangeType::IkeSaInit;
             sa.role == role && (sa.remote_spi == remote || unanswered)
         };
         self.sas.get(&local).filter(fits).map(|sa| sa.spi)
@@ -60,7 +70,10 @@ impl Endpoint {
         let Some(sa) = self.sas.get(&spi) else {
             return;
         };
-        match sa.exchanges.classify(received.header.message_id, received.datagram) {
+        match sa
+            .exchanges
+            .classify(received.header.message_id, received.datagram)
+        {
             Incoming::New => {}
             Incoming::Repeated(response) => {
                 let response = response.to_vec();
@@ -89,7 +102,9 @@ impl Endpoint {
         let expected = match sa.exchanges.in_flight(received.header.message_id) {
             Some(Request::Init) => ExchangeType::IkeSaInit,
             Some(Request::Auth) => ExchangeType::IkeAuth,
-            Some(Request::Liveness | Request::Announce(_) | Request::Delete) => ExchangeType::Informational,
+            Some(Request::Liveness | Request::Announce(_) | Request::Delete) => {
+                ExchangeType::Informational
+            }
             None => return tracing::trace!("response to nothing in flight dropped"),
         };
         if received.header.exchange != expected {

@@ -15,7 +15,9 @@ use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
 use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, State, notify};
 use crate::timers::Timer;
-use crate::wire::{self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload};
+use crate::wire::{
+    self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload,
+};
 
 /// What a verified IKE_AUTH request is answered with.
 struct Verdict {
@@ -26,10 +28,20 @@ struct Verdict {
 
 impl Endpoint {
     pub(super) fn receive_init(&mut self, received: &Received<'_>) {
-        let Received { header, datagram, path, .. } = *received;
-        let first = header.spi_i != 0 && header.spi_r == 0 && header.message_id == 0 && header.flags.initiator;
+        let Received {
+            header,
+            datagram,
+            path,
+            ..
+        } = *received;
+        let first = header.spi_i != 0
+            && header.spi_r == 0
+            && header.message_id == 0
+            && header.flags.initiator;
         if !first || datagram.len() > limits::INIT_BYTES {
-            return tracing::trace!("IKE_SA_INIT with a header that it cannot have, or too large, dropped");
+            return tracing::trace!(
+                "IKE_SA_INIT with a header that it cannot have, or too large, dropped"
+            );
         }
         if let Some(spi) = self.half_open.find(path.remote, header.spi_i) {
             return self.repeat_init(spi, received);
@@ -69,7 +81,10 @@ impl Endpoint {
         };
         let (spi_i, now) = (received.header.spi_i, received.now);
         let shown = notify(payloads, NotifyType::Cookie);
-        if shown.is_some_and(|cookie| self.cookies.check(cookie, remote, spi_i, nonce, now, &mut *self.rng)) {
+        if shown.is_some_and(|cookie| {
+            self.cookies
+                .check(cookie, remote, spi_i, nonce, now, &mut *self.rng)
+        }) {
             return true;
         }
         let cookie = self.cookies.make(remote, spi_i, nonce, now, &mut *self.rng);
@@ -78,7 +93,10 @@ impl Endpoint {
     }
 
     fn answer_init(&mut self, received: &Received<'_>, payloads: &[Payload<'_>]) {
-        let spis = Spis { initiator: received.header.spi_i, responder: 0 };
+        let spis = Spis {
+            initiator: received.header.spi_i,
+            responder: 0,
+        };
         let heard = match Heard::read(payloads, spis, received.path) {
             Ok(heard) => heard,
             Err(error) => {
@@ -99,12 +117,29 @@ impl Endpoint {
     }
 
     /// Makes a half-open IKE SA and answers.
-    fn open_half(&mut self, received: &Received<'_>, heard: &Heard<'_>, chosen: Chosen) -> Result<(), CryptoError> {
-        let Received { header, path, datagram, now, .. } = *received;
+    fn open_half(
+        &mut self,
+        received: &Received<'_>,
+        heard: &Heard<'_>,
+        chosen: Chosen,
+    ) -> Result<(), CryptoError> {
+        let Received {
+            header,
+            path,
+            datagram,
+            now,
+            ..
+        } = *received;
         let (public, shared) = kex::respond(chosen.group, heard.public, &mut *self.rng)?;
         let (spi, nonce_r) = (self.fresh_ike_spi(), self.fresh_nonce());
-        let spis = Spis { initiator: header.spi_i, responder: spi };
-        let nonces = Nonces { initiator: heard.nonce, responder: &nonce_r };
+        let spis = Spis {
+            initiator: header.spi_i,
+            responder: spi,
+        };
+        let nonces = Nonces {
+            initiator: heard.nonce,
+            responder: &nonce_r,
+        };
         let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
         let sent = init_response(spis, path, chosen, &public, &nonce_r);
         let negotiated = Negotiated {
@@ -116,14 +151,18 @@ impl Endpoint {
             mesh: heard.mesh,
             hashes: heard.hashes.clone(),
         };
-        let state = State::HalfOpen(Box::new(HalfOpen { negotiated, from: path.remote }));
+        let state = State::HalfOpen(Box::new(HalfOpen {
+            negotiated,
+            from: path.remote,
+        }));
         let mut sa = IkeSa::new(spi, header.spi_i, Role::Responder, path, now, state);
         sa.exchanges.respond(datagram, sent.clone());
         self.sas.insert(spi, sa);
         if let Some(evicted) = self.half_open.insert(path.remote, header.spi_i, spi) {
             self.forget(evicted);
         }
-        self.timers.set(Timer::Expire(spi), now + limits::HALF_OPEN_LIFETIME);
+        self.timers
+            .set(Timer::Expire(spi), now + limits::HALF_OPEN_LIFETIME);
         self.transmit(path, sent);
         Ok(())
     }
@@ -140,49 +179,59 @@ impl Endpoint {
 
     /// An unprotected answer without state: SPIr 0, as it is for a request that makes no IKE SA (RFC 7296 §2.6).
     fn refuse_init(&mut self, received: &Received<'_>, kind: NotifyType, data: &[u8]) {
-        let flags = wire::Flags { initiator: false, response: true, version: false };
-        let header = Header { flags, ..received.header };
+        let flags = wire::Flags {
+            initiator: false,
+            response: true,
+            version: false,
+        };
+        let header = Header {
+            flags,
+            ..received.header
+        };
         let datagram = wire::emit(&header, &[Payload::Notify(Notify::new(kind, data))]);
         self.transmit(received.path, datagram);
     }
 
-    pub(super) fn receive_auth_request(&mut self, spi: u64, received: &Received<'_>, opened: &Opened) {
-        let failed = match opened.payloads() {
-            Err(error) => (None, error.into()),
-            Ok(payloads) => match self.judge_auth_request(spi, received, &payloads) {
-                Ok(verdict) => return self.accept_auth(spi, received, verdict),
-                Err(failed) => failed,
-            },
+    pub(super) fn receive_auth_request(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        opened: &Opened,
+    ) {
+        let payloads = match opened.payloads() {
+            Ok(payloads) => payloads,
+            Err(error) => return self.refuse_auth(spi, received, None, error.into()),
         };
-        self.refuse_auth(spi, received, failed.0, failed.1);
+        match self.judge_auth_request(spi, received, &payloads) {
+            Ok(verdict) => self.accept_auth(spi, received, verdict),
+            Err(failure) => {
+                let claimed = find_id(&payloads, true).and_then(node_name);
+                self.refuse_auth(spi, received, claimed, failure);
+            }
+        }
     }
 
-    /// Who it is and what it gets. The error names whom it claimed to be.
+    /// Who it is and what it gets.
     fn judge_auth_request(
         &mut self,
         spi: u64,
         received: &Received<'_>,
         payloads: &[Payload<'_>],
-    ) -> Result<Verdict, (Option<Identity>, Failure)> {
+    ) -> Result<Verdict, Failure> {
+        let peer = self.authenticate(spi, received, payloads)?.clone();
+        self.check_crossing(&peer.identity, received.now)?;
         let spi_in = self.fresh_esp_spi();
-        let verdict = self.authenticate(spi, received, payloads).and_then(|peer| {
-            let id = peer.identity.clone();
-            self.check_crossing(&id, received.now).map_err(|failure| (Some(id.clone()), failure))?;
-            let state = self.half_open_state(spi).ok_or((None, no_state()))?;
-            let child = child::Heard::read(payloads)
-                .and_then(|heard| child::accept(&id, &peer.child, &heard))
-                .and_then(|agreed| {
-                    let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-                    let child = agreed.clone().key(spi_in, Role::Responder, sk_d, nonces)?;
-                    Ok((agreed, child))
-                });
-            let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
-            Ok(Verdict { peer: id, child, announcement })
-        });
-        if verdict.as_ref().map_or(true, |verdict| verdict.child.is_err()) {
+        let state = self.half_open_state(spi).ok_or_else(no_state)?;
+        let child = agree_child(&peer, state, spi_in, payloads);
+        let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
+        if child.is_err() {
             self.spis.remove(&spi_in);
         }
-        verdict
+        Ok(Verdict {
+            peer: peer.identity,
+            child,
+            announcement,
+        })
     }
 
     fn half_open_state(&self, spi: u64) -> Option<&HalfOpen> {
@@ -198,22 +247,34 @@ impl Endpoint {
         spi: u64,
         received: &Received<'_>,
         payloads: &[Payload<'_>],
-    ) -> Result<&PeerConfig, (Option<Identity>, Failure)> {
+    ) -> Result<&PeerConfig, Failure> {
         let remote = received.path.remote;
-        let state = self.half_open_state(spi).ok_or((None, no_state()))?;
+        let state = self.half_open_state(spi).ok_or_else(no_state)?;
         let id = find_id(payloads, true).and_then(|id| Some((id, node_name(id)?)));
-        let (id, claimed) = id.ok_or((None, Failure::NoIdentity { remote }))?;
-        let failed = |failure| (Some(claimed.clone()), failure);
+        let (id, claimed) = id.ok_or(Failure::NoIdentity { remote })?;
         let peer = self.peers.get(&claimed).map(|peer| &peer.config);
-        let peer = peer.ok_or_else(|| failed(Failure::UnknownPeer { claimed: claimed.clone(), remote }))?;
+        let peer = peer.ok_or_else(|| Failure::UnknownPeer {
+            claimed: claimed.clone(),
+            remote,
+        })?;
         if !peer.addresses.contains(&remote.ip()) {
             let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
-            let (claimed, addresses) = (claimed.clone(), addresses.join(", "));
-            return Err(failed(Failure::WrongAddress { claimed, remote: remote.ip(), addresses }));
+            return Err(Failure::WrongAddress {
+                claimed,
+                remote: remote.ip(),
+                addresses: addresses.join(", "),
+            });
         }
-        verify(&self.config, peer, &state.negotiated, Role::Responder, payloads, id, received.unix)
-            .map_err(failed)?;
-        self.check_wanted_name(&claimed, payloads).map_err(failed)?;
+        verify(
+            &self.config,
+            peer,
+            &state.negotiated,
+            Role::Responder,
+            payloads,
+            id,
+            received.unix,
+        )?;
+        self.check_wanted_name(&claimed, payloads)?;
         Ok(peer)
     }
 
@@ -222,8 +283,15 @@ impl Endpoint {
         let own = &self.config.identity;
         match find_id(payloads, false) {
             Some(wanted) if node_name(wanted).as_ref() != Some(own) => {
-                let wanted = String::from_utf8_lossy(wanted.data).escape_debug().take(limits::IDENTITY_MAX).collect();
-                Err(Failure::NotMe { peer: peer.clone(), wanted, own: own.clone() })
+                let wanted = String::from_utf8_lossy(wanted.data)
+                    .escape_debug()
+                    .take(limits::IDENTITY_MAX)
+                    .collect();
+                Err(Failure::NotMe {
+                    peer: peer.clone(),
+                    wanted,
+                    own: own.clone(),
+                })
             }
             _ => Ok(()),
         }
@@ -236,11 +304,21 @@ impl Endpoint {
             return Ok(());
         };
         let hopeful = now < own.heard + limits::CROSSING_PATIENCE;
-        if self.config.identity < *id && hopeful { Err(Failure::Crossing) } else { Ok(()) }
+        if self.config.identity < *id && hopeful {
+            Err(Failure::Crossing)
+        } else {
+            Ok(())
+        }
     }
 
     /// Refused in an SK payload; the IKE SA is gone but for that response.
-    fn refuse_auth(&mut self, spi: u64, received: &Received<'_>, peer: Option<Identity>, failure: Failure) {
+    fn refuse_auth(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        peer: Option<Identity>,
+        failure: Failure,
+    ) {
         let data = failure.notify_data();
         let payloads = [Payload::Notify(Notify::new(failure.notify(), &data))];
         self.respond(spi, received, &payloads);
@@ -248,14 +326,19 @@ impl Endpoint {
         if let Some(sa) = self.sas.get_mut(&spi) {
             sa.state = State::Closed;
         }
-        self.timers.set(Timer::Expire(spi), received.now + limits::CLOSED_LINGER);
+        self.timers
+            .set(Timer::Expire(spi), received.now + limits::CLOSED_LINGER);
         if !matches!(failure, Failure::Crossing) {
             self.handshake_failed(peer, received.path, failure);
         }
     }
 
     fn accept_auth(&mut self, spi: u64, received: &Received<'_>, verdict: Verdict) {
-        let Verdict { peer: id, child, announcement: theirs } = verdict;
+        let Verdict {
+            peer: id,
+            child,
+            announcement: theirs,
+        } = verdict;
         if let Err(failure) = self.answer_auth(spi, received, &id, &child) {
             if let Ok((_, child)) = &child {
                 self.spis.remove(&child.spi_in);
@@ -311,7 +394,10 @@ impl Endpoint {
     /// This node's own handshake gives way to the one that was accepted. The lower identity's, once it has sent IKE_AUTH,
     /// goes on: the peer may have taken it, and then it is the newer one on both ends.
     fn abandon_crossed(&mut self, id: &Identity) {
-        let attempt = self.peers.get(id).and_then(|peer| self.sas.get(&peer.attempt?));
+        let attempt = self
+            .peers
+            .get(id)
+            .and_then(|peer| self.sas.get(&peer.attempt?));
         let sent_auth = attempt.is_some_and(|own| matches!(own.state, State::AuthSent(_)));
         if !(self.config.identity < *id && sent_auth) {
             self.abandon_attempt(id, false);
@@ -323,7 +409,8 @@ impl Endpoint {
             return Vec::new();
         };
         let from = self.half_open_state(spi).map(|state| state.from);
-        from.map(|from| self.half_open.older_than(from, sa.remote_spi)).unwrap_or_default()
+        from.map(|from| self.half_open.older_than(from, sa.remote_spi))
+            .unwrap_or_default()
     }
 
     /// Takes an IKE SA out of the table of half-open ones.
@@ -337,19 +424,48 @@ impl Endpoint {
     }
 }
 
+/// The first CHILD_SA with its keys, or why there is none.
+fn agree_child(
+    peer: &PeerConfig,
+    state: &HalfOpen,
+    spi_in: u32,
+    payloads: &[Payload<'_>],
+) -> Result<(Agreed, ChildSa), Failure> {
+    let heard = child::Heard::read(payloads)?;
+    let agreed = child::accept(&peer.identity, &peer.child, &heard)?;
+    let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
+    let child = agreed.clone().key(spi_in, Role::Responder, sk_d, nonces)?;
+    Ok((agreed, child))
+}
+
 fn no_state() -> Failure {
-    Failure::Missing { what: "IKE SA", message: "endpoint" }
+    Failure::Missing {
+        what: "IKE SA",
+        message: "endpoint",
+    }
 }
 
 fn init_response(spis: Spis, path: Path, chosen: Chosen, public: &[u8], nonce: &[u8]) -> Vec<u8> {
     let group: KexGroup = chosen.group;
-    let say = Say { spis, path, cookie: &[], sa: chosen.answer(), group, public, nonce };
+    let say = Say {
+        spis,
+        path,
+        cookie: &[],
+        sa: chosen.answer(),
+        group,
+        public,
+        nonce,
+    };
     let header = Header {
         spi_i: spis.initiator,
         spi_r: spis.responder,
         next_payload: wire::PayloadType::None,
         exchange: ExchangeType::IkeSaInit,
-        flags: wire::Flags { initiator: false, response: true, version: false },
+        flags: wire::Flags {
+            initiator: false,
+            response: true,
+            version: false,
+        },
         message_id: 0,
     };
     say.emit(|payloads| wire::emit(&header, payloads))

@@ -19,13 +19,16 @@ pub(crate) fn own_id(config: &Config) -> Identification<'_> {
 
 /// The node name in an identity payload; text only that is safe in a log.
 pub(crate) fn node_name(id: &Identification<'_>) -> Option<Identity> {
-    let name = std::str::from_utf8(id.data).ok().filter(|_| id.kind == IdType::Fqdn)?;
+    let name = std::str::from_utf8(id.data)
+        .ok()
+        .filter(|_| id.kind == IdType::Fqdn)?;
     is_node_name(name).then(|| Identity(name.to_owned()))
 }
 
 /// Printable ASCII of bounded length.
 pub(crate) fn is_node_name(name: &str) -> bool {
-    (1..=limits::IDENTITY_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=limits::IDENTITY_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Certificates and AUTH data to send.
@@ -38,9 +41,15 @@ pub(crate) struct Proof<'a> {
 impl Proof<'_> {
     /// CERT payloads and AUTH payload.
     pub(crate) fn payloads(&self) -> Vec<Payload<'_>> {
-        let auth = Auth { method: self.method, data: &self.data };
+        let auth = Auth {
+            method: self.method,
+            data: &self.data,
+        };
         let encoding = CertEncoding::X509Signature;
-        let certs = self.chain.iter().map(|data| Payload::Cert(Certificate { encoding, data }));
+        let certs = self
+            .chain
+            .iter()
+            .map(|data| Payload::Cert(Certificate { encoding, data }));
         certs.chain([Payload::Auth(auth)]).collect()
     }
 }
@@ -55,13 +64,20 @@ pub(crate) fn prove<'a>(
     let (_, nonce) = nonces(negotiated, role);
     let id = own_id(config).body();
     let octets = SignedOctets::new(&negotiated.sent, nonce, &negotiated.keys.sk_p_local, &id);
-    let failed = |error| Failure::Auth { peer: peer.identity.clone(), error };
+    let failed = |error| Failure::Auth {
+        peer: peer.identity.clone(),
+        error,
+    };
     let psk = match &peer.auth {
         PeerAuth::Psk(psk) => psk,
         PeerAuth::Certificate => return sign(config, peer, negotiated, &octets),
     };
     let data = psk_auth(psk, &octets).map_err(failed)?.expose().to_vec();
-    Ok(Proof { chain: Vec::new(), method: AuthMethod::SharedKey, data })
+    Ok(Proof {
+        chain: Vec::new(),
+        method: AuthMethod::SharedKey,
+        data,
+    })
 }
 
 fn sign<'a>(
@@ -70,16 +86,33 @@ fn sign<'a>(
     negotiated: &Negotiated,
     octets: &SignedOctets,
 ) -> Result<Proof<'a>, Failure> {
-    let own = |error| Failure::Certificate { peer: peer.identity.clone(), error };
-    let credentials = config.credentials.as_ref().ok_or(own(IdentityError::NoCertificate))?;
+    let own = |error| Failure::Certificate {
+        peer: peer.identity.clone(),
+        error,
+    };
+    let credentials = config
+        .credentials
+        .as_ref()
+        .ok_or(own(IdentityError::NoCertificate))?;
     let wanted = credentials.scheme().hash_id();
     if !negotiated.hashes.contains(&wanted) {
         let (peer, listed) = (peer.identity.to_string(), negotiated.hashes.clone());
-        return Err(Failure::Hash { peer, wanted, listed });
+        return Err(Failure::Hash {
+            peer,
+            wanted,
+            listed,
+        });
     }
-    let failed = |error| Failure::Auth { peer: peer.identity.clone(), error };
+    let failed = |error| Failure::Auth {
+        peer: peer.identity.clone(),
+        error,
+    };
     let data = credentials.sign(octets).map_err(failed)?;
-    Ok(Proof { chain: credentials.chain().collect(), method: AuthMethod::DigitalSignature, data })
+    Ok(Proof {
+        chain: credentials.chain().collect(),
+        method: AuthMethod::DigitalSignature,
+        data,
+    })
 }
 
 /// Checks that the peer is who its identity payload says, in the configured way and no other. `role` is this side's.
@@ -99,19 +132,40 @@ pub(crate) fn verify(
     });
     let auth = auth.ok_or_else(|| Failure::NoAuth { peer: who() })?;
     let (nonce, _) = nonces(negotiated, role);
-    let octets = SignedOctets::new(&negotiated.received, nonce, &negotiated.keys.sk_p_remote, &id.body());
+    let octets = SignedOctets::new(
+        &negotiated.received,
+        nonce,
+        &negotiated.keys.sk_p_remote,
+        &id.body(),
+    );
     let failed = |error| Failure::Auth { peer: who(), error };
     match (&peer.auth, auth.method) {
         (PeerAuth::Psk(psk), AuthMethod::SharedKey) => {
             verify_psk_auth(psk, &octets, auth.data).map_err(failed)
         }
         (PeerAuth::Certificate, AuthMethod::DigitalSignature) => {
-            let verified = verify_peer(&config.trust, &chain(payloads), &peer.identity, peer.uid.as_deref(), unix);
+            let verified = verify_peer(
+                &config.trust,
+                &chain(payloads),
+                &peer.identity,
+                peer.uid.as_deref(),
+                unix,
+            );
             let verified = verified.map_err(|error| Failure::Certificate { peer: who(), error })?;
-            verified.verify_signature(&octets, auth.data).map_err(failed)
+            verified
+                .verify_signature(&octets, auth.data)
+                .map_err(failed)
         }
-        (PeerAuth::Psk(_), got) => Err(Failure::Method { peer: who(), expected: "a PSK", got }),
-        (PeerAuth::Certificate, got) => Err(Failure::Method { peer: who(), expected: "a certificate", got }),
+        (PeerAuth::Psk(_), got) => Err(Failure::Method {
+            peer: who(),
+            expected: "a PSK",
+            got,
+        }),
+        (PeerAuth::Certificate, got) => Err(Failure::Method {
+            peer: who(),
+            expected: "a certificate",
+            got,
+        }),
     }
 }
 

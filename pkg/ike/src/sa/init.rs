@@ -24,7 +24,10 @@ pub(crate) const GROUPS: [KexGroup; 2] = [KexGroup::X25519, KexGroup::P256];
 
 fn cipher_transform(cipher: SkCipher) -> Transform {
     let (id, key_length) = cipher.transform();
-    Transform { key_length, ..Transform::new(TransformType::Encr, id) }
+    Transform {
+        key_length,
+        ..Transform::new(TransformType::Encr, id)
+    }
 }
 
 fn prf_transform(prf: Prf) -> Transform {
@@ -38,8 +41,20 @@ fn group_transform(group: KexGroup) -> Transform {
 /// What an initiator offers: one proposal with everything, in order of preference.
 pub(crate) fn offer() -> Sa {
     let ciphers = CIPHERS.map(cipher_transform);
-    let transforms = [&ciphers[..], &PRFS.map(prf_transform), &GROUPS.map(group_transform)].concat();
-    Sa { proposals: vec![Proposal { number: 1, protocol: ProtocolId::Ike, spi: Spi::None, transforms }] }
+    let transforms = [
+        &ciphers[..],
+        &PRFS.map(prf_transform),
+        &GROUPS.map(group_transform),
+    ]
+    .concat();
+    Sa {
+        proposals: vec![Proposal {
+            number: 1,
+            protocol: ProtocolId::Ike,
+            spi: Spi::None,
+            transforms,
+        }],
+    }
 }
 
 /// What was agreed.
@@ -58,15 +73,25 @@ impl Chosen {
             prf_transform(self.suite.prf),
             group_transform(self.group),
         ];
-        let proposal = Proposal { number: self.number, protocol: ProtocolId::Ike, spi: Spi::None, transforms };
-        Sa { proposals: vec![proposal] }
+        let proposal = Proposal {
+            number: self.number,
+            protocol: ProtocolId::Ike,
+            spi: Spi::None,
+            transforms,
+        };
+        Sa {
+            proposals: vec![proposal],
+        }
     }
 }
 
 /// The first proposal that can be taken whole, with our preference inside it; of its groups the one of the KE payload, if
 /// that is one of ours, since that saves a round trip.
 pub(crate) fn choose(offer: &Sa, ke_group: u16) -> Option<Chosen> {
-    offer.proposals.iter().find_map(|proposal| choose_in(proposal, ke_group))
+    offer
+        .proposals
+        .iter()
+        .find_map(|proposal| choose_in(proposal, ke_group))
 }
 
 /// What a responder answered, if it is one proposal with one choice each out of our offer.
@@ -80,27 +105,52 @@ pub(crate) fn check_answer(answer: &Sa, group: KexGroup) -> Option<Chosen> {
 }
 
 fn choose_in(proposal: &Proposal, ke_group: u16) -> Option<Chosen> {
-    let optional = |kind: TransformType| !matches!(kind, TransformType::Encr | TransformType::Prf | TransformType::Ke);
-    let others = proposal.transforms.iter().map(|transform| transform.kind).filter(|kind| optional(*kind));
+    let optional = |kind: TransformType| {
+        !matches!(
+            kind,
+            TransformType::Encr | TransformType::Prf | TransformType::Ke
+        )
+    };
+    let others = proposal
+        .transforms
+        .iter()
+        .map(|transform| transform.kind)
+        .filter(|kind| optional(*kind));
     // INTEG comes as NONE with AEADs, ADDKE may be NONE (RFC 9370); nothing else may be needed.
     let none = |kind| proposal.transforms.contains(&Transform::new(kind, 0));
-    if proposal.protocol != ProtocolId::Ike || proposal.spi != Spi::None || !others.into_iter().all(none) {
+    if proposal.protocol != ProtocolId::Ike
+        || proposal.spi != Spi::None
+        || !others.into_iter().all(none)
+    {
         return None;
     }
     let has = |wanted: Transform| proposal.transforms.contains(&wanted);
-    let cipher = CIPHERS.into_iter().find(|cipher| has(cipher_transform(*cipher)))?;
+    let cipher = CIPHERS
+        .into_iter()
+        .find(|cipher| has(cipher_transform(*cipher)))?;
     let prf = PRFS.into_iter().find(|prf| has(prf_transform(*prf)))?;
-    let mut groups = GROUPS.into_iter().filter(|group| has(group_transform(*group)));
+    let mut groups = GROUPS
+        .into_iter()
+        .filter(|group| has(group_transform(*group)));
     let first = groups.clone().next()?;
-    let group = groups.find(|group| group.transform_id() == ke_group).unwrap_or(first);
-    Some(Chosen { number: proposal.number, suite: IkeSuite { prf, cipher }, group })
+    let group = groups
+        .find(|group| group.transform_id() == ke_group)
+        .unwrap_or(first);
+    Some(Chosen {
+        number: proposal.number,
+        suite: IkeSuite { prf, cipher },
+        group,
+    })
 }
 
 /// An SA payload for messages: `1: ENCR 20/256, PRF 5, KE 31`.
 pub(crate) fn describe(sa: &Sa) -> String {
     let one = |transform: &Transform| {
         let kind = format!("{:?}", transform.kind).to_uppercase();
-        let bits = transform.key_length.map(|bits| format!("/{bits}")).unwrap_or_default();
+        let bits = transform
+            .key_length
+            .map(|bits| format!("/{bits}"))
+            .unwrap_or_default();
         format!("{kind} {}{bits}", transform.id)
     };
     let proposal = |proposal: &Proposal| {
@@ -127,7 +177,10 @@ impl Say<'_> {
     pub(crate) fn emit(&self, emit: impl FnOnce(&[Payload<'_>]) -> Vec<u8>) -> Vec<u8> {
         let source = nat_hash(self.spis, self.path.local);
         let destination = nat_hash(self.spis, self.path.remote);
-        let hashes: Vec<u8> = SignatureScheme::ALL.iter().flat_map(|s| s.hash_id().to_be_bytes()).collect();
+        let hashes: Vec<u8> = SignatureScheme::ALL
+            .iter()
+            .flat_map(|s| s.hash_id().to_be_bytes())
+            .collect();
         let said = |kind, data| Payload::Notify(Notify::new(kind, data));
         let mut payloads = Vec::new();
         if !self.cookie.is_empty() {
@@ -135,7 +188,10 @@ impl Say<'_> {
         }
         payloads.extend([
             Payload::Sa(self.sa.clone()),
-            Payload::Ke(KeyExchange { group: self.group.transform_id(), data: self.public }),
+            Payload::Ke(KeyExchange {
+                group: self.group.transform_id(),
+                data: self.public,
+            }),
             Payload::Nonce(Nonce(self.nonce)),
             said(NotifyType::NatDetectionSourceIp, &source),
             said(NotifyType::NatDetectionDestinationIp, &destination),
@@ -161,8 +217,15 @@ pub(crate) struct Heard<'a> {
 
 impl<'a> Heard<'a> {
     /// Reads the payloads of a message that came on `path`, with the SPIs of its header.
-    pub(crate) fn read(payloads: &'a [Payload<'a>], spis: Spis, path: Path) -> Result<Self, Failure> {
-        let missing = |what| Failure::Missing { what, message: "IKE_SA_INIT" };
+    pub(crate) fn read(
+        payloads: &'a [Payload<'a>],
+        spis: Spis,
+        path: Path,
+    ) -> Result<Self, Failure> {
+        let missing = |what| Failure::Missing {
+            what,
+            message: "IKE_SA_INIT",
+        };
         let sa = payloads.iter().find_map(|payload| match payload {
             Payload::Sa(sa) => Some(sa),
             _ => None,
@@ -194,7 +257,12 @@ pub(crate) fn nonce<'a>(payloads: &[Payload<'a>]) -> Option<&'a [u8]> {
 
 fn hashes(payloads: &[Payload<'_>]) -> Vec<u16> {
     let data = notify(payloads, NotifyType::SignatureHashAlgorithms).unwrap_or_default();
-    data.as_chunks().0.iter().take(16).map(|id| u16::from_be_bytes(*id)).collect()
+    data.as_chunks()
+        .0
+        .iter()
+        .take(16)
+        .map(|id| u16::from_be_bytes(*id))
+        .collect()
 }
 
 /// What an initiator does with an answer that is not the agreement. None of it ends anything: it is not authenticated.
@@ -229,7 +297,9 @@ fn nat_hash(spis: Spis, address: SocketAddr) -> Vec<u8> {
         IpAddr::V6(v6) => v6.octets().to_vec(),
     };
     let input = [&spi_i[..], &spi_r, &octets, &address.port().to_be_bytes()].concat();
-    digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &input).as_ref().to_vec()
+    digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &input)
+        .as_ref()
+        .to_vec()
 }
 
 /// True when the peer sent NAT_DETECTION notifies and none of a kind fits the datagram's addresses.
@@ -251,15 +321,31 @@ mod tests {
     use super::*;
 
     fn with(transforms: Vec<Transform>) -> Sa {
-        Sa { proposals: vec![Proposal { number: 1, protocol: ProtocolId::Ike, spi: Spi::None, transforms }] }
+        Sa {
+            proposals: vec![Proposal {
+                number: 1,
+                protocol: ProtocolId::Ike,
+                spi: Spi::None,
+                transforms,
+            }],
+        }
     }
 
     #[test]
     fn both_ends_of_this_implementation_agree_on_the_first_of_each() {
         let chosen = choose(&offer(), 31).unwrap();
-        assert_eq!(chosen.suite, IkeSuite { prf: Prf::HmacSha256, cipher: SkCipher::Aes256Gcm16 });
+        assert_eq!(
+            chosen.suite,
+            IkeSuite {
+                prf: Prf::HmacSha256,
+                cipher: SkCipher::Aes256Gcm16
+            }
+        );
         assert_eq!(chosen.group, KexGroup::X25519);
-        assert_eq!(check_answer(&chosen.answer(), KexGroup::X25519), Some(chosen));
+        assert_eq!(
+            check_answer(&chosen.answer(), KexGroup::X25519),
+            Some(chosen)
+        );
     }
 
     #[test]
@@ -271,13 +357,26 @@ mod tests {
     #[test]
     fn a_proposal_that_needs_more_than_we_have_is_passed_over() {
         let mut needs_addke = offer();
-        needs_addke.proposals[0].transforms.push(Transform::new(TransformType::AddKe1, 36));
+        needs_addke.proposals[0]
+            .transforms
+            .push(Transform::new(TransformType::AddKe1, 36));
         assert_eq!(choose(&needs_addke, 31), None);
-        needs_addke.proposals[0].transforms.push(Transform::new(TransformType::AddKe1, 0));
+        needs_addke.proposals[0]
+            .transforms
+            .push(Transform::new(TransformType::AddKe1, 0));
         assert!(choose(&needs_addke, 31).is_some());
-        let unknown = Transform { unknown_attribute: Some(15), ..Transform::new(TransformType::Prf, 5) };
+        let unknown = Transform {
+            unknown_attribute: Some(15),
+            ..Transform::new(TransformType::Prf, 5)
+        };
         let cipher = cipher_transform(SkCipher::Aes256Gcm16);
-        assert_eq!(choose(&with(vec![cipher, unknown, group_transform(KexGroup::X25519)]), 31), None);
+        assert_eq!(
+            choose(
+                &with(vec![cipher, unknown, group_transform(KexGroup::X25519)]),
+                31
+            ),
+            None
+        );
     }
 
     #[test]
@@ -293,11 +392,29 @@ mod tests {
     #[test]
     fn a_translated_address_is_noticed_from_either_end() {
         let at = |host, port| SocketAddr::from(([10, 0, 0, host], port));
-        let spis = Spis { initiator: 1, responder: 0 };
-        let path = Path { local: at(1, 4500), remote: at(2, 4500) };
-        let say = Say { spis, path, cookie: &[], sa: offer(), group: KexGroup::X25519, public: &[1; 32], nonce: &[2; 32] };
+        let spis = Spis {
+            initiator: 1,
+            responder: 0,
+        };
+        let path = Path {
+            local: at(1, 4500),
+            remote: at(2, 4500),
+        };
+        let say = Say {
+            spis,
+            path,
+            cookie: &[],
+            sa: offer(),
+            group: KexGroup::X25519,
+            public: &[1; 32],
+            nonce: &[2; 32],
+        };
         say.emit(|payloads| {
-            let seen = |local, remote| Heard::read(payloads, spis, Path { local, remote }).unwrap().nat;
+            let seen = |local, remote| {
+                Heard::read(payloads, spis, Path { local, remote })
+                    .unwrap()
+                    .nat
+            };
             assert!(!seen(at(2, 4500), at(1, 4500)));
             assert!(seen(at(2, 4500), at(9, 4500)));
             assert!(seen(at(2, 4500), at(1, 1024)));

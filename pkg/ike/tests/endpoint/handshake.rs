@@ -18,7 +18,9 @@ fn pair(seed: u64, ca: Option<&Ca>) -> Net {
 
 fn assert_same_keys(net: &Net) {
     let (initiator, responder) = (&net.child_ups(0), &net.child_ups(1));
-    let ([(Role::Initiator, a, heard_a)], [(Role::Responder, b, heard_b)]) = (&initiator[..], &responder[..]) else {
+    let ([(Role::Initiator, a, heard_a)], [(Role::Responder, b, heard_b)]) =
+        (&initiator[..], &responder[..])
+    else {
         panic!("{initiator:?} {responder:?}");
     };
     assert_eq!((a.spi_in, a.spi_out), (b.spi_out, b.spi_in));
@@ -37,7 +39,12 @@ fn certificates_give_both_ends_the_same_keys() {
     let ca = Ca::new("CA");
     let mut net = pair(1, Some(&ca));
     net.connect(0, 1, Connect::Policy);
-    assert!(net.run_until(LONG, Net::all_settled), "{:?} {:?}", net.failures(0), net.failures(1));
+    assert!(
+        net.run_until(LONG, Net::all_settled),
+        "{:?} {:?}",
+        net.failures(0),
+        net.failures(1)
+    );
     assert_same_keys(&net);
     assert_eq!(net.nodes[0].endpoint.status(&id(1)), IkeStatus::Established);
 }
@@ -46,7 +53,12 @@ fn certificates_give_both_ends_the_same_keys() {
 fn a_psk_gives_both_ends_the_same_keys() {
     let mut net = pair(1, None);
     net.connect(0, 1, Connect::Policy);
-    assert!(net.run_until(LONG, Net::all_settled), "{:?} {:?}", net.failures(0), net.failures(1));
+    assert!(
+        net.run_until(LONG, Net::all_settled),
+        "{:?} {:?}",
+        net.failures(0),
+        net.failures(1)
+    );
     assert_same_keys(&net);
 }
 
@@ -77,13 +89,23 @@ fn no_response_leaves_before_the_sa_that_it_promises_is_installed() {
     net.connect(0, 1, Connect::Policy);
     assert!(net.run_until(LONG, |net| net.sent.len() == 3));
     let request = net.sent[2].clone();
-    let path = espalier_ike::Path { local: request.path.remote, remote: request.path.local };
+    let path = espalier_ike::Path {
+        local: request.path.remote,
+        remote: request.path.local,
+    };
     let (now, unix) = (net.now, net.unix());
     let responder = &mut net.nodes[1].endpoint;
     responder.handle_datagram(now, unix, path, &request.payload);
-    assert_eq!(responder.poll_transmit(), None, "the response overtook ChildUp");
+    assert_eq!(
+        responder.poll_transmit(),
+        None,
+        "the response overtook ChildUp"
+    );
     let events: Vec<Event> = std::iter::from_fn(|| responder.poll_event()).collect();
-    assert!(matches!(events[..], [Event::IkeUp { .. }, Event::ChildUp { .. }]), "{events:?}");
+    assert!(
+        matches!(events[..], [Event::IkeUp { .. }, Event::ChildUp { .. }]),
+        "{events:?}"
+    );
     assert!(responder.poll_transmit().is_some());
 }
 
@@ -116,9 +138,16 @@ fn retransmitted_requests_get_the_same_response_and_no_second_sa() {
     assert_same_keys(&net);
     assert!(net.all_settled());
     for kind in [(INIT, true, 0), (AUTH, true, 1), (INFORMATIONAL, true, 2)] {
-        let mut answers = net.sent.iter().filter(|packet| packet.kind() == kind).map(|packet| &packet.payload);
+        let mut answers = net
+            .sent
+            .iter()
+            .filter(|packet| packet.kind() == kind)
+            .map(|packet| &packet.payload);
         let first = answers.next().unwrap();
-        assert!(answers.clone().count() >= 1 && answers.all(|other| other == first), "{kind:?}");
+        assert!(
+            answers.clone().count() >= 1 && answers.all(|other| other == first),
+            "{kind:?}"
+        );
     }
 }
 
@@ -130,7 +159,12 @@ fn bad_weather_is_survived() {
         net.weather = Weather::BAD;
         net.connect(0, 1, Connect::Policy);
         net.connect(1, 0, Connect::Policy);
-        assert!(net.run_until(LONG, Net::all_settled), "seed {seed}: {:?} {:?}", net.failures(0), net.failures(1));
+        assert!(
+            net.run_until(LONG, Net::all_settled),
+            "seed {seed}: {:?} {:?}",
+            net.failures(0),
+            net.failures(1)
+        );
         net.weather = Weather::FINE;
         net.run(Duration::from_secs(120));
         assert!(net.all_settled(), "seed {seed}");
@@ -151,10 +185,20 @@ fn another_group_is_agreed_on_when_the_responder_asks_for_it() {
     answer[19] = 0x20;
     answer[24..].copy_from_slice(&38u32.to_be_bytes());
     answer.extend([0, 0, 0, 10, 0, 0, 0, 17, 0, 19]);
-    let path = espalier_ike::Path { local: first.path.remote, remote: first.path.local };
-    net.deliver(&crate::sim::Packet { path, payload: answer });
+    let path = espalier_ike::Path {
+        local: first.path.remote,
+        remote: first.path.local,
+    };
+    net.deliver(&crate::sim::Packet {
+        path,
+        payload: answer,
+    });
     assert_eq!(net.sent.len(), 2, "no second IKE_SA_INIT");
-    assert!(net.run_until(LONG, Net::all_settled), "{:?}", net.failures(0));
+    assert!(
+        net.run_until(LONG, Net::all_settled),
+        "{:?}",
+        net.failures(0)
+    );
     let ke = |payload: &[u8]| payload.windows(4).any(|bytes| bytes == [0, 19, 0, 0]);
     assert!(!ke(&net.sent[0].payload) && ke(&net.sent[1].payload));
 }

@@ -1,6 +1,7 @@
 //! The endpoint in a simulated network. Everything random is seeded: a failure names its seed and happens again.
 
 #![allow(unreachable_pub)] // a test binary has no outside
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod handshake;
 mod hostile;

@@ -7,7 +7,11 @@ use espalier_ike::{Connect, Event, IkeStatus, Role, limits};
 use crate::sim::{AUTH, INIT, Net, Weather, id};
 
 const LONG: Duration = Duration::from_secs(300);
-const ROUGH: Weather = Weather { latency_ms: (1, 60), loss: 10, duplication: 10 };
+const ROUGH: Weather = Weather {
+    latency_ms: (1, 60),
+    loss: 10,
+    duplication: 10,
+};
 
 fn assert_one_each(net: &mut Net, context: &str) {
     net.weather = Weather::FINE;
@@ -15,7 +19,11 @@ fn assert_one_each(net: &mut Net, context: &str) {
     assert!(net.all_settled(), "{context}: not settled");
     let others = net.nodes.len() - 1;
     for node in 0..net.nodes.len() {
-        assert_eq!(net.ike_sas(node), others, "{context}: IKE SAs of node {node}");
+        assert_eq!(
+            net.ike_sas(node),
+            others,
+            "{context}: IKE SAs of node {node}"
+        );
     }
 }
 
@@ -35,19 +43,34 @@ fn a_crossing_without_loss_makes_one_ike_sa_only() {
     for seed in 0..50 {
         let mut net = Net::psk_mesh(seed, 2);
         net.connect_all(Connect::Restart);
-        assert!(net.run_until(Duration::from_secs(1), Net::all_settled), "seed {seed}");
+        assert!(
+            net.run_until(Duration::from_secs(1), Net::all_settled),
+            "seed {seed}"
+        );
         assert_one_each(&mut net, &format!("seed {seed}"));
         for node in 0..2 {
-            assert_eq!(net.count(node, |event| matches!(event, Event::ChildUp { .. })), 1, "seed {seed}");
+            assert_eq!(
+                net.count(node, |event| matches!(event, Event::ChildUp { .. })),
+                1,
+                "seed {seed}"
+            );
             assert_eq!(net.failures(node), [""; 0], "seed {seed}");
         }
-        assert_eq!(net.child_ups(0)[0].0, Role::Initiator, "seed {seed}: the lower identity's goes on");
+        assert_eq!(
+            net.child_ups(0)[0].0,
+            Role::Initiator,
+            "seed {seed}: the lower identity's goes on"
+        );
     }
 }
 
 #[test]
 fn a_mesh_of_twenty_that_starts_together_ends_with_one_each() {
-    for (seed, why) in [(1, Connect::Policy), (2, Connect::Restart), (3, Connect::Fresh)] {
+    for (seed, why) in [
+        (1, Connect::Policy),
+        (2, Connect::Restart),
+        (3, Connect::Fresh),
+    ] {
         let mut net = Net::psk_mesh(seed, 20);
         net.weather = ROUGH;
         net.strict = false; // 380 pairs per step; checked at the end
@@ -63,9 +86,12 @@ fn under_the_policy_the_lower_identity_starts_and_the_higher_one_waits() {
     let mut net = Net::psk_mesh(1, 2);
     net.connect_all(Connect::Policy);
     assert!(net.run_until(limits::PASSIVE_WAIT, Net::all_settled));
-    assert!(net.sent.iter().filter(|packet| packet.kind() == (INIT, false, 0)).all(|packet| {
-        packet.path.local == net.nodes[0].address
-    }));
+    assert!(
+        net.sent
+            .iter()
+            .filter(|packet| packet.kind() == (INIT, false, 0))
+            .all(|packet| { packet.path.local == net.nodes[0].address })
+    );
 }
 
 #[test]
@@ -90,8 +116,12 @@ fn a_dead_attempt_of_the_lower_identity_does_not_lock_the_other_out() {
                 packet.path.local != lower || exchange != blocked || response
             }));
             net.connect_all(Connect::Restart);
-            let within = limits::CROSSING_PATIENCE + limits::CROSSING_WAIT * 2 + Duration::from_secs(2);
-            assert!(net.run_until(within, Net::all_settled), "exchange {blocked} seed {seed}");
+            let within =
+                limits::CROSSING_PATIENCE + limits::CROSSING_WAIT * 2 + Duration::from_secs(2);
+            assert!(
+                net.run_until(within, Net::all_settled),
+                "exchange {blocked} seed {seed}"
+            );
             assert_eq!(net.child_ups(1)[0].0, Role::Initiator);
             net.filter = None;
             assert_one_each(&mut net, &format!("exchange {blocked} seed {seed}"));
@@ -138,9 +168,16 @@ fn attempts_go_on_for_ever_with_growing_pauses_and_say_why() {
     net.connect(0, 1, Connect::Policy);
     net.run(Duration::from_secs(600));
     let failures = net.failures(0);
-    assert!(failures.len() > 5 && failures.len() < 20, "{} failures", failures.len());
+    assert!(
+        failures.len() > 5 && failures.len() < 20,
+        "{} failures",
+        failures.len()
+    );
     let text = "no answer from 10.9.0.2:4500 after 6 tries: is UDP 4500 open";
-    assert!(failures.iter().all(|failure| failure.starts_with(text)), "{failures:?}");
+    assert!(
+        failures.iter().all(|failure| failure.starts_with(text)),
+        "{failures:?}"
+    );
     net.nodes[1].up = true;
     assert!(net.run_until(limits::RETRY_MAX * 2, Net::all_settled));
 }

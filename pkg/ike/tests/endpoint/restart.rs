@@ -8,7 +8,11 @@ use espalier_ike::{CloseReason, Connect, Event, limits};
 use crate::sim::{Net, Weather, id, psk};
 
 const LONG: Duration = Duration::from_secs(300);
-const ROUGH: Weather = Weather { latency_ms: (1, 60), loss: 15, duplication: 10 };
+const ROUGH: Weather = Weather {
+    latency_ms: (1, 60),
+    loss: 15,
+    duplication: 10,
+};
 
 fn connected(seed: u64) -> Net {
     let mut net = Net::psk_mesh(seed, 2);
@@ -20,16 +24,26 @@ fn connected(seed: u64) -> Net {
 }
 
 fn seals(net: &Net, node: usize) -> Option<u32> {
-    net.nodes[node].plane.values().next().and_then(|pair| pair.seals)
+    net.nodes[node]
+        .plane
+        .values()
+        .next()
+        .and_then(|pair| pair.seals)
 }
 
 fn assert_replaced(net: &mut Net, old: [Option<u32>; 2], context: &str) {
     assert!(old.iter().all(Option::is_some));
     let moved = |net: &Net| (0..2).all(|node| seals(net, node) != old[node]);
-    assert!(net.run_until(LONG, |net| moved(net) && net.all_settled()), "{context}");
+    assert!(
+        net.run_until(LONG, |net| moved(net) && net.all_settled()),
+        "{context}"
+    );
     net.weather = Weather::FINE;
     net.run(Duration::from_secs(90));
-    assert!(net.all_settled() && (net.ike_sas(0), net.ike_sas(1)) == (1, 1), "{context}");
+    assert!(
+        net.all_settled() && (net.ike_sas(0), net.ike_sas(1)) == (1, 1),
+        "{context}"
+    );
 }
 
 #[test]
@@ -42,7 +56,13 @@ fn one_end_restarts_and_its_sas_are_replaced_without_a_gap() {
             net.connect(restarted, 1 - restarted, Connect::Restart);
             assert_replaced(&mut net, old, &format!("seed {seed}, node {restarted}"));
             let replaced = |event: &Event| {
-                matches!(event, Event::ChildDown { reason: CloseReason::Replaced, .. })
+                matches!(
+                    event,
+                    Event::ChildDown {
+                        reason: CloseReason::Replaced,
+                        ..
+                    }
+                )
             };
             assert_eq!(net.count(1 - restarted, replaced), 1, "seed {seed}");
         }
@@ -83,14 +103,18 @@ fn the_old_sas_stay_until_the_new_one_is_confirmed_and_drained() {
     net.nodes[0].log.clear();
     net.restart(1, &psk(7));
     net.connect(1, 0, Connect::Restart);
-    let confirmed = |net: &Net| net.count(0, |event| matches!(event, Event::Announcement { .. })) > 0;
+    let confirmed =
+        |net: &Net| net.count(0, |event| matches!(event, Event::Announcement { .. })) > 0;
     assert!(net.run_until(LONG, confirmed));
     let down = |event: &Event| matches!(event, Event::ChildDown { .. });
     net.run(limits::DRAIN - Duration::from_millis(10));
     assert_eq!(net.count(0, down), 0);
     net.run(Duration::from_millis(20));
     assert_eq!(net.count(0, down), 1);
-    assert_eq!(net.count(0, |event| matches!(event, Event::IkeDown { .. })), 0);
+    assert_eq!(
+        net.count(0, |event| matches!(event, Event::IkeDown { .. })),
+        0
+    );
 }
 
 /// A node that lost its data plane, too, says so; the other end's old SAs go only after the new one works.
@@ -118,5 +142,9 @@ fn reserved_spis_are_not_chosen() {
     net.restart(0, &psk(7));
     net.connect(0, 1, Connect::Restart);
     assert!(net.run_until(LONG, |net| !net.child_ups(0).is_empty()));
-    assert!(net.child_ups(0).iter().all(|(_, child, _)| !adopted.contains(&child.spi_in)));
+    assert!(
+        net.child_ups(0)
+            .iter()
+            .all(|(_, child, _)| !adopted.contains(&child.spi_in))
+    );
 }

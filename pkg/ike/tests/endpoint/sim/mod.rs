@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
-    ChildConfig, Config, Connect, Endpoint, EspSuite, Event, Identity, Path, PeerAuth, PeerConfig, Role,
-    TrafficSelector, Transmit,
+    ChildConfig, Config, Connect, Endpoint, EspSuite, Event, Identity, Path, PeerAuth, PeerConfig,
+    Role, TrafficSelector, Transmit,
 };
 use espalier_secret::SecretBytes;
 use rand::rngs::StdRng;
@@ -33,8 +33,16 @@ pub struct Weather {
 }
 
 impl Weather {
-    pub const FINE: Self = Self { latency_ms: (1, 1), loss: 0, duplication: 0 };
-    pub const BAD: Self = Self { latency_ms: (1, 400), loss: 25, duplication: 25 };
+    pub const FINE: Self = Self {
+        latency_ms: (1, 1),
+        loss: 0,
+        duplication: 0,
+    };
+    pub const BAD: Self = Self {
+        latency_ms: (1, 400),
+        loss: 25,
+        duplication: 25,
+    };
 }
 
 /// A datagram under way.
@@ -105,7 +113,13 @@ pub fn psk(seed: u8) -> PeerAuth {
 }
 
 fn selector(address: IpAddr) -> TrafficSelector {
-    TrafficSelector { protocol: 17, start_port: 0, end_port: u16::MAX, start: address, end: address }
+    TrafficSelector {
+        protocol: 17,
+        start_port: 0,
+        end_port: u16::MAX,
+        start: address,
+        end: address,
+    }
 }
 
 /// `peer` as `own` knows it.
@@ -149,7 +163,11 @@ impl Net {
         for index in 0..size {
             let credentials = ca.map(|ca| ca.issue(&id(index).0));
             let trust = ca.map(Ca::trust).unwrap_or_default();
-            let config = Config { identity: id(index), credentials, trust };
+            let config = Config {
+                identity: id(index),
+                credentials,
+                trust,
+            };
             net.add(address(index), config);
         }
         net
@@ -191,10 +209,16 @@ impl Net {
     /// A new process on a node: the endpoint forgets, the data plane does not.
     pub fn restart(&mut self, node: usize, auth: &PeerAuth) {
         let seed = self.rng.random();
-        let config = Config { identity: id(node), credentials: None, trust: Default::default() };
+        let config = Config {
+            identity: id(node),
+            credentials: None,
+            trust: Default::default(),
+        };
         let mut endpoint = Endpoint::new(config, Box::new(StdRng::seed_from_u64(seed))).unwrap();
         for pair in self.nodes[node].plane.values_mut() {
-            pair.inbound.keys().for_each(|spi| endpoint.reserve_spi(*spi));
+            pair.inbound
+                .keys()
+                .for_each(|spi| endpoint.reserve_spi(*spi));
             pair.adopt();
         }
         self.nodes[node].endpoint = endpoint;
@@ -224,7 +248,11 @@ impl Net {
             }
             match self.nodes[node].endpoint.poll_transmit() {
                 Some(transmit) => self.send(node, transmit),
-                None if self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at <= self.now) => {
+                None if self.nodes[node]
+                    .endpoint
+                    .poll_timeout()
+                    .is_some_and(|at| at <= self.now) =>
+                {
                     let (now, unix) = (self.now, self.unix());
                     self.nodes[node].endpoint.handle_timeout(now, unix);
                 }
@@ -236,11 +264,24 @@ impl Net {
     /// What the agent does with an event.
     fn act(&mut self, node: usize, event: Event) {
         let now = self.now;
-        let Node { endpoint, plane, log, .. } = &mut self.nodes[node];
+        let Node {
+            endpoint,
+            plane,
+            log,
+            ..
+        } = &mut self.nodes[node];
         match &event {
             Event::ChildUp { peer, child, .. } => plane.entry(peer.clone()).or_default().up(child),
-            Event::ChildDown { peer, spi_in, spi_out, .. } => {
-                plane.get_mut(peer).expect("ChildDown without ChildUp").down(*spi_in, *spi_out);
+            Event::ChildDown {
+                peer,
+                spi_in,
+                spi_out,
+                ..
+            } => {
+                plane
+                    .get_mut(peer)
+                    .expect("ChildDown without ChildUp")
+                    .down(*spi_in, *spi_out);
             }
             Event::Announcement { peer, .. } => {
                 let pair = plane.entry(peer.clone()).or_default();
@@ -262,7 +303,10 @@ impl Net {
     }
 
     fn send(&mut self, node: usize, transmit: Transmit) {
-        let packet = Packet { path: transmit.path, payload: transmit.payload };
+        let packet = Packet {
+            path: transmit.path,
+            payload: transmit.payload,
+        };
         assert_eq!(packet.path.local.ip(), self.nodes[node].address.ip());
         if self.nodes[node].up {
             self.sent.push(packet.clone());
@@ -281,18 +325,27 @@ impl Net {
                 let (least, most) = self.weather.latency_ms;
                 let way = Duration::from_millis(self.rng.random_range(least..=most));
                 self.count += 1;
-                self.queue.insert((self.now + way, self.count), packet.clone());
+                self.queue
+                    .insert((self.now + way, self.count), packet.clone());
             }
         }
     }
 
     /// Hands a datagram to the node at its destination, at once.
     pub fn deliver(&mut self, packet: &Packet) {
-        let path = Path { local: packet.path.remote, remote: packet.path.local };
-        let to = self.nodes.iter().position(|node| node.address.ip() == path.local.ip() && node.up);
+        let path = Path {
+            local: packet.path.remote,
+            remote: packet.path.local,
+        };
+        let to = self
+            .nodes
+            .iter()
+            .position(|node| node.address.ip() == path.local.ip() && node.up);
         if let Some(to) = to {
             let (now, unix) = (self.now, self.unix());
-            self.nodes[to].endpoint.handle_datagram(now, unix, path, &packet.payload);
+            self.nodes[to]
+                .endpoint
+                .handle_datagram(now, unix, path, &packet.payload);
             self.pump(to);
         }
     }
@@ -300,7 +353,10 @@ impl Net {
     /// Jumps to what is next and does it. False when nothing will ever happen.
     pub fn step(&mut self) -> bool {
         let timer = |(index, node): (usize, &Node)| {
-            node.endpoint.poll_timeout().filter(|_| node.up).map(|at| (at, index))
+            node.endpoint
+                .poll_timeout()
+                .filter(|_| node.up)
+                .map(|at| (at, index))
         };
         let timeout = self.nodes.iter().enumerate().filter_map(timer).min();
         let packet = self.queue.keys().next().copied();
@@ -347,8 +403,14 @@ impl Net {
     }
 
     fn next_at(&self) -> Option<Instant> {
-        let timers = self.nodes.iter().filter(|node| node.up).filter_map(|node| node.endpoint.poll_timeout());
-        timers.chain(self.queue.keys().next().map(|(at, _)| *at)).min()
+        let timers = self
+            .nodes
+            .iter()
+            .filter(|node| node.up)
+            .filter_map(|node| node.endpoint.poll_timeout());
+        timers
+            .chain(self.queue.keys().next().map(|(at, _)| *at))
+            .min()
     }
 
     pub fn unix(&self) -> Duration {
@@ -364,8 +426,16 @@ impl Net {
                 };
                 let theirs = self.nodes[other].plane.get(&self.nodes[index].id);
                 let opens = theirs.and_then(|theirs| theirs.inbound.get(&seals));
-                let key = pair.outbound.iter().find(|(spi, _)| *spi == seals).map(|(_, key)| key);
-                assert_eq!(opens, key, "{} seals towards {peer} with {seals:08x}, which it cannot open", node.id);
+                let key = pair
+                    .outbound
+                    .iter()
+                    .find(|(spi, _)| *spi == seals)
+                    .map(|(_, key)| key);
+                assert_eq!(
+                    opens, key,
+                    "{} seals towards {peer} with {seals:08x}, which it cannot open",
+                    node.id
+                );
             }
         }
     }
@@ -381,7 +451,9 @@ impl Net {
             return false;
         };
         let one = |pair: &plane::Pair| pair.inbound.len() == 1 && pair.outbound.len() == 1;
-        let fits = |from: &plane::Pair, to: &plane::Pair| from.seals.is_some_and(|spi| to.inbound.contains_key(&spi));
+        let fits = |from: &plane::Pair, to: &plane::Pair| {
+            from.seals.is_some_and(|spi| to.inbound.contains_key(&spi))
+        };
         one(here) && one(there) && fits(here, there) && fits(there, here)
     }
 
@@ -404,14 +476,20 @@ impl Net {
     }
 
     pub fn count(&self, node: usize, matches: impl Fn(&Event) -> bool) -> usize {
-        self.nodes[node].log.iter().filter(|event| matches(event)).count()
+        self.nodes[node]
+            .log
+            .iter()
+            .filter(|event| matches(event))
+            .count()
     }
 
     pub fn child_ups(&self, node: usize) -> Vec<(Role, espalier_ike::ChildSa, Option<Vec<u8>>)> {
         let up = |event: &Event| match event {
-            Event::ChildUp { child, announcement, .. } => {
-                Some((child.role, (**child).clone(), announcement.clone()))
-            }
+            Event::ChildUp {
+                child,
+                announcement,
+                ..
+            } => Some((child.role, (**child).clone(), announcement.clone())),
             _ => None,
         };
         self.nodes[node].log.iter().filter_map(up).collect()

@@ -23,8 +23,16 @@ impl Pair {
     /// `ChildUp`: install both directions; an initiator seals at once.
     pub fn up(&mut self, child: &ChildSa) {
         let key = |keys: &espalier_ike::ChildKeys| keys.key.expose().to_vec();
-        assert!(self.inbound.insert(child.spi_in, key(&child.keys_in)).is_none(), "inbound SPI reused");
-        assert!(self.outbound.iter().all(|(spi, _)| *spi != child.spi_out), "outbound SPI reused");
+        assert!(
+            self.inbound
+                .insert(child.spi_in, key(&child.keys_in))
+                .is_none(),
+            "inbound SPI reused"
+        );
+        assert!(
+            self.outbound.iter().all(|(spi, _)| *spi != child.spi_out),
+            "outbound SPI reused"
+        );
         self.outbound.push((child.spi_out, key(&child.keys_out)));
         self.newest = Some((child.spi_in, child.spi_out));
         if child.role == Role::Initiator {
@@ -41,7 +49,10 @@ impl Pair {
 
     /// `ChildDown`: remove both directions; what is left, if anything, seals.
     pub fn down(&mut self, spi_in: u32, spi_out: u32) {
-        assert!(self.inbound.remove(&spi_in).is_some(), "unknown inbound SPI went down");
+        assert!(
+            self.inbound.remove(&spi_in).is_some(),
+            "unknown inbound SPI went down"
+        );
         self.outbound.retain(|(spi, _)| *spi != spi_out);
         if self.newest == Some((spi_in, spi_out)) {
             self.newest = None;

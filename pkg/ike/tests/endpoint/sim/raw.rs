@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use espalier_ike::crypto::{
-    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets, SkCipher, SkeySeed, Spis, auth,
+    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets, SkCipher, SkeySeed, Spis,
+    auth,
 };
 use espalier_ike::identity::Credentials;
 use espalier_ike::wire::{
-    self, AuthMethod, CertEncoding, Certificate, ExchangeType, Flags, Header, IdType, Identification, Message, Nonce,
-    Notify, NotifyType, Payload, PayloadType, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform,
-    TransformType, VendorId,
+    self, AuthMethod, CertEncoding, Certificate, ExchangeType, Flags, Header, IdType,
+    Identification, Message, Nonce, Notify, NotifyType, Payload, PayloadType, Proposal, ProtocolId,
+    Sa, Spi, TrafficSelectors, Transform, TransformType, VendorId,
 };
 use espalier_ike::{Path, Role, TrafficSelector};
 use espalier_secret::SecretBytes;
@@ -48,7 +49,12 @@ pub struct Raw {
 }
 
 /// IKE_SA_INIT: the key, the nonce and the datagram.
-pub fn init_request(net: &mut Net, cookie: &[u8], spi: u64, vendor: bool) -> (KeyExchange, Vec<u8>, Vec<u8>) {
+pub fn init_request(
+    net: &mut Net,
+    cookie: &[u8],
+    spi: u64,
+    vendor: bool,
+) -> (KeyExchange, Vec<u8>, Vec<u8>) {
     let kex = KeyExchange::generate(KexGroup::X25519, &mut net.rng).unwrap();
     let mut nonce = vec![0; 32];
     net.rng.fill_bytes(&mut nonce);
@@ -57,27 +63,56 @@ pub fn init_request(net: &mut Net, cookie: &[u8], spi: u64, vendor: bool) -> (Ke
 }
 
 /// The same with given key and nonce.
-pub fn init_datagram(kex: &KeyExchange, nonce: &[u8], cookie: &[u8], spi: u64, vendor: bool) -> Vec<u8> {
+pub fn init_datagram(
+    kex: &KeyExchange,
+    nonce: &[u8],
+    cookie: &[u8],
+    spi: u64,
+    vendor: bool,
+) -> Vec<u8> {
     let transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
         Transform::new(TransformType::Ke, wire::kex::CURVE25519),
     ];
-    let proposal = Proposal { number: 1, protocol: ProtocolId::Ike, spi: Spi::None, transforms };
+    let proposal = Proposal {
+        number: 1,
+        protocol: ProtocolId::Ike,
+        spi: Spi::None,
+        transforms,
+    };
     let mut payloads = Vec::new();
     if !cookie.is_empty() {
         payloads.push(Payload::Notify(Notify::new(NotifyType::Cookie, cookie)));
     }
     payloads.extend([
-        Payload::Sa(Sa { proposals: vec![proposal] }),
-        Payload::Ke(wire::KeyExchange { group: 31, data: kex.public() }),
+        Payload::Sa(Sa {
+            proposals: vec![proposal],
+        }),
+        Payload::Ke(wire::KeyExchange {
+            group: 31,
+            data: kex.public(),
+        }),
         Payload::Nonce(Nonce(nonce)),
-        Payload::Notify(Notify::new(NotifyType::SignatureHashAlgorithms, &[0, 2, 0, 3, 0, 5])),
+        Payload::Notify(Notify::new(
+            NotifyType::SignatureHashAlgorithms,
+            &[0, 2, 0, 3, 0, 5],
+        )),
     ]);
     if vendor {
         payloads.push(Payload::VendorId(VendorId(b"Espalier-1")));
     }
-    wire::emit(&header(Spis { initiator: spi, responder: 0 }, ExchangeType::IkeSaInit, 0), &payloads)
+    wire::emit(
+        &header(
+            Spis {
+                initiator: spi,
+                responder: 0,
+            },
+            ExchangeType::IkeSaInit,
+            0,
+        ),
+        &payloads,
+    )
 }
 
 fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
@@ -86,7 +121,11 @@ fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
         spi_r: spis.responder,
         next_payload: PayloadType::None,
         exchange,
-        flags: Flags { initiator: true, response: false, version: false },
+        flags: Flags {
+            initiator: true,
+            response: false,
+            version: false,
+        },
         message_id,
     }
 }
@@ -94,7 +133,10 @@ fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
 impl Raw {
     /// Does IKE_SA_INIT with a node from an address.
     pub fn init(net: &mut Net, from: SocketAddr, to: usize, vendor: bool) -> Self {
-        let path = Path { local: from, remote: net.nodes[to].address };
+        let path = Path {
+            local: from,
+            remote: net.nodes[to].address,
+        };
         let spi = net.rng.random();
         let (kex, nonce_i, sent) = init_request(net, &[], spi, vendor);
         let received = ask(net, path, sent.clone()).expect("IKE_SA_INIT answered");
@@ -107,16 +149,39 @@ impl Raw {
                 _ => {}
             }
         }
-        let spis = Spis { initiator: spi, responder: message.header.spi_r };
-        let nonces = Nonces { initiator: &nonce_i, responder: &nonce_r };
-        let suite = IkeSuite { prf: Prf::HmacSha256, cipher: SkCipher::Aes256Gcm16 };
-        let keys = SkeySeed::new(suite, nonces, &kex.agree(&public).unwrap()).into_keys(nonces, spis).unwrap();
+        let spis = Spis {
+            initiator: spi,
+            responder: message.header.spi_r,
+        };
+        let nonces = Nonces {
+            initiator: &nonce_i,
+            responder: &nonce_r,
+        };
+        let suite = IkeSuite {
+            prf: Prf::HmacSha256,
+            cipher: SkCipher::Aes256Gcm16,
+        };
+        let keys = SkeySeed::new(suite, nonces, &kex.agree(&public).unwrap())
+            .into_keys(nonces, spis)
+            .unwrap();
         let keys = keys.for_role(Role::Initiator).unwrap();
-        Self { path, spis, keys, sent, nonce_r, next_id: 1 }
+        Self {
+            path,
+            spis,
+            keys,
+            sent,
+            nonce_r,
+            next_id: 1,
+        }
     }
 
     /// Sends a sealed request; the answer, if one came.
-    pub fn ask(&mut self, net: &mut Net, exchange: ExchangeType, payloads: &[Payload<'_>]) -> Option<Answer> {
+    pub fn ask(
+        &mut self,
+        net: &mut Net,
+        exchange: ExchangeType,
+        payloads: &[Payload<'_>],
+    ) -> Option<Answer> {
         let (first, inner) = wire::emit_chain(payloads);
         self.ask_bytes(net, exchange, first, &inner)
     }
@@ -130,15 +195,27 @@ impl Raw {
         inner: &[u8],
     ) -> Option<Answer> {
         let header = header(self.spis, exchange, self.next_id);
-        let datagram = self.keys.sealer.seal_message(&header, first, inner).unwrap();
+        let datagram = self
+            .keys
+            .sealer
+            .seal_message(&header, first, inner)
+            .unwrap();
         let received = ask(net, self.path, datagram)?;
         self.next_id += 1;
         let message = Message::parse(&received).unwrap();
         let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
             panic!("unprotected answer");
         };
-        let bytes = self.keys.opener.open(&received, sk.aad_len).unwrap().to_vec();
-        Some(Answer { first: sk.inner_first, bytes })
+        let bytes = self
+            .keys
+            .opener
+            .open(&received, sk.aad_len)
+            .unwrap()
+            .to_vec();
+        Some(Answer {
+            first: sk.inner_first,
+            bytes,
+        })
     }
 
     fn octets(&self, id: &Identification<'_>) -> SignedOctets {
@@ -146,10 +223,19 @@ impl Raw {
     }
 
     /// IKE_AUTH as `name` by PSK.
-    pub fn auth_psk(&mut self, net: &mut Net, name: &str, psk: &SecretBytes, child: &[Payload<'_>]) -> Option<Answer> {
+    pub fn auth_psk(
+        &mut self,
+        net: &mut Net,
+        name: &str,
+        psk: &SecretBytes,
+        child: &[Payload<'_>],
+    ) -> Option<Answer> {
         let id = Identification::new(IdType::Fqdn, name.as_bytes());
         let data = auth::psk_auth(psk, &self.octets(&id)).unwrap();
-        let proof = wire::Auth { method: AuthMethod::SharedKey, data: data.expose() };
+        let proof = wire::Auth {
+            method: AuthMethod::SharedKey,
+            data: data.expose(),
+        };
         let payloads = [&[Payload::IdI(id), Payload::Auth(proof)], child].concat();
         self.ask(net, ExchangeType::IkeAuth, &payloads)
     }
@@ -164,9 +250,14 @@ impl Raw {
     ) -> Option<Answer> {
         let id = Identification::new(IdType::Fqdn, name.as_bytes());
         let data = credentials.sign(&self.octets(&id)).unwrap();
-        let proof = wire::Auth { method: AuthMethod::DigitalSignature, data: &data };
+        let proof = wire::Auth {
+            method: AuthMethod::DigitalSignature,
+            data: &data,
+        };
         let encoding = CertEncoding::X509Signature;
-        let chain = credentials.chain().map(|data| Payload::Cert(Certificate { encoding, data }));
+        let chain = credentials
+            .chain()
+            .map(|data| Payload::Cert(Certificate { encoding, data }));
         let mut payloads = vec![Payload::IdI(id)];
         payloads.extend(chain);
         payloads.push(Payload::Auth(proof));
@@ -181,7 +272,12 @@ pub fn child(spi: u32, from: SocketAddr, to: SocketAddr) -> Vec<Payload<'static>
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Esn, wire::esn::YES),
     ];
-    let proposal = Proposal { number: 1, protocol: ProtocolId::Esp, spi: Spi::Child(spi), transforms };
+    let proposal = Proposal {
+        number: 1,
+        protocol: ProtocolId::Esp,
+        spi: Spi::Child(spi),
+        transforms,
+    };
     let selector = |at: SocketAddr| TrafficSelector {
         protocol: 0,
         start_port: 0,
@@ -191,7 +287,9 @@ pub fn child(spi: u32, from: SocketAddr, to: SocketAddr) -> Vec<Payload<'static>
     };
     vec![
         Payload::Notify(Notify::new(NotifyType::UseTransportMode, &[])),
-        Payload::Sa(Sa { proposals: vec![proposal] }),
+        Payload::Sa(Sa {
+            proposals: vec![proposal],
+        }),
         Payload::TsI(TrafficSelectors(vec![selector(from)])),
         Payload::TsR(TrafficSelectors(vec![selector(to)])),
     ]
@@ -200,7 +298,13 @@ pub fn child(spi: u32, from: SocketAddr, to: SocketAddr) -> Vec<Payload<'static>
 /// Delivers a datagram; what the node sends back to its source at once.
 pub fn ask(net: &mut Net, path: Path, datagram: Vec<u8>) -> Option<Vec<u8>> {
     let before = net.sent.len();
-    net.deliver(&Packet { path, payload: datagram });
+    net.deliver(&Packet {
+        path,
+        payload: datagram,
+    });
     let back = |packet: &&Packet| packet.path.remote == path.local;
-    net.sent[before..].iter().find(back).map(|packet| packet.payload.clone())
+    net.sent[before..]
+        .iter()
+        .find(back)
+        .map(|packet| packet.payload.clone())
 }
