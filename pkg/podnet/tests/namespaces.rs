@@ -20,6 +20,8 @@ use espalier_podnet::{
 use espalier_testnet::{Netns, isolated};
 
 const MTU: u32 = 1408;
+/// `RTPROT_KERNEL`.
+const KERNEL: u8 = 2;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -53,13 +55,13 @@ fn socket() -> Socket<Route> {
     Socket::open().unwrap()
 }
 
-/// Everything that an ADD could leave, on both sides.
+/// Everything that an ADD could leave, on both sides. Routes that the kernel makes by itself go with their device and come
+/// a moment after it.
 fn traces(pod: &Netns) -> (Vec<Link>, Vec<RouteEntry>, Vec<Link>, Vec<RouteEntry>) {
     let look = || {
-        (
-            socket().links().unwrap(),
-            socket().routes(RouteFilter::default()).unwrap(),
-        )
+        let mut routes = socket().routes(RouteFilter::default()).unwrap();
+        routes.retain(|route| route.protocol != KERNEL);
+        (socket().links().unwrap(), routes)
     };
     let ((host_links, host_routes), (pod_links, pod_routes)) = (look(), pod.run(look).unwrap());
     (host_links, host_routes, pod_links, pod_routes)
