@@ -213,14 +213,10 @@ pub(crate) struct FakeAgent {
 }
 
 impl FakeAgent {
-    /// Returns when the socket is there.
-    pub(crate) fn start(node: &TestNode, cidr: &str) -> Self {
-        let store = Store::open(
-            &node.state.join("leases"),
-            &[cidr.parse().unwrap()],
-            Duration::ZERO,
-        )
-        .unwrap();
+    /// Returns when the socket is there. `cidrs` are separated by commas.
+    pub(crate) fn start(node: &TestNode, cidrs: &str) -> Self {
+        let cidrs: Vec<_> = cidrs.split(',').map(|cidr| cidr.parse().unwrap()).collect();
+        let store = Store::open(&node.state.join("leases"), &cidrs, Duration::ZERO).unwrap();
         let (store, mood) = (
             Arc::new(Mutex::new(store)),
             Arc::new(Mutex::new(Mood::default())),
