@@ -1,155 +1,123 @@
-//! A node's overlay in the kernel, reconciled: VXLAN device, gateway addresses, routes, neighbours, FDB, and the policies
-//! that keep clear packets out.
+//! The overlay of a node in the kernel, reconciled: what should be, minus what is, in an order that fails closed.
 //!
-//! [`Overlay::apply`] writes `desired − actual` from complete lists, so that a second call writes nothing and what somebody
-//! deleted comes back. Ours are: the device [`VXLAN_DEVICE`], routes of [`PROTOCOL`] that are unreachable or lead to our
-//! devices, and policies with a priority in [`PRIORITIES`]. Nothing else is touched.
+//! ```text
+//!  pod ── 10.244.2.0/24 ──┬─ Clear:     via <peer's gateway> dev espalier.vx onlink ── neighbour, FDB ── UDP 4789
+//!                         ├─ Encrypted: dev <TUN> ── userspace ESP ── UDP 4500
+//!                         ├─ Blocked:   no route
+//!                         └─ under all: unreachable <cluster CIDR>, metric 4278198272
+//!
+//!  SPD, first match:  block  cluster CIDR → cluster CIDR  leaving by the underlay interface   out, fwd
+//!  (only while        allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
+//!   deny_clear)       allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
+//!                     block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
+//! ```
+//!
+//! Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
+//! written when nothing differs. A pair's path is switched by one `RTM_NEWROUTE` with `NLM_F_REPLACE`: no moment without a
+//! route. What is ours is known by the device's name, by `rtm_protocol` 229 together with the device or the metric, and by the
+//! range of the policies' priorities; everything else stays untouched.
 
-mod apply;
-mod kernel;
+mod devices;
+mod error;
 mod observe;
-mod target;
+mod plan;
+mod policies;
+mod reconcile;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::RangeInclusive,
+};
 
-use espalier_netlink::{Route, Socket, Xfrm};
 use ipnet::IpNet;
+
+pub use error::Error;
+pub use reconcile::Overlay;
 
 /// Name of the VXLAN device.
 pub const VXLAN_DEVICE: &str = "espalier.vx";
-/// rtm_protocol of our routes. Pod routes carry it too; they lead to veth devices and are not this crate's.
+/// `rtm_protocol` of our routes. Pods' routes carry it too; they lead to veth devices and are not this crate's.
 pub const PROTOCOL: u8 = 229;
-/// Metric of the unreachable routes: any other route for the same destination wins.
-pub const UNREACHABLE_METRIC: u32 = 0xff00_0000;
-/// Priorities of our policies.
+/// Metric of the unreachable routes: any other route to the same destination wins.
+pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
+/// Priorities of our policies; the smaller decides.
 pub const PRIORITIES: RangeInclusive<u32> = 0x4553_5000..=0x4553_5fff;
 
-/// This node's VTEP.
+/// What the kernel should hold for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// This node's underlay address. The underlay interface is the one that has it.
+    pub local: IpAddr,
+    /// The VXLAN device.
+    pub vtep: Vtep,
+    /// This node's own address in each of its pod CIDRs: on the VXLAN device, source of the host's packets to pods.
+    pub gateways: Vec<IpAddr>,
+    /// What pod addresses are. Unreachable but for routes of peers and pods.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Name of the data plane's TUN. While it is `None`, or there is no such TUN, encrypted peers have no route.
+    pub tun: Option<String>,
+    /// Whether clear overlay packets are refused, but for the pairs that accept them.
+    pub deny_clear: bool,
+    /// The peers, by node name.
+    pub peers: BTreeMap<String, PeerRoute>,
+}
+
+/// Attributes of the VXLAN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vtep {
-    /// MAC address.
+    /// Link layer address.
     pub mac: [u8; 6],
-    /// VXLAN Network Identifier.
+    /// VXLAN network identifier.
     pub vni: u32,
-    /// UDP destination port.
+    /// UDP port.
     pub port: u16,
-    /// Pod MTU in bytes; `None` derives it from the underlay's.
+    /// Pod MTU in bytes; none: the underlay interface's MTU less the overhead of ESP in UDP, in all modes the same.
     pub mtu: Option<u32>,
 }
 
-/// Where packets for a peer's pods go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RoutePath {
-    /// Through the VXLAN device.
-    Clear,
-    /// Through the data plane's device.
-    Encrypted,
-    /// Nowhere: the unreachable route below.
-    Blocked,
-}
-
-/// A peer.
+/// How one peer is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRoute {
-    /// Its underlay address.
+    /// Underlay address.
     pub remote: IpAddr,
-    /// MAC address of its VTEP.
+    /// Link layer address of its VXLAN device.
     pub mac: [u8; 6],
-    /// Its pods.
+    /// Its pods' addresses.
     pub pod_cidrs: Vec<IpNet>,
-    /// Where packets for them go.
+    /// Where packets to its pods go.
     pub path: RoutePath,
-    /// Its clear overlay packets are let in, and clear ones to it out.
+    /// Whether its clear overlay packets are accepted; matters only while [`Desired::deny_clear`].
     pub accept_clear: bool,
 }
 
-/// What should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Desired {
-    /// This node's underlay address; its interface is found by it.
-    pub local: IpAddr,
-    /// This node's VTEP.
-    pub vtep: Vtep,
-    /// This node's own addresses in its pod CIDRs: pods' gateways.
-    pub gateways: Vec<IpAddr>,
-    /// What pod addresses are.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// The data plane's device; `None` while there is none.
-    pub tun: Option<String>,
-    /// Clear overlay packets are refused but for peers that `accept_clear`.
-    pub deny_clear: bool,
-    /// By name.
-    pub peers: BTreeMap<String, PeerRoute>,
+/// Where packets to a peer's pods go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RoutePath {
+    /// Through the VXLAN device, not encrypted.
+    Clear,
+    /// Through the data plane's TUN.
+    Encrypted,
+    /// Nowhere: there is no route, and the unreachable route answers.
+    Blocked,
 }
 
 /// What [`Overlay::apply`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// Changes of the kernel's state; 0 when it was as it should be.
+    /// Netlink messages and settings written; 0 when everything was as it should be.
     pub writes: usize,
-    /// MTU for pod interfaces, in bytes. The same in all modes.
+    /// MTU for pods, in bytes.
     pub pod_mtu: u32,
 }
 
-/// What a restarted agent finds.
+/// What a restarted agent finds and adopts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The path of each pod CIDR that has a route.
+    /// The path that each pod CIDR has now; without a route there is no entry.
     pub paths: BTreeMap<IpNet, RoutePath>,
-    /// Underlay addresses whose clear packets are let in although the base block stands.
+    /// Underlay addresses of the hosts whose clear packets pass the base block.
     pub accepting: BTreeSet<IpAddr>,
-    /// Clear overlay packets are refused.
+    /// Whether the base block stands in full: IPv4 and IPv6, in and out.
     pub base_block: bool,
-}
-
-/// Why the kernel is not as it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The underlay address is on no interface.
-    #[error(
-        "the Node's InternalIP {0} is on no interface of this host; set status.addresses of its Node to the host's address"
-    )]
-    NoUnderlay(IpAddr),
-    /// The underlay leaves no room for pods.
-    #[error(
-        "the underlay's MTU of {underlay} leaves {pod} bytes for pods, less than the {least} that IP needs; raise it"
-    )]
-    MtuTooSmall {
-        /// Underlay MTU in bytes.
-        underlay: u32,
-        /// What would be left.
-        pod: u32,
-        /// Minimum.
-        least: u32,
-    },
-    /// A policy was refused: clear packets could pass (S8).
-    #[error(
-        "the kernel refuses the policy that keeps clear packets out ({0}); it needs CONFIG_XFRM_USER, or run on another kernel"
-    )]
-    Policy(espalier_netlink::Error),
-    /// Anything else.
-    #[error(transparent)]
-    Netlink(#[from] espalier_netlink::Error),
-}
-
-/// The overlay of the network namespace that it was opened in.
-#[derive(Debug)]
-pub struct Overlay {
-    route: Socket<Route>,
-    xfrm: Socket<Xfrm>,
-}
-
-impl Overlay {
-    /// Opens the netlink sockets.
-    ///
-    /// # Errors
-    /// [`Error::Netlink`]; without XFRM in the kernel [`Error::Policy`].
-    pub fn open() -> Result<Self, Error> {
-        Ok(Self {
-            route: Socket::open()?,
-            xfrm: Socket::open().map_err(Error::Policy)?,
-        })
-    }
 }

@@ -1,77 +1,100 @@
-//! What a restarted agent finds.
+//! Which of the kernel's routes are ours, and what a restarted agent finds.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use espalier_netlink::{Action, Direction, InstalledPolicy, RouteFilter};
+use espalier_netlink::{RouteEntry, RouteFilter, packet_route::route::RouteType};
 use ipnet::IpNet;
 
-use crate::{Error, Observed, Overlay, PROTOCOL, RoutePath, target};
+use crate::{
+    Error, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC, VXLAN_DEVICE, devices,
+    policies::Refused,
+};
 
-/// Main routing table.
+/// Table `main`.
 const MAIN: u32 = 254;
 
+/// A route of the overlay. Pods' own routes have our `rtm_protocol` too, but lead to other devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub(crate) route: RouteEntry,
+    pub(crate) through: Through,
+}
+
+/// Where an overlay route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Through {
+    Vxlan,
+    Tun,
+    /// It is one of the unreachable routes.
+    Nothing,
+}
+
 impl Overlay {
-    /// What there is of ours: paths of pod CIDRs in `cluster_cidrs` (of all, if that is empty), and who may send in clear.
+    /// Reads what there is. A pod CIDR outside of `cluster_cidrs` is left out; with no cluster CIDRs none is.
     ///
     /// # Errors
-    /// [`Error::Netlink`], [`Error::Policy`]: the state cannot be read in full.
+    /// When the kernel's state cannot be read in full.
     pub fn observe(&mut self, cluster_cidrs: &[IpNet]) -> Result<Observed, Error> {
-        let mut paths = self.observed_paths()?;
-        paths.retain(|to, _| {
-            cluster_cidrs.is_empty() || cluster_cidrs.iter().any(|cidr| cidr.contains(to))
-        });
-        let policies = self.own_policies()?;
+        let inside =
+            |to: &IpNet| cluster_cidrs.is_empty() || cluster_cidrs.iter().any(|c| c.contains(to));
+        let path = |own: Own| match own.through {
+            Through::Vxlan => Some((own.route.to, RoutePath::Clear)),
+            Through::Tun => Some((own.route.to, RoutePath::Encrypted)),
+            Through::Nothing => None,
+        };
+        let mut paths: std::collections::BTreeMap<_, _> =
+            self.own_routes()?.into_iter().filter_map(path).collect();
+        paths.retain(|to, _| inside(to));
+        let refused = Refused::of(&self.spd.list()?);
         Ok(Observed {
             paths,
-            accepting: accepting(&policies),
-            base_block: base_block(&policies),
+            accepting: refused.accepting,
+            base_block: refused.base,
         })
     }
 
-    fn observed_paths(&mut self) -> Result<BTreeMap<IpNet, RoutePath>, Error> {
-        let vxlan = self.vxlan()?.map(|link| link.index);
+    /// The overlay's routes.
+    pub(crate) fn own_routes(&mut self) -> Result<Vec<Own>, Error> {
         let filter = RouteFilter {
             protocol: Some(PROTOCOL),
-            ..RouteFilter::default()
+            oif: None,
         };
-        let mut paths = BTreeMap::new();
-        for route in self.route.routes(filter)? {
-            let Some(oif) = route.oif.filter(|_| route.table == MAIN) else {
-                continue;
+        let routes = self.route.routes(filter)?;
+        let vxlan = self.route.link(VXLAN_DEVICE)?.map(|l| l.index);
+        let mut tuns = Vec::new();
+        let mut own = Vec::new();
+        for mut route in routes.into_iter().filter(|r| r.table == MAIN) {
+            let through = match (route.kind, route.oif) {
+                (RouteType::Unreachable, _) if route.metric == UNREACHABLE_METRIC => {
+                    // IPv6 says that it is by way of the loopback device.
+                    route.oif = None;
+                    Through::Nothing
+                }
+                (RouteType::Unicast, Some(oif)) if Some(oif) == vxlan => Through::Vxlan,
+                (RouteType::Unicast, Some(oif))
+                    if route.to.prefix_len() < route.to.max_prefix_len() =>
+                {
+                    if !self.is_tun(oif, &mut tuns)? {
+                        continue;
+                    }
+                    Through::Tun
+                }
+                _ => continue,
             };
-            if Some(oif) == vxlan {
-                paths.insert(route.to, RoutePath::Clear);
-            // Routes of single hosts are those of this node's pods: there may be many.
-            } else if route.to.prefix_len() < route.to.max_prefix_len() && self.is_tun(oif)? {
-                paths.insert(route.to, RoutePath::Encrypted);
-            }
+            own.push(Own { route, through });
         }
-        Ok(paths)
+        Ok(own)
     }
 
-    fn is_tun(&mut self, index: u32) -> Result<bool, Error> {
-        let link = self.route.link_by_index(index)?;
-        Ok(link.is_some_and(|link| link.kind.as_deref() == Some("tun")))
+    /// Asks once for each interface.
+    fn is_tun(&mut self, index: u32, known: &mut Vec<(u32, bool)>) -> Result<bool, Error> {
+        if let Some((_, tun)) = known.iter().find(|(i, _)| *i == index) {
+            return Ok(*tun);
+        }
+        let tun = self
+            .route
+            .link_by_index(index)?
+            .as_ref()
+            .is_some_and(devices::is_tun);
+        known.push((index, tun));
+        Ok(tun)
     }
-}
-
-/// In full: both families, in and out.
-fn base_block(policies: &[InstalledPolicy]) -> bool {
-    target::everything().into_iter().all(|any| {
-        [Direction::In, Direction::Out].into_iter().all(|direction| {
-            policies.iter().map(|installed| installed.policy).any(|policy| {
-                policy.action == Action::Block
-                    && policy.direction == direction
-                    && (policy.source, policy.destination) == (any, any)
-            })
-        })
-    })
-}
-
-fn accepting(policies: &[InstalledPolicy]) -> BTreeSet<std::net::IpAddr> {
-    let policies = policies.iter().map(|installed| installed.policy);
-    policies
-        .filter(|policy| policy.action == Action::Allow && policy.direction == Direction::In)
-        .map(|policy| policy.source.addr())
-        .collect()
 }

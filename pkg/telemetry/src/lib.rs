@@ -97,9 +97,14 @@ where
     })
 }
 
+/// A bare `debug` or `trace` means Espalier's own words, not those of the libraries below.
 fn parse(filter: &str) -> Result<EnvFilter, Error> {
+    let own = match filter.trim() {
+        level @ ("debug" | "trace") => &format!("info,espalier={level}"),
+        other => other,
+    };
     let builder = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
-    builder.parse(filter).map_err(|error| Error::Filter {
+    builder.parse(own).map_err(|error| Error::Filter {
         filter: filter.to_owned(),
         why: error.to_string(),
     })

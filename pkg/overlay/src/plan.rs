@@ -1,0 +1,255 @@
+//! What should be, as kernel objects. Pure.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
+
+use espalier_netlink::{FdbEntry, Neighbour, RouteEntry};
+use espalier_peers::gateway;
+use ipnet::IpNet;
+use tracing::debug;
+
+use crate::{Desired, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
+
+/// IP 20, UDP 8, ESP header 8, IV 8, UDP 8, VXLAN 8, Ethernet 14, ESP trailer 2, ICV 16.
+const OVERHEAD_V4: u32 = 92;
+/// IPv6's header is 20 bytes longer than IPv4's.
+const OVERHEAD_V6: u32 = OVERHEAD_V4 + 20;
+
+/// Bytes that lie between a pod's packet and the underlay's MTU.
+pub(crate) fn overhead(underlay: IpAddr) -> u32 {
+    if underlay.is_ipv4() {
+        OVERHEAD_V4
+    } else {
+        OVERHEAD_V6
+    }
+}
+
+/// The interfaces that routes go through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Devices {
+    pub(crate) vxlan: u32,
+    pub(crate) tun: Option<u32>,
+}
+
+/// The unreachable routes: one for each cluster CIDR, and for pod CIDRs outside of all of them, which would otherwise follow
+/// the default route in clear as soon as their own route is missing.
+pub(crate) fn refusals(desired: &Desired) -> Vec<RouteEntry> {
+    let outside = paths(desired)
+        .into_keys()
+        .filter(|pods| !desired.cluster_cidrs.iter().any(|c| c.contains(pods)));
+    let mut all: Vec<IpNet> = desired
+        .cluster_cidrs
+        .iter()
+        .map(IpNet::trunc)
+        .chain(outside)
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    let refuse = |to| RouteEntry {
+        protocol: PROTOCOL,
+        ..RouteEntry::unreachable(to, UNREACHABLE_METRIC)
+    };
+    all.into_iter().map(refuse).collect()
+}
+
+/// Each peer's pod CIDR with its peer. Where two peers claim the same one the first by name has it.
+pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
+    let mut paths = BTreeMap::new();
+    for (name, peer) in &desired.peers {
+        for cidr in &peer.pod_cidrs {
+            match paths.entry(cidr.trunc()) {
+                Entry::Vacant(free) => {
+                    free.insert(peer);
+                }
+                Entry::Occupied(_) => {
+                    debug!(peer = name, %cidr, "another node has this pod CIDR; no route for this one")
+                }
+            }
+        }
+    }
+    paths
+}
+
+/// The peer's path as far as it can be had: without a TUN nothing is encrypted, and what cannot be encrypted is blocked.
+pub(crate) fn path(desired: &Desired, peer: &PeerRoute, tun: bool) -> RoutePath {
+    match peer.path {
+        RoutePath::Encrypted if !tun => RoutePath::Blocked,
+        RoutePath::Clear if peer.remote.is_ipv4() != desired.local.is_ipv4() => RoutePath::Blocked,
+        path => path,
+    }
+}
+
+/// The peers' routes.
+pub(crate) fn routes(desired: &Desired, devices: Devices) -> Vec<RouteEntry> {
+    let route = |(to, peer): (IpNet, &PeerRoute)| {
+        let source = desired
+            .gateways
+            .iter()
+            .find(|own| own.is_ipv4() == to.addr().is_ipv4())
+            .copied();
+        let route = match (path(desired, peer, devices.tun.is_some()), devices.tun) {
+            (RoutePath::Clear, _) => RouteEntry {
+                onlink: true,
+                ..RouteEntry::unicast(to, Some(gateway(to)), devices.vxlan)
+            },
+            (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
+            _ => return None,
+        };
+        Some(RouteEntry {
+            source,
+            protocol: PROTOCOL,
+            ..route
+        })
+    };
+    paths(desired).into_iter().filter_map(route).collect()
+}
+
+/// The peers' gateways on the VXLAN device, whatever their paths are: a switch is then one route.
+pub(crate) fn neighbours(desired: &Desired, vxlan: u32) -> Vec<Neighbour> {
+    paths(desired)
+        .into_iter()
+        .map(|(to, peer)| Neighbour::permanent(vxlan, gateway(to), peer.mac))
+        .collect()
+}
+
+/// The peers' VTEPs.
+pub(crate) fn fdb(desired: &Desired, vxlan: u32) -> Vec<FdbEntry> {
+    let same_family = desired
+        .peers
+        .values()
+        .filter(|p| p.remote.is_ipv4() == desired.local.is_ipv4());
+    same_family
+        .map(|p| FdbEntry {
+            index: vxlan,
+            mac: p.mac,
+            remote: p.remote,
+        })
+        .collect()
+}
+
+/// This node's addresses on the VXLAN device, one host each.
+pub(crate) fn addresses(desired: &Desired) -> Vec<IpNet> {
+    desired.gateways.iter().map(|ip| IpNet::from(*ip)).collect()
+}
+
+/// Whether pods have IPv6 anywhere.
+pub(crate) fn has_ipv6(desired: &Desired) -> bool {
+    let own = desired.gateways.iter().any(IpAddr::is_ipv6);
+    own || desired
+        .peers
+        .values()
+        .flat_map(|p| &p.pod_cidrs)
+        .any(|cidr| cidr.addr().is_ipv6())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Vtep;
+
+    fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
+        PeerRoute {
+            remote: "192.0.2.2".parse().unwrap(),
+            mac: [2, 0, 0, 0, 0, 2],
+            pod_cidrs: vec![cidr.parse().unwrap()],
+            path,
+            accept_clear: false,
+        }
+    }
+
+    fn desired(peers: &[(&str, PeerRoute)]) -> Desired {
+        Desired {
+            local: "192.0.2.1".parse().unwrap(),
+            vtep: Vtep {
+                mac: [2, 0, 0, 0, 0, 1],
+                vni: 4789,
+                port: 4789,
+                mtu: None,
+            },
+            gateways: vec!["10.244.1.1".parse().unwrap()],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            tun: None,
+            deny_clear: false,
+            peers: peers
+                .iter()
+                .map(|(name, peer)| ((*name).to_owned(), peer.clone()))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn without_a_tun_an_encrypted_peer_has_no_route() {
+        let desired = desired(&[("b", peer("10.244.2.0/24", RoutePath::Encrypted))]);
+        assert_eq!(
+            routes(
+                &desired,
+                Devices {
+                    vxlan: 7,
+                    tun: None
+                }
+            ),
+            []
+        );
+        let found = routes(
+            &desired,
+            Devices {
+                vxlan: 7,
+                tun: Some(8),
+            },
+        );
+        assert_eq!(
+            (found.len(), found[0].oif, found[0].via),
+            (1, Some(8), None)
+        );
+        assert_eq!(found[0].source, Some("10.244.1.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_pod_cidr_outside_of_the_cluster_is_unreachable_too() {
+        let desired = desired(&[("b", peer("10.9.2.0/24", RoutePath::Blocked))]);
+        let to: Vec<_> = refusals(&desired)
+            .iter()
+            .map(|r| r.to.to_string())
+            .collect();
+        assert_eq!(to, ["10.9.2.0/24", "10.244.0.0/16"]);
+    }
+
+    #[test]
+    fn of_two_claims_to_one_cidr_the_first_name_wins() {
+        let (clear, blocked) = (
+            peer("10.244.2.0/24", RoutePath::Clear),
+            peer("10.244.2.9/24", RoutePath::Blocked),
+        );
+        let desired = desired(&[("c", clear), ("b", blocked)]);
+        assert_eq!(
+            routes(
+                &desired,
+                Devices {
+                    vxlan: 7,
+                    tun: None
+                }
+            ),
+            []
+        );
+    }
+
+    #[test]
+    fn a_clear_path_to_the_other_family_is_blocked() {
+        let mut other = peer("10.244.2.0/24", RoutePath::Clear);
+        other.remote = "2001:db8::2".parse().unwrap();
+        let desired = desired(&[("b", other)]);
+        assert_eq!(
+            routes(
+                &desired,
+                Devices {
+                    vxlan: 7,
+                    tun: None
+                }
+            ),
+            []
+        );
+        assert_eq!(fdb(&desired, 7), []);
+    }
+}

@@ -1,0 +1,350 @@
+//! Desired minus actual, in an order that fails closed.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use espalier_netlink::{
+    EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
+};
+use tracing::warn;
+
+use crate::{
+    Applied, Desired, Error, RoutePath,
+    devices::{self, Settings},
+    observe::{Own, Through},
+    plan::{self, Devices},
+    policies::{self, Spd},
+};
+
+/// The overlay of the node whose network namespace it was opened in. Holds sockets, no state: every call reads the kernel's.
+#[derive(Debug)]
+pub struct Overlay {
+    pub(crate) route: Socket<Route>,
+    pub(crate) spd: Spd,
+    settings: Settings,
+}
+
+impl Overlay {
+    /// Works in the calling thread's network namespace, whichever thread calls later.
+    ///
+    /// # Errors
+    /// When the namespace or a netlink socket cannot be opened.
+    pub fn open() -> Result<Self, Error> {
+        let path = "/proc/thread-self/ns/net";
+        let failed = |source| espalier_netlink::Error::Io {
+            what: format!("open {path}"),
+            source,
+        };
+        Self::open_in(File::open(path).map_err(failed)?.into())
+    }
+
+    /// Works in the network namespace that `netns` refers to.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or a netlink socket cannot be opened.
+    pub fn open_in(netns: OwnedFd) -> Result<Self, Error> {
+        let failed = |source| espalier_netlink::Error::Io {
+            what: "duplicate a descriptor".to_owned(),
+            source,
+        };
+        let route = Socket::open_in(netns.as_fd())?;
+        let spd = Spd::new(Some(netns.try_clone().map_err(failed)?));
+        Ok(Self {
+            route,
+            spd,
+            settings: Settings {
+                netns: Some(netns),
+                writes: 0,
+            },
+        })
+    }
+
+    /// Brings the kernel in line. What closes comes first, what opens after it, removals last; where something cannot be done,
+    /// everything that closes is done all the same.
+    ///
+    /// # Errors
+    /// The first failure; the state is then safe, and the next call goes on from it.
+    pub fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
+        let before = self.writes();
+        let underlay = self.route.link_by_address(desired.local)?;
+        let refused = self.refuse(desired);
+        let wanted = policies::wanted(desired, underlay.as_ref().map(|l| l.index));
+        let mut stale = match self.spd.install(&wanted) {
+            Ok(stale) => stale,
+            Err(e) => {
+                self.close_routes(desired)?;
+                self.withdraw(desired)?;
+                return Err(e);
+            }
+        };
+        if !desired.deny_clear {
+            self.spd.remove(std::mem::take(&mut stale))?;
+        }
+        let opened = self.paths(desired, underlay.as_ref());
+        if opened.is_err() {
+            self.withdraw(desired)?;
+        }
+        let closed = self.spd.remove(stale);
+        refused?;
+        let pod_mtu = opened?;
+        closed?;
+        self.drop_refusals(desired)?;
+        Ok(Applied {
+            writes: self.writes() - before,
+            pod_mtu,
+        })
+    }
+
+    fn writes(&self) -> usize {
+        self.route.writes() + self.spd.writes() + self.settings.writes
+    }
+
+    /// The unreachable routes under everything.
+    fn refuse(&mut self, desired: &Desired) -> Result<(), Error> {
+        let own = self.own_routes()?;
+        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
+        let missing: Vec<_> = plan::refusals(desired)
+            .into_iter()
+            .filter(|r| !there(r))
+            .collect();
+        self.put_routes(&own, missing)
+    }
+
+    fn drop_refusals(&mut self, desired: &Desired) -> Result<(), Error> {
+        let wanted = plan::refusals(desired);
+        let own = self.own_routes()?;
+        let stale = own
+            .into_iter()
+            .filter(|o| o.through == Through::Nothing && !wanted.contains(&o.route));
+        self.del_routes(stale.map(|o| o.route).collect())
+    }
+
+    /// Devices, then what hangs on them, then the routes. Gives the pod MTU.
+    fn paths(&mut self, desired: &Desired, underlay: Option<&Link>) -> Result<u32, Error> {
+        self.close_routes(desired)?;
+        let underlay = underlay.ok_or(Error::NoUnderlay {
+            address: desired.local,
+        })?;
+        let mtu = devices::pod_mtu(desired, underlay)?;
+        self.settings.forwarding(desired, underlay)?;
+        let tun = devices::tun(&mut self.route, &mut self.settings, desired, mtu)?;
+        let vxlan = devices::vxlan(&mut self.route, &mut self.settings, desired, mtu)?;
+        self.add_addresses(desired, vxlan)?;
+        self.forwarding_entries(desired, vxlan)?;
+        self.neighbours(desired, vxlan)?;
+        self.open_routes(desired, Devices { vxlan, tun })?;
+        self.drop_addresses(desired, vxlan)?;
+        Ok(mtu)
+    }
+
+    /// Removes the routes of pod CIDRs that are to have none: of peers that are blocked, gone, or cannot be encrypted.
+    fn close_routes(&mut self, desired: &Desired) -> Result<(), Error> {
+        let tun = devices::find_tun(&mut self.route, desired)?.is_some();
+        let mut wanted = plan::paths(desired);
+        wanted.retain(|_, peer| plan::path(desired, peer, tun) != RoutePath::Blocked);
+        let own = self.own_routes()?;
+        let closed = own
+            .into_iter()
+            .filter(|o| o.through != Through::Nothing && !wanted.contains_key(&o.route.to));
+        self.del_routes(closed.map(|o| o.route).collect())
+    }
+
+    /// One message for each path that changes: a new route, or one put in the place of the old one.
+    fn open_routes(&mut self, desired: &Desired, devices: Devices) -> Result<(), Error> {
+        let own = self.own_routes()?;
+        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
+        let changed: Vec<_> = plan::routes(desired, devices)
+            .into_iter()
+            .filter(|r| !there(r))
+            .collect();
+        self.put_routes(&own, changed)?;
+        let wanted = plan::routes(desired, devices);
+        let double = |o: &Own| {
+            let place = wanted.iter().find(|w| w.to == o.route.to);
+            o.through != Through::Nothing && place.is_some_and(|w| w.metric != o.route.metric)
+        };
+        self.del_routes(own.into_iter().filter(double).map(|o| o.route).collect())
+    }
+
+    /// After a failure: no clear route stays that should not be there.
+    fn withdraw(&mut self, desired: &Desired) -> Result<(), Error> {
+        let mut clear = plan::paths(desired);
+        clear.retain(|_, peer| peer.path == RoutePath::Clear);
+        let own = self.own_routes()?;
+        let wrong = own
+            .into_iter()
+            .filter(|o| o.through == Through::Vxlan && !clear.contains_key(&o.route.to));
+        self.del_routes(wrong.map(|o| o.route).collect())
+    }
+
+    /// Replaces only what is ours: where we have no route in a place, somebody else's there is an error.
+    fn put_routes(&mut self, own: &[Own], routes: Vec<RouteEntry>) -> Result<(), Error> {
+        if routes.is_empty() {
+            return Ok(());
+        }
+        let flags = |r: &RouteEntry| {
+            let ours = own
+                .iter()
+                .any(|o| o.route.to == r.to && o.route.metric == r.metric);
+            if ours { REPLACE } else { EXCLUSIVE }
+        };
+        let requests = routes
+            .iter()
+            .map(|r| (Message::NewRoute(r.message()), flags(r)));
+        let results = self.route.batch(requests)?;
+        for (route, result) in routes.iter().zip(results) {
+            result.map_err(|e| match e.is_exists() {
+                true => Error::ForeignRoute {
+                    to: route.to,
+                    metric: route.metric,
+                },
+                false => e.into(),
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn del_routes(&mut self, routes: Vec<RouteEntry>) -> Result<(), Error> {
+        self.delete(
+            routes
+                .iter()
+                .map(|r| Message::DelRoute(r.message()))
+                .collect(),
+        )
+    }
+
+    /// Removes; what is gone already is fine.
+    fn delete(&mut self, messages: Vec<Message>) -> Result<(), Error> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        for result in self.route.batch(messages.into_iter().map(|m| (m, PLAIN)))? {
+            result.or_else(|e| if e.is_missing() { Ok(()) } else { Err(e) })?;
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, messages: Vec<Message>) -> Result<(), Error> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        self.route
+            .batch(messages.into_iter().map(|m| (m, REPLACE)))?
+            .into_iter()
+            .collect::<Result<(), _>>()?;
+        Ok(())
+    }
+
+    fn add_addresses(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
+        let there = self.route.addresses(Some(vxlan))?;
+        for address in plan::addresses(desired) {
+            if !there.iter().any(|a| a.address == address) {
+                self.route.add_address(vxlan, address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After the routes: a route goes with the address that is its source.
+    fn drop_addresses(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
+        let wanted = plan::addresses(desired);
+        for found in self.route.addresses(Some(vxlan))? {
+            if !wanted.contains(&found.address) {
+                match self.route.del_address(vxlan, found.address) {
+                    Err(e) if e.errno() == Some(Errno::EADDRNOTAVAIL) => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forwarding_entries(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
+        let (wanted, there) = (plan::fdb(desired, vxlan), self.route.fdb(vxlan)?);
+        let add = wanted
+            .iter()
+            .filter(|w| !there.contains(w))
+            .map(|w| Message::NewNeighbour(w.message()));
+        self.replace(add.collect())?;
+        // Replacing a remote address has removed the old one.
+        let kept = |mac: [u8; 6]| {
+            wanted.iter().any(|w| w.mac == mac)
+                && there.iter().filter(|t| t.mac == mac).count() == 1
+        };
+        let stale = there.iter().filter(|t| !wanted.contains(t) && !kept(t.mac));
+        self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
+    }
+
+    fn neighbours(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
+        let (wanted, there) = (
+            plan::neighbours(desired, vxlan),
+            self.route.neighbours(vxlan)?,
+        );
+        let add = wanted
+            .iter()
+            .filter(|w| !there.contains(w))
+            .map(|w| Message::NewNeighbour(w.message()));
+        self.replace(add.collect())?;
+        let stale = there.iter().filter(|t| {
+            t.state == NeighbourState::Permanent && !wanted.iter().any(|w| w.ip == t.ip)
+        });
+        self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
+    }
+
+    /// For uninstalling: removes the VXLAN device and all routes and policies of ours, and nothing else. The TUN belongs to the
+    /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node.
+    ///
+    /// # Errors
+    /// Everything that could not be removed; the rest is.
+    pub fn remove_all(&mut self) -> Result<(), Error> {
+        let steps = [
+            Self::remove_routes,
+            Self::remove_device,
+            Self::remove_policies,
+            Self::remove_refusals,
+        ];
+        let mut errors = Vec::new();
+        for step in steps {
+            errors.extend(
+                step(self)
+                    .inspect_err(|e| warn!(error = %e, "removing the overlay"))
+                    .err(),
+            );
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Remove(errors))
+        }
+    }
+
+    fn remove_routes(&mut self) -> Result<(), Error> {
+        let own = self.own_routes()?;
+        self.del_routes(
+            own.into_iter()
+                .filter(|o| o.through != Through::Nothing)
+                .map(|o| o.route)
+                .collect(),
+        )
+    }
+
+    fn remove_device(&mut self) -> Result<(), Error> {
+        match self.route.link(crate::VXLAN_DEVICE)? {
+            Some(link) => Ok(self.route.del_link(link.index)?),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_policies(&mut self) -> Result<(), Error> {
+        let ours = self.spd.list()?;
+        self.spd.remove(ours)
+    }
+
+    fn remove_refusals(&mut self) -> Result<(), Error> {
+        let own = self.own_routes()?;
+        self.del_routes(own.into_iter().map(|o| o.route).collect())
+    }
+}
