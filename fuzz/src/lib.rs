@@ -7,19 +7,28 @@
 #![allow(clippy::expect_used)]
 
 mod capture;
+mod cni;
 mod esp;
 mod ike_crypto;
+mod ike_endpoint;
 mod ike_wire;
+mod ipam;
 mod manifests;
 pub mod mutate;
 
 pub use capture::capture_classify;
+pub use cni::{cni_config, cni_env, cni_result};
 pub use esp::{esp_frame, esp_open};
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
+pub use ike_endpoint::{
+    child_chain, genuine_datagrams, ike_endpoint_initiator, ike_endpoint_inner,
+    ike_endpoint_responder,
+};
 pub use ike_wire::{
     ike_auth, ike_cert, ike_certreq, ike_delete, ike_id, ike_ke, ike_message, ike_nonce,
     ike_notify, ike_opaque, ike_payload_chain, ike_sa, ike_sk, ike_skf, ike_ts, ike_vendor_id,
 };
+pub use ipam::ipam_store;
 pub use manifests::manifest_text;
 
 /// A fuzz target.
@@ -61,8 +70,15 @@ targets! {
     ike_opaque: 200,
     ike_sk_open: 1_000,
     ike_verify_peer: 500,
+    ike_endpoint_initiator: 300,
+    ike_endpoint_responder: 300,
+    ike_endpoint_inner: 600,
     esp_open: 2_000,
     esp_frame: 3_000,
     manifest_text: 1_000,
+    cni_config: 2_000,
+    cni_result: 1_000,
+    cni_env: 2_000,
+    ipam_store: 300,
     capture_classify: 5_000,
 }

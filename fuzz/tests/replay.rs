@@ -2,6 +2,8 @@
 //!
 //! Mutants are the same in every run: what fails once fails again. `tests/corpus` makes the corpus.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -17,7 +17,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
         .collect()
 }
 
-fn notify(kind: u16, data: &[u8]) -> (u8, Vec<u8>) {
+pub(crate) fn notify(kind: u16, data: &[u8]) -> (u8, Vec<u8>) {
     (41, [&[0, 0][..], &kind.to_be_bytes(), data].concat())
 }
 
@@ -25,7 +25,7 @@ fn vendor() -> (u8, Vec<u8>) {
     (43, b"Espalier-1".to_vec())
 }
 
-fn init_payloads() -> Vec<(u8, Vec<u8>)> {
+pub(crate) fn init_payloads() -> Vec<(u8, Vec<u8>)> {
     vec![
         (33, sa_ike()),
         (34, [&[0, 31, 0, 0][..], &[9; 32]].concat()),
@@ -37,7 +37,7 @@ fn init_payloads() -> Vec<(u8, Vec<u8>)> {
     ]
 }
 
-fn auth_payloads() -> Vec<(u8, Vec<u8>)> {
+pub(crate) fn auth_payloads() -> Vec<(u8, Vec<u8>)> {
     vec![
         (35, b"\x02\0\0\0node-a".to_vec()),
         (37, vec![4, 0x30, 3, 2, 1, 0]),
@@ -108,7 +108,7 @@ fn chains() -> Vec<Seed> {
         [vec![first], bytes].concat()
     };
     let auth = joined(&auth_payloads());
-    let many = vec![(200, vec![]); 65];
+    let (many, unknown) = ([(); 65].map(|()| vendor()), vec![(200, vec![]); 65]);
     of(
         "ike_payload_chain",
         [
@@ -126,6 +126,7 @@ fn chains() -> Vec<Seed> {
             ("sk-inside", joined(&[(46, vec![0xee; 40])])),
             ("skf-inside", joined(&[(53, vec![0, 1, 0, 1, 0xee])])),
             ("too-many", joined(&many)),
+            ("too-many-unknown", joined(&unknown)),
             ("length-zero", with(&auth, 3, &[0, 0])),
             ("length-too-large", with(&auth, 3, &[0xff, 0xff])),
             ("trailing", [joined(&[vendor()]), vec![0]].concat()),

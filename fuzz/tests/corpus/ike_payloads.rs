@@ -60,6 +60,11 @@ pub(crate) fn sa_esp() -> Vec<u8> {
     [first, proposal(0, 2, 3, &spi, &[CHACHA, ESN, NO_ESN])].concat()
 }
 
+/// SA of a CHILD_SA without any choice. The SPI stands at offset 8.
+pub(crate) fn sa_esp_one() -> Vec<u8> {
+    proposal(0, 1, 3, &[0xc0, 0xff, 0xee, 1], &[AES_GCM_256, ESN])
+}
+
 fn sa() -> Vec<Seed> {
     let rekey = proposal(
         0,
@@ -245,13 +250,16 @@ pub(crate) fn ts_ipv4() -> Vec<u8> {
     [vec![1, 0, 0, 0], sized([7, 17], &range)].concat()
 }
 
+/// TSi or TSr of everything.
+pub(crate) fn ts_any() -> Vec<u8> {
+    let range = [0, 0, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    [vec![1, 0, 0, 0], sized([7, 0], &range)].concat()
+}
+
 fn ts() -> Vec<Seed> {
     let range6 = [&[0, 0, 0xff, 0xff][..], &[0x20; 16], &[0x20; 16]].concat();
     let v4 = ts_ipv4();
-    let one = sized(
-        [7, 0],
-        &[0, 0, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
-    );
+    let one = ts_any()[4..].to_vec();
     of(
         "ike_ts",
         [
@@ -269,6 +277,7 @@ fn ts() -> Vec<Seed> {
             ("ports-backwards", with(&v4, 8, &[0, 2, 0, 1])),
             ("addresses-backwards", with(&v4, 12, &[192, 0, 2, 2])),
             ("ipv4-length-for-ipv6", with(&v4, 4, &[8])),
+            ("any", ts_any()),
             ("too-many", [vec![65, 0, 0, 0], one.repeat(65)].concat()),
             ("count-too-large", with(&v4, 0, &[2])),
             ("count-too-small", with(&v4, 0, &[0])),

@@ -3,12 +3,17 @@
 //! `ESPALIER_WRITE_CORPUS=1 cargo test -p espalier-fuzz --test corpus` writes them. Files that are not made here (inputs that
 //! once failed) are left alone. Certificates are made by hand, see [`certificates`].
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod bytes;
 mod capture;
 mod certificates;
+mod cni;
 mod esp;
+mod ike_endpoint;
 mod ike_messages;
 mod ike_payloads;
+mod ipam;
 mod manifests;
 
 use std::fs;
@@ -38,8 +43,11 @@ fn all() -> Vec<Seed> {
     let parts = [
         ike_messages::seeds(),
         ike_payloads::seeds(),
+        ike_endpoint::seeds(),
         esp::seeds(),
         manifests::seeds(),
+        cni::seeds(),
+        ipam::seeds(),
         capture::seeds(),
     ];
     parts.into_iter().flatten().collect()
