@@ -79,7 +79,7 @@ impl Pod {
             "cniVersion": "1.1.0",
             "name": "espalier",
             "type": "espalier-cni",
-            "agentSocket": socket,
+            "socket": socket,
         });
         let mut child = Command::new(node.program("espalier-cni"))
             .env("CNI_COMMAND", command)
