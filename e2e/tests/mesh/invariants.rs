@@ -10,7 +10,7 @@ use espalier_e2e::{
     test, underlay, until,
 };
 use espalier_peers::vtep_mac;
-use espalier_testnet::{Bridge, Netns, address};
+use espalier_testnet::{Bridge, Netns, address, sysctl};
 
 #[test]
 fn s1_a_dead_data_plane_lets_nothing_out_in_clear() {
@@ -128,6 +128,9 @@ impl Attacker {
         bridge.connect(&netns, "eth0", "attacker")?;
         let own = Ipv4Addr::new(10, 99, 0, 66);
         let sockets = netns.run(|| {
+            // It forges node 2's address in packets, but does not draw node 2's packets to itself.
+            sysctl("ipv4/conf/all/arp_ignore", "1")?;
+            sysctl("ipv4/conf/all/arp_announce", "2")?;
             address("eth0", own.into(), 24)?;
             address("lo", underlay(2).into(), 32)?;
             anyhow::Ok([
