@@ -129,9 +129,18 @@ pub(crate) fn fdb(desired: &Desired, vxlan: u32) -> Vec<FdbEntry> {
         .collect()
 }
 
-/// This node's addresses on the VXLAN device, one host each.
-pub(crate) fn addresses(desired: &Desired) -> Vec<IpNet> {
-    desired.gateways.iter().map(|ip| IpNet::from(*ip)).collect()
+/// This node's addresses on our devices, one host each. IPv4 ones are on the TUN too: from a device without any address even
+/// the loose reverse path filter takes only packets whose way back is that device, so that in the moment of a toggle in
+/// which a peer is encrypted already and this node not yet, its packets would be dropped.
+pub(crate) fn addresses(desired: &Desired, devices: Devices) -> Vec<(u32, Vec<IpNet>)> {
+    let all: Vec<IpNet> = desired.gateways.iter().map(|ip| IpNet::from(*ip)).collect();
+    let v4 = all
+        .iter()
+        .copied()
+        .filter(|net| net.addr().is_ipv4())
+        .collect();
+    let tun = devices.tun.map(|index| (index, v4));
+    [(devices.vxlan, all)].into_iter().chain(tun).collect()
 }
 
 /// Whether pods have IPv6 anywhere.

@@ -132,11 +132,12 @@ impl Overlay {
         self.settings.forwarding(desired, underlay)?;
         let tun = devices::tun(&mut self.route, &mut self.settings, desired, mtu)?;
         let vxlan = devices::vxlan(&mut self.route, &mut self.settings, desired, mtu)?;
-        self.add_addresses(desired, vxlan)?;
+        let devices = Devices { vxlan, tun };
+        self.add_addresses(desired, devices)?;
         self.forwarding_entries(desired, vxlan)?;
         self.neighbours(desired, vxlan)?;
-        self.open_routes(desired, Devices { vxlan, tun })?;
-        self.drop_addresses(desired, vxlan)?;
+        self.open_routes(desired, devices)?;
+        self.drop_addresses(desired, devices)?;
         Ok(mtu)
     }
 
@@ -238,24 +239,27 @@ impl Overlay {
         Ok(())
     }
 
-    fn add_addresses(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
-        let there = self.route.addresses(Some(vxlan))?;
-        for address in plan::addresses(desired) {
-            if !there.iter().any(|a| a.address == address) {
-                self.route.add_address(vxlan, address)?;
+    fn add_addresses(&mut self, desired: &Desired, devices: Devices) -> Result<(), Error> {
+        for (device, wanted) in plan::addresses(desired, devices) {
+            let there = self.route.addresses(Some(device))?;
+            for address in wanted {
+                if !there.iter().any(|a| a.address == address) {
+                    self.route.add_address(device, address)?;
+                }
             }
         }
         Ok(())
     }
 
     /// After the routes: a route goes with the address that is its source.
-    fn drop_addresses(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
-        let wanted = plan::addresses(desired);
-        for found in self.route.addresses(Some(vxlan))? {
-            if !wanted.contains(&found.address) {
-                match self.route.del_address(vxlan, found.address) {
-                    Err(e) if e.errno() == Some(Errno::EADDRNOTAVAIL) => {}
-                    other => other?,
+    fn drop_addresses(&mut self, desired: &Desired, devices: Devices) -> Result<(), Error> {
+        for (device, wanted) in plan::addresses(desired, devices) {
+            for found in self.route.addresses(Some(device))? {
+                if !wanted.contains(&found.address) {
+                    match self.route.del_address(device, found.address) {
+                        Err(e) if e.errno() == Some(Errno::EADDRNOTAVAIL) => {}
+                        other => other?,
+                    }
                 }
             }
         }
