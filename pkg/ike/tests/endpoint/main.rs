@@ -5,6 +5,7 @@
 
 mod handshake;
 mod hostile;
+mod insider;
 mod lifecycle;
 mod mesh;
 mod refused;

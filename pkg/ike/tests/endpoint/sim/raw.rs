@@ -218,6 +218,11 @@ impl Raw {
         })
     }
 
+    /// Its SPIi.
+    pub fn spi(&self) -> u64 {
+        self.spis.initiator
+    }
+
     fn octets(&self, id: &Identification<'_>) -> SignedOctets {
         SignedOctets::new(&self.sent, &self.nonce_r, &self.keys.sk_p_local, &id.body())
     }
