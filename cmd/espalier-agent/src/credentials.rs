@@ -30,7 +30,9 @@ impl Keyring {
     /// Why peers would refuse this node's certificate at the time `unix` (since the epoch), if they would.
     pub(crate) fn own_problem(&self, node: &str, unix: Duration) -> Option<String> {
         let credentials = self.credentials.as_ref()?;
-        let refused = credentials.check(&self.trust, &Identity(node.to_owned()), None, unix).err()?;
+        let refused = credentials
+            .check(&self.trust, &Identity(node.to_owned()), None, unix)
+            .err()?;
         Some(format!("peers refuse this node's certificate: {refused}"))
     }
 }
@@ -49,7 +51,10 @@ impl KeyFiles {
             (Some(cert), Some(key), Some(ca)) => Some([cert.clone(), key.clone(), ca.clone()]),
             _ => None,
         };
-        Self { certificate, psk_dir: args.psk_dir.clone() }
+        Self {
+            certificate,
+            psk_dir: args.psk_dir.clone(),
+        }
     }
 
     /// Reads everything that can be read; the rest is in `problems`.
@@ -57,7 +62,9 @@ impl KeyFiles {
         let mut keyring = Keyring::default();
         match self.load_certificate() {
             Ok(None) => {}
-            Ok(Some((credentials, trust))) => (keyring.credentials, keyring.trust) = (Some(credentials), trust),
+            Ok(Some((credentials, trust))) => {
+                (keyring.credentials, keyring.trust) = (Some(credentials), trust)
+            }
             Err(e) => keyring.problems.push(format!("{e:#}")),
         }
         for file in self.psk_files() {
@@ -68,15 +75,29 @@ impl KeyFiles {
         }
         if keyring.credentials.is_none() && keyring.psks.is_empty() && keyring.problems.is_empty() {
             let remedy = "give --cert, --key and --ca, or --psk-dir with <peer>.psk files (espalier pki makes both)";
-            keyring.problems.push(format!("this node has neither a certificate nor a PSK; {remedy}"));
+            keyring.problems.push(format!(
+                "this node has neither a certificate nor a PSK; {remedy}"
+            ));
         }
         keyring
     }
 
     /// Changes when a file comes, goes or is written.
     pub(crate) fn fingerprint(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
-        let files = self.certificate.iter().flatten().cloned().chain(self.psk_files());
-        files.map(|file| (file.clone(), fs::metadata(&file).and_then(|meta| meta.modified()).ok())).collect()
+        let files = self
+            .certificate
+            .iter()
+            .flatten()
+            .cloned()
+            .chain(self.psk_files());
+        files
+            .map(|file| {
+                (
+                    file.clone(),
+                    fs::metadata(&file).and_then(|meta| meta.modified()).ok(),
+                )
+            })
+            .collect()
     }
 
     fn load_certificate(&self) -> Result<Option<(Credentials, TrustAnchors)>> {
@@ -84,11 +105,16 @@ impl KeyFiles {
             return Ok(None);
         };
         let credentials = Credentials::from_files(cert, key).context("certificate of this node")?;
-        Ok(Some((credentials, TrustAnchors::from_file(ca).context("CA")?)))
+        Ok(Some((
+            credentials,
+            TrustAnchors::from_file(ca).context("CA")?,
+        )))
     }
 
     fn psk_files(&self) -> Vec<PathBuf> {
-        let Some(Ok(entries)) = self.psk_dir.as_ref().map(fs::read_dir) else { return Vec::new() };
+        let Some(Ok(entries)) = self.psk_dir.as_ref().map(fs::read_dir) else {
+            return Vec::new();
+        };
         let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         files.retain(|path| path.extension().is_some_and(|extension| extension == "psk"));
         files.sort();
@@ -97,9 +123,13 @@ impl KeyFiles {
 }
 
 fn read_psk(path: &Path) -> Result<(String, SecretBytes)> {
-    let peer = path.file_stem().and_then(|stem| stem.to_str()).context("a PSK file is named <peer>.psk")?;
+    let peer = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .context("a PSK file is named <peer>.psk")?;
     let text = SecretBytes::new(fs::read(path).with_context(|| format!("PSK {}", path.display()))?);
-    let psk = decode_hex(text.expose().trim_ascii()).with_context(|| format!("PSK {}", path.display()))?;
+    let psk = decode_hex(text.expose().trim_ascii())
+        .with_context(|| format!("PSK {}", path.display()))?;
     Ok((peer.to_owned(), psk))
 }
 
@@ -108,7 +138,11 @@ fn decode_hex(text: &[u8]) -> Result<SecretBytes> {
     if text.len() < 2 * MIN_PSK || text.len() % 2 == 1 {
         bail!("{} characters: {remedy}", text.len());
     }
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    let digit = |byte: &u8| {
+        char::from(*byte)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
     let mut bytes = Vec::with_capacity(text.len() / 2);
     for pair in text.chunks_exact(2) {
         match (pair.first().and_then(digit), pair.last().and_then(digit)) {
@@ -126,10 +160,19 @@ mod tests {
     #[test]
     fn psks_are_hex_of_256_bits_at_least() {
         let good = "00ff".repeat(16);
-        assert_eq!(decode_hex(good.as_bytes()).unwrap().expose(), [0, 0xff].repeat(16));
-        for (bad, why) in [("ab".repeat(31), "62 characters"), ("zz".repeat(32), "not a hex digit")] {
+        assert_eq!(
+            decode_hex(good.as_bytes()).unwrap().expose(),
+            [0, 0xff].repeat(16)
+        );
+        for (bad, why) in [
+            ("ab".repeat(31), "62 characters"),
+            ("zz".repeat(32), "not a hex digit"),
+        ] {
             let error = decode_hex(bad.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains(why) && error.contains("espalier pki psk"), "{error}");
+            assert!(
+                error.contains(why) && error.contains("espalier pki psk"),
+                "{error}"
+            );
             assert!(!error.contains(&bad), "no key in an error");
         }
     }
@@ -138,9 +181,18 @@ mod tests {
     fn a_missing_certificate_is_a_problem_with_a_remedy() {
         let missing = |name: &str| PathBuf::from("/nonexistent").join(name);
         let certificate = Some([missing("a.crt"), missing("a.key"), missing("ca.crt")]);
-        let keyring = KeyFiles { certificate, psk_dir: None }.load();
+        let keyring = KeyFiles {
+            certificate,
+            psk_dir: None,
+        }
+        .load();
         assert!(keyring.credentials.is_none());
-        let [problem] = &keyring.problems[..] else { panic!("{:?}", keyring.problems) };
-        assert!(problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue"), "{problem}");
+        let [problem] = &keyring.problems[..] else {
+            panic!("{:?}", keyring.problems)
+        };
+        assert!(
+            problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue"),
+            "{problem}"
+        );
     }
 }

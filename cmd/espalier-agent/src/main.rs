@@ -29,8 +29,13 @@ use mesh::{Mesh, NodeFacts, Parts};
 async fn main() -> Result<()> {
     let args = Args::parse();
     espalier_telemetry::init("espalier-agent", &args.log)?;
-    info!(node = args.node, version = env!("CARGO_PKG_VERSION"), "starting");
-    std::fs::create_dir_all(&args.run_dir).with_context(|| format!("--run-dir {}", args.run_dir.display()))?;
+    info!(
+        node = args.node,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    std::fs::create_dir_all(&args.run_dir)
+        .with_context(|| format!("--run-dir {}", args.run_dir.display()))?;
 
     let source = FolderSource::start(&args.manifests)?;
     let (facts, facts_seen) = watch::channel(NodeFacts::default());
@@ -65,7 +70,11 @@ async fn main() -> Result<()> {
 }
 
 fn endpoint(node: &str) -> Result<Endpoint> {
-    let config = Config { identity: Identity(node.to_owned()), credentials: None, trust: Default::default() };
+    let config = Config {
+        identity: Identity(node.to_owned()),
+        credentials: None,
+        trust: Default::default(),
+    };
     Ok(Endpoint::new(config, Box::new(OsRng))?)
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use espalier_ipam::{Error as IpamError, Key, Lease, Owner, Store, StoreError};
 use espalier_rpc::agent::cni_server::Cni;
 use espalier_rpc::agent::{
-    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply, ReleaseRequest,
+    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply,
+    ReleaseRequest,
 };
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -32,14 +33,21 @@ pub(crate) struct Pods {
 impl Pods {
     /// Leases in `state_dir`, for the pod CIDRs that `facts` tell. Needs a tokio runtime.
     pub(crate) fn open(state_dir: PathBuf, facts: watch::Receiver<NodeFacts>) -> Arc<Self> {
-        let pods = Arc::new(Self { state_dir, facts, store: Mutex::new(None) });
+        let pods = Arc::new(Self {
+            state_dir,
+            facts,
+            store: Mutex::new(None),
+        });
         tokio::spawn(consume_queued(pods.clone()));
         pods
     }
 
     /// How many interfaces have addresses.
     pub(crate) fn leases(&self) -> u32 {
-        let count = self.lock().as_ref().map_or(0, |(_, store)| store.leases().len());
+        let count = self
+            .lock()
+            .as_ref()
+            .map_or(0, |(_, store)| store.leases().len());
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
@@ -48,22 +56,35 @@ impl Pods {
     }
 
     /// Runs `work` on the leases, opened for the pod CIDRs of now.
-    fn with_store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Result<T, Status> {
+    fn with_store<T>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, StoreError>,
+    ) -> Result<T, Status> {
         tokio::task::block_in_place(|| {
             let cidrs = self.facts.borrow().pod_cidrs.clone();
             let mut open = self.lock();
             if open.as_ref().is_none_or(|(known, _)| *known != cidrs) {
                 *open = None; // gives its lock back
-                *open = Some((cidrs.clone(), self.open_store(&cidrs).map_err(|e| status(&e))?));
+                *open = Some((
+                    cidrs.clone(),
+                    self.open_store(&cidrs).map_err(|e| status(&e))?,
+                ));
             }
-            let Some((_, store)) = open.as_mut() else { return Err(Status::internal("leases are not open")) };
+            let Some((_, store)) = open.as_mut() else {
+                return Err(Status::internal("leases are not open"));
+            };
             work(store).map_err(|e| status(&e))
         })
     }
 
     fn open_store(&self, cidrs: &[IpNet]) -> Result<Store, StoreError> {
         let mut store = Store::open(&self.state_dir.join("leases"), cidrs, REUSE_DELAY)?;
-        info!(leases = store.leases().len(), new = store.is_new(), ?cidrs, "leases opened");
+        info!(
+            leases = store.leases().len(),
+            new = store.is_new(),
+            ?cidrs,
+            "leases opened"
+        );
         self.consume(&mut store);
         Ok(store)
     }
@@ -85,7 +106,9 @@ impl Pods {
         let facts = self.facts.borrow().clone();
         match (facts.not_ready.as_slice(), facts.pod_cidrs.is_empty()) {
             ([], false) => Ok(facts),
-            ([], true) => Err(Status::failed_precondition("the agent is starting; try again in a moment")),
+            ([], true) => Err(Status::failed_precondition(
+                "the agent is starting; try again in a moment",
+            )),
             (reasons, _) => Err(Status::failed_precondition(reasons.join("; "))),
         }
     }
@@ -111,7 +134,9 @@ async fn consume_queued(pods: Arc<Pods>) {
 
 fn status(error: &StoreError) -> Status {
     match error {
-        StoreError::Allocator(IpamError::Exhausted { .. }) => Status::resource_exhausted(error.to_string()),
+        StoreError::Allocator(IpamError::Exhausted { .. }) => {
+            Status::resource_exhausted(error.to_string())
+        }
         StoreError::Allocator(_) => Status::failed_precondition(error.to_string()),
         _ => Status::internal(error.to_string()),
     }
@@ -120,7 +145,9 @@ fn status(error: &StoreError) -> Status {
 fn key(container_id: &str, ifname: &str) -> Result<Key, Status> {
     for (field, value) in [("container_id", container_id), ("ifname", ifname)] {
         if value.is_empty() {
-            return Err(Status::invalid_argument(format!("{field} is empty; the runtime gives it in the environment")));
+            return Err(Status::invalid_argument(format!(
+                "{field} is empty; the runtime gives it in the environment"
+            )));
         }
     }
     Ok(Key::new(container_id, ifname))
@@ -131,39 +158,62 @@ fn reply(lease: &Lease, mtu: u32) -> AllocateReply {
         address: leased.host_net().to_string(),
         gateway: leased.gateway.to_string(),
     };
-    AllocateReply { addresses: lease.addresses.iter().map(address).collect(), mtu }
+    AllocateReply {
+        addresses: lease.addresses.iter().map(address).collect(),
+        mtu,
+    }
 }
 
 #[tonic::async_trait]
 impl Cni for Pods {
-    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateReply>, Status> {
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateReply>, Status> {
         let facts = self.ready()?;
         let request = request.into_inner();
         let key = key(&request.container_id, &request.ifname)?;
-        let owner =
-            Owner { netns: request.netns, pod_namespace: request.pod_namespace, pod_name: request.pod_name };
+        let owner = Owner {
+            netns: request.netns,
+            pod_namespace: request.pod_namespace,
+            pod_name: request.pod_name,
+        };
         let lease = self.with_store(|store| store.allocate(&key, owner, SystemTime::now()))?;
         debug!(%key, addresses = ?lease.addresses, "leased");
         Ok(Response::new(reply(&lease, facts.mtu)))
     }
 
-    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
+    async fn release(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<ReleaseReply>, Status> {
         let request = request.into_inner();
         let key = key(&request.container_id, &request.ifname)?;
         if self.facts.borrow().pod_cidrs.is_empty() {
-            return Err(Status::unavailable("the agent does not know its pod CIDRs yet; the release is to be queued"));
+            return Err(Status::unavailable(
+                "the agent does not know its pod CIDRs yet; the release is to be queued",
+            ));
         }
-        let released = self.with_store(|store| store.release(&key, SystemTime::now()))?.is_some();
+        let released = self
+            .with_store(|store| store.release(&key, SystemTime::now()))?
+            .is_some();
         debug!(%key, released, "release");
         Ok(Response::new(ReleaseReply { released }))
     }
 
-    async fn lookup(&self, request: Request<ReleaseRequest>) -> Result<Response<AllocateReply>, Status> {
+    async fn lookup(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<AllocateReply>, Status> {
         let request = request.into_inner();
         let key = key(&request.container_id, &request.ifname)?;
         let mtu = self.facts.borrow().mtu;
         let lease = self.with_store(|store| Ok(store.get(&key).cloned()))?;
-        let missing = || Status::not_found(format!("{key} has no address; its ADD did not succeed or it was released"));
+        let missing = || {
+            Status::not_found(format!(
+                "{key} has no address; its ADD did not succeed or it was released"
+            ))
+        };
         Ok(Response::new(reply(&lease.ok_or_else(missing)?, mtu)))
     }
 

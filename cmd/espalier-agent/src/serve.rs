@@ -25,7 +25,9 @@ pub(crate) async fn until(
         .add_service(CniServer::from_arc(pods.clone()))
         .add_service(MeshServer::new(Mesh { queries, pods }));
     let socket = run_dir.join("agent.sock");
-    espalier_rpc::serve_unix(&socket, router, stop).await.with_context(|| format!("socket {}", socket.display()))
+    espalier_rpc::serve_unix(&socket, router, stop)
+        .await
+        .with_context(|| format!("socket {}", socket.display()))
 }
 
 struct Mesh {
@@ -38,7 +40,10 @@ impl MeshService for Mesh {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let gone = || Status::unavailable("the agent is stopping; ask again in a moment");
         let (reply, answer) = oneshot::channel();
-        self.queries.send(Query::Status(reply)).await.map_err(|_| gone())?;
+        self.queries
+            .send(Query::Status(reply))
+            .await
+            .map_err(|_| gone())?;
         let mut status = answer.await.map_err(|_| gone())?;
         status.leases = self.pods.leases();
         Ok(Response::new(status))

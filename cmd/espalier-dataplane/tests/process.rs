@@ -77,6 +77,7 @@ fn peer(host: u8, n: u8) -> Peer {
         local: [192, 0, 2, host].into(),
         remote: [192, 0, 2, n].into(),
         pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+        own_cidrs: vec![format!("10.244.{host}.0/24").parse().unwrap()],
         overlay: Overlay::Vxlan {
             vni: 4789,
             port: 4789,

@@ -94,6 +94,8 @@ pub struct Peer {
     pub remote: IpAddr,
     /// What may be sent to it and what it may be the source of (S5).
     pub pod_cidrs: Vec<IpNet>,
+    /// This node's own pods: all that the peer may reach (S5).
+    pub own_cidrs: Vec<IpNet>,
     /// Framing.
     pub overlay: Overlay,
     /// MAC address of this node's VTEP, source of inner Ethernet headers.

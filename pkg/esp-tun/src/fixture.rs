@@ -19,6 +19,10 @@ pub(crate) fn peer(host: u8, n: u8) -> Peer {
             format!("10.244.{n}.0/24").parse().unwrap(),
             format!("fd00:{n}::/64").parse().unwrap(),
         ],
+        own_cidrs: vec![
+            format!("10.244.{host}.0/24").parse().unwrap(),
+            format!("fd00:{host}::/64").parse().unwrap(),
+        ],
         overlay: Overlay::Vxlan {
             vni: 4789,
             port: 4789,

@@ -9,6 +9,7 @@ use espalier_dataplane_core::Event;
 use espalier_esp::wire::ip;
 use espalier_esp::{OpenError, ReplayError, next_header};
 use espalier_ike_io::nat_t::{self, Datagram};
+use ipnet::IpNet;
 
 use crate::drops::Reason;
 use crate::sa::Inbound;
@@ -94,7 +95,8 @@ fn admit<'d>(
     Ok(packet.bytes)
 }
 
-/// S5: a peer is the source of its own pod CIDRs only, and reaches neither another peer through us nor a host's own address.
+/// S5: a peer is the source of its own pod CIDRs only, and reaches this node's pods only: not another peer through us, not the
+/// host, not the world behind it.
 fn check_addresses(
     tables: &Tables,
     entry: &Arc<PeerEntry>,
@@ -104,12 +106,11 @@ fn check_addresses(
     if !owner.is_some_and(|owner| Arc::ptr_eq(owner, entry)) {
         return Err(Reason::ForeignSource);
     }
-    let elsewhere = tables.routes.lookup(packet.destination).is_some()
-        || tables.underlay.contains(&packet.destination);
-    if elsewhere || is_special(packet.destination) {
-        Err(Reason::ForeignDestination)
-    } else {
+    let ours = |cidr: &IpNet| cidr.contains(&packet.destination);
+    if entry.peer.own_cidrs.iter().any(ours) {
         Ok(())
+    } else {
+        Err(Reason::ForeignDestination)
     }
 }
 

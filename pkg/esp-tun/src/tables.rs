@@ -1,7 +1,7 @@
 //! What the threads read: one immutable snapshot, replaced as a whole by each operation.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,8 +19,6 @@ pub(crate) struct Tables {
     pub(crate) routes: Routes<Arc<PeerEntry>>,
     /// SPI → inbound SA and whose it is.
     pub(crate) inbound: HashMap<u32, (Arc<Inbound>, Arc<PeerEntry>)>,
-    /// Addresses of hosts, ours and the peers': never inside a tunnel.
-    pub(crate) underlay: HashSet<IpAddr>,
 }
 
 /// A peer as it was last put, with what outlives that.
@@ -79,10 +77,10 @@ impl PeerState {
 impl Tables {
     /// Builds a snapshot from scratch: nothing of an old one can be left over.
     pub(crate) fn new<'a>(
-        peers: impl Iterator<Item = &'a Arc<PeerEntry>> + Clone,
+        peers: impl Iterator<Item = &'a Arc<PeerEntry>>,
         inbound: impl Iterator<Item = &'a (Arc<Inbound>, Arc<PeerEntry>)>,
     ) -> Self {
-        let cidrs = peers.clone().flat_map(|entry| {
+        let cidrs = peers.flat_map(|entry| {
             entry
                 .peer
                 .pod_cidrs
@@ -93,9 +91,6 @@ impl Tables {
             routes: Routes::new(cidrs),
             inbound: inbound
                 .map(|(sa, peer)| (sa.sa.spi.0, (sa.clone(), peer.clone())))
-                .collect(),
-            underlay: peers
-                .flat_map(|entry| [entry.peer.local, entry.peer.remote])
                 .collect(),
         }
     }

@@ -69,13 +69,16 @@ fn mac(field: &'static str, bytes: &[u8]) -> Result<[u8; 6], Error> {
         .map_err(|_| invalid(field, format!("expected 6 bytes, got {}", bytes.len())))
 }
 
-fn cidr(text: &String) -> Result<IpNet, Error> {
-    text.parse().map_err(|_| {
-        invalid(
-            "pod_cidrs",
-            format!("expected a CIDR such as 10.244.1.0/24, got {text:?}"),
-        )
-    })
+fn cidrs(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Error> {
+    let cidr = |text: &String| {
+        text.parse().map_err(|_| {
+            invalid(
+                field,
+                format!("expected a CIDR such as 10.244.1.0/24, got {text:?}"),
+            )
+        })
+    };
+    texts.iter().map(cidr).collect()
 }
 
 impl From<core::Direction> for proto::Direction {
@@ -184,6 +187,7 @@ impl From<core::Peer> for proto::Peer {
             local: peer.local.to_string(),
             remote: peer.remote.to_string(),
             pod_cidrs: peer.pod_cidrs.iter().map(ToString::to_string).collect(),
+            own_cidrs: peer.own_cidrs.iter().map(ToString::to_string).collect(),
             overlay: Some(peer.overlay.into()),
             local_mac: peer.local_mac.to_vec(),
             remote_mac: peer.remote_mac.to_vec(),
@@ -199,7 +203,8 @@ impl TryFrom<proto::Peer> for core::Peer {
             id: peer_id("id", peer.id)?,
             local: address("local", &peer.local)?,
             remote: address("remote", &peer.remote)?,
-            pod_cidrs: peer.pod_cidrs.iter().map(cidr).collect::<Result<_, _>>()?,
+            pod_cidrs: cidrs("pod_cidrs", &peer.pod_cidrs)?,
+            own_cidrs: cidrs("own_cidrs", &peer.own_cidrs)?,
             overlay: peer.overlay.ok_or_else(|| missing("overlay"))?.try_into()?,
             local_mac: mac("local_mac", &peer.local_mac)?,
             remote_mac: mac("remote_mac", &peer.remote_mac)?,

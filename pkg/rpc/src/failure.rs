@@ -18,6 +18,7 @@ const FIELDS: &[&str] = &[
     "local",
     "local_mac",
     "overlay",
+    "own_cidrs",
     "peer",
     "pod_cidrs",
     "remote",

@@ -114,6 +114,7 @@ fn peer() -> Peer {
         local: "10.0.0.1".parse().unwrap(),
         remote: "10.0.0.2".parse().unwrap(),
         pod_cidrs: vec!["10.244.2.0/24".parse().unwrap()],
+        own_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         overlay: Overlay::Vxlan {
             vni: 4789,
             port: 4789,

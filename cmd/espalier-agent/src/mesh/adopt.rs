@@ -21,16 +21,25 @@ pub(super) struct Found {
 impl Found {
     /// What was found for one peer, whose underlay address is `remote`.
     pub(super) fn of(&self, spec: &NodeSpec, remote: IpAddr) -> Observed {
-        let Some(kernel) = &self.kernel else { return Observed::default() };
-        let path = spec.pod_cidrs.first().and_then(|cidr| kernel.paths.get(cidr));
+        let Some(kernel) = &self.kernel else {
+            return Observed::default();
+        };
+        let path = spec
+            .pod_cidrs
+            .first()
+            .and_then(|cidr| kernel.paths.get(cidr));
         Observed {
             sends: match path {
                 Some(RoutePath::Clear) => Sends::Clear,
                 Some(RoutePath::Encrypted) => Sends::Esp,
                 Some(RoutePath::Blocked) | None => Sends::Nothing,
             },
-            accepts_clear: path.is_some() && (!kernel.base_block || kernel.accepting.contains(&remote)),
-            esp: self.sas.iter().any(|sa| sa.peer.0 == spec.name && seals(sa)),
+            accepts_clear: path.is_some()
+                && (!kernel.base_block || kernel.accepting.contains(&remote)),
+            esp: self
+                .sas
+                .iter()
+                .any(|sa| sa.peer.0 == spec.name && seals(sa)),
         }
     }
 
@@ -59,12 +68,17 @@ impl<D: Dataplane> Mesh<D> {
         }
         let dump = self.plane_dump().await;
         let sas = dump.map(|dump| dump.sas).unwrap_or_default();
-        Found { kernel: kernel.ok(), sas }
+        Found {
+            kernel: kernel.ok(),
+            sas,
+        }
     }
 
     /// A data plane is back that this agent lost sight of: its SAs are taken over again.
     pub(super) async fn adopt_sas(&mut self) {
-        let Some(Dump { sas, .. }) = self.plane_dump().await else { return };
+        let Some(Dump { sas, .. }) = self.plane_dump().await else {
+            return;
+        };
         let found = Found { kernel: None, sas };
         let now = Instant::now();
         for peer in self.peers.values_mut().filter(|peer| peer.sas.is_empty()) {

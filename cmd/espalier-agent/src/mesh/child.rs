@@ -21,12 +21,25 @@ impl<D: Dataplane> Mesh<D> {
         while let Some(event) = self.parts.endpoint.poll_event() {
             match event {
                 Event::IkeUp { peer, took, role } => self.ike_up(&peer.0, took, role),
-                Event::ChildUp { peer, child, announcement } => self.child_up(&peer.0, &child, announcement).await,
-                Event::ChildDown { peer, spi_in, spi_out, .. } => self.child_down(&peer.0, Spi(spi_in), Spi(spi_out)).await,
+                Event::ChildUp {
+                    peer,
+                    child,
+                    announcement,
+                } => self.child_up(&peer.0, &child, announcement).await,
+                Event::ChildDown {
+                    peer,
+                    spi_in,
+                    spi_out,
+                    ..
+                } => self.child_down(&peer.0, Spi(spi_in), Spi(spi_out)).await,
                 Event::IkeDown { peer, reason } => self.ike_down(&peer.0, reason),
                 Event::Announcement { peer, data } => self.heard(&peer.0, &data).await,
                 Event::AnnouncementAcked { peer, data } => self.acked(&peer.0, &data),
-                Event::HandshakeFailed { peer, remote, error } => self.failed(peer, remote, &error.0),
+                Event::HandshakeFailed {
+                    peer,
+                    remote,
+                    error,
+                } => self.failed(peer, remote, &error.0),
             }
         }
     }
@@ -43,12 +56,16 @@ impl<D: Dataplane> Mesh<D> {
         if let Err(e) = self.install(name, child).await {
             warn!(peer = name, error = %e, "SAs cannot be installed; the handshake is given up and tried again");
             let now = Instant::now();
-            self.parts.endpoint.disconnect(&Identity(name.to_owned()), now);
+            self.parts
+                .endpoint
+                .disconnect(&Identity(name.to_owned()), now);
             self.note_problem(name, e.to_string());
             return;
         }
         info!(peer = name, %spi_in, %spi_out, suite = ?child.suite, role = ?child.role, "SAs installed");
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         peer.add_sa(child.spi_in, child.spi_out, child.role);
         peer.said = None; // this node's inbound SPI is news
         if let Some(data) = announcement {
@@ -59,9 +76,10 @@ impl<D: Dataplane> Mesh<D> {
 
     async fn install(&mut self, name: &str, child: &ChildSa) -> Result<(), Error> {
         self.put_in_plane(name).await?;
-        for (direction, spi, keys) in
-            [(Direction::In, child.spi_in, &child.keys_in), (Direction::Out, child.spi_out, &child.keys_out)]
-        {
+        for (direction, spi, keys) in [
+            (Direction::In, child.spi_in, &child.keys_in),
+            (Direction::Out, child.spi_out, &child.keys_out),
+        ] {
             let sa = Sa {
                 peer: espalier_dataplane_core::PeerId(name.to_owned()),
                 direction,
@@ -70,7 +88,10 @@ impl<D: Dataplane> Mesh<D> {
                 key: keys.key.clone(),
                 esn: child.esn,
                 replay_window: REPLAY_WINDOW,
-                encapsulation: Encapsulation::Udp { local_port: NAT_T_PORT, remote_port: NAT_T_PORT },
+                encapsulation: Encapsulation::Udp {
+                    local_port: NAT_T_PORT,
+                    remote_port: NAT_T_PORT,
+                },
             };
             self.parts.plane.install_sa(sa).await?;
         }
@@ -79,15 +100,20 @@ impl<D: Dataplane> Mesh<D> {
 
     /// The data plane must know a peer, as it is now, before its SAs.
     pub(super) async fn put_in_plane(&mut self, name: &str) -> Result<(), Error> {
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.in_plane) else { return Ok(()) };
-        self.parts.plane.put_peer(peer.for_plane(&self.parts.node)).await?;
+        let found = self.peers.get_mut(name).filter(|peer| !peer.in_plane);
+        let (Some(peer), Some(own)) = (found, &self.set.own) else {
+            return Ok(());
+        };
+        self.parts.plane.put_peer(peer.for_plane(own)).await?;
         peer.in_plane = true;
         Ok(())
     }
 
     /// Seals with the newest SA that the peer is known to open, and tells the pair whether there is one.
     async fn switch_to_best(&mut self, name: &str) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         let best = peer.best();
         if best != peer.active {
             if let Err(e) = self.parts.plane.switch_outbound(peer.id(), best).await {
@@ -132,26 +158,36 @@ impl<D: Dataplane> Mesh<D> {
             Err(e) => return warn!(peer = name, error = %e, "peer announced something unreadable"),
         };
         debug!(peer = name, ?said, "peer announced");
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         peer.pair.heard(said, Instant::now());
         self.confirm(name, |sa| sa.spi_out == Spi(said.opens)).await;
     }
 
     pub(super) async fn first_packet(&mut self, name: &str, spi: Spi) {
         debug!(peer = name, %spi, "first packet on an inbound SA");
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         peer.pair.heard_esp(Instant::now());
         self.confirm(name, |sa| sa.spi_in == spi).await;
     }
 
     /// The peer has both SAs of a pair: from now on this node seals with it, and older ones may go.
     async fn confirm(&mut self, name: &str, which: impl Fn(&super::peer::SaPair) -> bool) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let Some(sa) = peer.sas.iter_mut().find(|sa| which(sa)) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let Some(sa) = peer.sas.iter_mut().find(|sa| which(sa)) else {
+            return;
+        };
         sa.confirmed = true;
         let spi_in = sa.spi_in.0;
         self.switch_to_best(name).await;
-        self.parts.endpoint.confirm_child(&Identity(name.to_owned()), spi_in, Instant::now());
+        self.parts
+            .endpoint
+            .confirm_child(&Identity(name.to_owned()), spi_in, Instant::now());
         self.expire_adopted(name);
     }
 
@@ -165,15 +201,25 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     fn expire_adopted(&mut self, name: &str) {
-        if let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.adopted.is_empty()) {
-            peer.drop_adopted_at.get_or_insert(Instant::now() + ADOPTED_DRAIN);
+        if let Some(peer) = self
+            .peers
+            .get_mut(name)
+            .filter(|peer| !peer.adopted.is_empty())
+        {
+            peer.drop_adopted_at
+                .get_or_insert(Instant::now() + ADOPTED_DRAIN);
         }
     }
 
     /// Removes adopted SAs that have drained.
     pub(super) async fn drop_adopted(&mut self, now: Instant) {
         let due = |peer: &&mut PeerState| peer.drop_adopted_at.is_some_and(|at| at <= now);
-        let drained: Vec<_> = self.peers.values_mut().filter(due).map(take_adopted).collect();
+        let drained: Vec<_> = self
+            .peers
+            .values_mut()
+            .filter(due)
+            .map(take_adopted)
+            .collect();
         for (name, sas) in drained {
             for (direction, spi) in sas {
                 self.remove_sa(&name, direction, spi).await;

@@ -107,7 +107,10 @@ impl<D: Dataplane> Mesh<D> {
         self.take_snapshot().await;
         loop {
             self.settle().await;
-            let sleep = self.next_wake().saturating_duration_since(Instant::now()).max(MIN_SLEEP);
+            let sleep = self
+                .next_wake()
+                .saturating_duration_since(Instant::now())
+                .max(MIN_SLEEP);
             tokio::select! {
                 biased;
                 _ = &mut shutdown => return Ok(()),
@@ -122,7 +125,9 @@ impl<D: Dataplane> Mesh<D> {
 
     /// What the data plane holds must be known before the first decision, or a restart would cut what it should adopt.
     async fn wait_for_plane(&mut self) {
-        if let Ok(Some(fact)) = tokio::time::timeout(PLANE_WAIT, self.parts.plane_facts.recv()).await {
+        if let Ok(Some(fact)) =
+            tokio::time::timeout(PLANE_WAIT, self.parts.plane_facts.recv()).await
+        {
             self.take_plane_fact(fact).await;
         }
     }
@@ -130,7 +135,9 @@ impl<D: Dataplane> Mesh<D> {
     fn take_datagram(&mut self, received: std::io::Result<(espalier_ike::Path, Vec<u8>)>) {
         match received {
             Ok((path, datagram)) => {
-                self.parts.endpoint.handle_datagram(Instant::now(), unix_now(), path, &datagram);
+                self.parts
+                    .endpoint
+                    .handle_datagram(Instant::now(), unix_now(), path, &datagram);
             }
             Err(e) => warn!(error = %e, "receiving an IKE datagram failed"),
         }
@@ -149,10 +156,21 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     fn next_wake(&self) -> Instant {
-        let pairs = self.peers.values().filter_map(|peer| peer.pair.next_timeout());
+        let pairs = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.pair.next_timeout());
         let resync = self.applied.as_ref().map(|(_, at)| *at + RESYNC);
-        let others = [self.parts.endpoint.poll_timeout(), self.retry_kernel_at, resync];
-        others.into_iter().flatten().chain(pairs).fold(self.next_traffic_poll, Instant::min)
+        let others = [
+            self.parts.endpoint.poll_timeout(),
+            self.retry_kernel_at,
+            resync,
+        ];
+        others
+            .into_iter()
+            .flatten()
+            .chain(pairs)
+            .fold(self.next_traffic_poll, Instant::min)
     }
 
     fn reload_keys(&mut self) {

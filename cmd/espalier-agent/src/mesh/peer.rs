@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Spi};
-use espalier_ike::{ChildConfig, Connect, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector};
+use espalier_ike::{
+    ChildConfig, Connect, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector,
+};
 use espalier_overlay::{PeerRoute, RoutePath};
 use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, vtep_mac};
 use espalier_secret::SecretBytes;
@@ -80,14 +82,18 @@ impl PeerState {
         self.sas.last().map_or(0, |sa| sa.spi_in.0)
     }
 
-    pub(crate) fn for_plane(&self, own_name: &str) -> Peer {
+    pub(crate) fn for_plane(&self, own: &NodeSpec) -> Peer {
         Peer {
             id: self.id(),
             local: self.addresses.0,
             remote: self.addresses.1,
             pod_cidrs: self.spec.pod_cidrs.clone(),
-            overlay: Overlay::Vxlan { vni: VNI, port: VXLAN_PORT },
-            local_mac: vtep_mac(own_name),
+            own_cidrs: own.pod_cidrs.clone(),
+            overlay: Overlay::Vxlan {
+                vni: VNI,
+                port: VXLAN_PORT,
+            },
+            local_mac: vtep_mac(&own.name),
             remote_mac: vtep_mac(&self.spec.name),
         }
     }
@@ -117,7 +123,11 @@ impl PeerState {
             auth: psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone())),
             child: ChildConfig {
                 transport: true,
-                suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16, EspSuite::ChaCha20Poly1305],
+                suites: vec![
+                    EspSuite::Aes256Gcm16,
+                    EspSuite::Aes128Gcm16,
+                    EspSuite::ChaCha20Poly1305,
+                ],
                 esn: true,
                 local_ts: vec![any_udp(local)],
                 remote_ts: vec![any_udp(remote)],
@@ -137,17 +147,34 @@ impl PeerState {
 
     /// Records what IKE negotiated; an initiator's SA is confirmed by the response itself (the responder installed first).
     pub(crate) fn add_sa(&mut self, spi_in: u32, spi_out: u32, role: Role) {
-        self.sas.push(SaPair { spi_in: Spi(spi_in), spi_out: Spi(spi_out), confirmed: role == Role::Initiator });
+        self.sas.push(SaPair {
+            spi_in: Spi(spi_in),
+            spi_out: Spi(spi_out),
+            confirmed: role == Role::Initiator,
+        });
     }
 
     /// The newest outbound SA this node may seal with; an adopted one that seals now is as good until there is a newer one.
     pub(crate) fn best(&self) -> Option<Spi> {
-        let adopted = self.active.filter(|spi| self.adopted.contains(&(Direction::Out, *spi)));
-        self.sas.iter().rev().find(|sa| sa.confirmed).map(|sa| sa.spi_out).or(adopted)
+        let adopted = self
+            .active
+            .filter(|spi| self.adopted.contains(&(Direction::Out, *spi)));
+        self.sas
+            .iter()
+            .rev()
+            .find(|sa| sa.confirmed)
+            .map(|sa| sa.spi_out)
+            .or(adopted)
     }
 }
 
 /// VXLAN's source ports are hashed and both ends send to 4789, so one CHILD_SA carries UDP of any port between the hosts.
 fn any_udp(address: IpAddr) -> TrafficSelector {
-    TrafficSelector { protocol: UDP, start_port: 0, end_port: u16::MAX, start: address, end: address }
+    TrafficSelector {
+        protocol: UDP,
+        start_port: 0,
+        end_port: u16::MAX,
+        start: address,
+        end: address,
+    }
 }

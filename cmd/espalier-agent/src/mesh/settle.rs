@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use espalier_dataplane_core::Dataplane;
-use espalier_ike::{IkeStatus, Identity};
+use espalier_ike::{Identity, IkeStatus};
 use espalier_overlay::{Desired, Vtep};
 use espalier_peers::{Mode, View, gateway, vtep_mac};
 use tracing::{debug, info, warn};
@@ -46,7 +46,9 @@ impl<D: Dataplane> Mesh<D> {
 
     /// True when the kernel is as it should be.
     fn settle_kernel(&mut self, now: Instant) -> bool {
-        let Some(desired) = self.desired(now) else { return true };
+        let Some(desired) = self.desired(now) else {
+            return true;
+        };
         let fresh = |(applied, at): &(Desired, Instant)| *applied == desired && now < *at + RESYNC;
         if self.applied.as_ref().is_some_and(fresh) {
             return true;
@@ -76,17 +78,29 @@ impl<D: Dataplane> Mesh<D> {
     /// What the kernel should hold; `None` before this node's own Node object is known.
     fn desired(&self, now: Instant) -> Option<Desired> {
         let own = self.set.own.as_ref()?;
-        let views: Vec<(&String, View)> = self.peers.iter().map(|(name, peer)| (name, peer.pair.view(now))).collect();
-        let strict = self.snapshot.policy.mode == Mode::Required || views.iter().any(|(_, view)| view.enforced);
+        let views: Vec<(&String, View)> = self
+            .peers
+            .iter()
+            .map(|(name, peer)| (name, peer.pair.view(now)))
+            .collect();
+        let strict = self.snapshot.policy.mode == Mode::Required
+            || views.iter().any(|(_, view)| view.enforced);
         let peers = self.peers.iter().zip(&views);
         Some(Desired {
             local: *own.addresses.first()?,
-            vtep: Vtep { mac: vtep_mac(&own.name), vni: VNI, port: VXLAN_PORT, mtu: None },
+            vtep: Vtep {
+                mac: vtep_mac(&own.name),
+                vni: VNI,
+                port: VXLAN_PORT,
+                mtu: None,
+            },
             gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
             tun: self.hello.as_ref().and_then(|hello| hello.device.clone()),
             deny_clear: strict,
-            peers: peers.map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view))).collect(),
+            peers: peers
+                .map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view)))
+                .collect(),
         })
     }
 
@@ -96,7 +110,8 @@ impl<D: Dataplane> Mesh<D> {
         for (name, peer) in &mut self.peers {
             let id = Identity(name.clone());
             let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
-            let wanted = peer.pair.view(now).wants_sa && plane_is_up && peer.config_problem.is_none();
+            let wanted =
+                peer.pair.view(now).wants_sa && plane_is_up && peer.config_problem.is_none();
             if wanted && !connected {
                 let why = peer.why_connect();
                 info!(peer = %name, ?why, "connecting");

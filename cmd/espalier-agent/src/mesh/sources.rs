@@ -22,18 +22,27 @@ impl<D: Dataplane> Mesh<D> {
         if set.own.is_none() && self.set.own.is_some() {
             warn!("this node's Node object is gone; its peers stay as they are until it is back");
         } else {
-            let found = if self.set.own.is_none() { self.find().await } else { Found::default() };
+            let found = if self.set.own.is_none() {
+                self.find().await
+            } else {
+                Found::default()
+            };
             for change in set.changes_since(&self.set) {
                 self.take_change(change, &set, &found).await;
             }
             self.set = set;
         }
         let (mode, limits, now) = (self.snapshot.policy.mode, self.limits(), Instant::now());
-        self.peers.values_mut().for_each(|peer| peer.pair.set_mode(mode, limits, now));
+        self.peers
+            .values_mut()
+            .for_each(|peer| peer.pair.set_mode(mode, limits, now));
     }
 
     pub(super) fn limits(&self) -> Limits {
-        Limits { clear_deadline: self.snapshot.policy.transition_deadline, ..Limits::default() }
+        Limits {
+            clear_deadline: self.snapshot.policy.transition_deadline,
+            ..Limits::default()
+        }
     }
 
     async fn take_change(&mut self, change: Change, set: &PeerSet, found: &Found) {
@@ -51,14 +60,22 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     fn put_peer(&mut self, spec: NodeSpec, set: &PeerSet, found: &Found) {
-        let addresses = set.own.as_ref().and_then(|own| own.address_towards(&spec).zip(spec.address_towards(own)));
+        let addresses = set
+            .own
+            .as_ref()
+            .and_then(|own| own.address_towards(&spec).zip(spec.address_towards(own)));
         let Some(addresses) = addresses else { return };
         let name = spec.name.clone();
         match self.peers.get_mut(&name) {
             Some(peer) => (peer.spec, peer.addresses, peer.in_plane) = (spec, addresses, false),
             None => {
                 let mode = self.snapshot.policy.mode;
-                let pair = Pair::new(mode, found.of(&spec, addresses.1), self.limits(), Instant::now());
+                let pair = Pair::new(
+                    mode,
+                    found.of(&spec, addresses.1),
+                    self.limits(),
+                    Instant::now(),
+                );
                 let mut peer = PeerState::new(spec, addresses, pair);
                 peer.lost_sas = self.set.own.is_none(); // this agent just started
                 found.give_sas(&mut peer);
@@ -70,7 +87,9 @@ impl<D: Dataplane> Mesh<D> {
 
     /// Tells IKE what the peer is now.
     pub(super) fn configure_ike(&mut self, name: &str) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
         let config = peer.for_ike(self.keyring.psks.get(name));
         let put = self.parts.endpoint.put_peer(config, Instant::now());
         peer.config_problem = put.err().map(|e| e.to_string());
@@ -81,7 +100,9 @@ impl<D: Dataplane> Mesh<D> {
 
     async fn remove_peer(&mut self, name: &str) {
         info!(peer = name, "peer removed");
-        self.parts.endpoint.remove_peer(&Identity(name.to_owned()), Instant::now());
+        self.parts
+            .endpoint
+            .remove_peer(&Identity(name.to_owned()), Instant::now());
         // Its ChildDown events name SAs that go with the peer below.
         if let Some(peer) = self.peers.remove(name)
             && let Err(e) = self.parts.plane.remove_peer(peer.id()).await
@@ -94,17 +115,29 @@ impl<D: Dataplane> Mesh<D> {
         match fact {
             PlaneFact::Up(hello) => self.plane_up(hello).await,
             PlaneFact::Down(why) => self.plane_down(&why),
-            PlaneFact::Event(Event::FirstPacket { peer, spi }) => self.first_packet(&peer.0, spi).await,
+            PlaneFact::Event(Event::FirstPacket { peer, spi }) => {
+                self.first_packet(&peer.0, spi).await
+            }
         }
     }
 
     async fn plane_up(&mut self, hello: Hello) {
-        info!(instance = hello.instance, version = hello.version, kind = hello.kind, "data plane is up");
-        let replaced = self.hello.as_ref().is_some_and(|old| old.instance != hello.instance);
+        info!(
+            instance = hello.instance,
+            version = hello.version,
+            kind = hello.kind,
+            "data plane is up"
+        );
+        let replaced = self
+            .hello
+            .as_ref()
+            .is_some_and(|old| old.instance != hello.instance);
         if replaced {
             self.forget_sas();
         }
-        self.peers.values_mut().for_each(|peer| peer.in_plane = false);
+        self.peers
+            .values_mut()
+            .for_each(|peer| peer.in_plane = false);
         self.hello = Some(hello);
         if !replaced {
             self.adopt_sas().await;
@@ -123,7 +156,8 @@ impl<D: Dataplane> Mesh<D> {
         for (name, peer) in &mut self.peers {
             peer.sas.clear();
             (peer.lost_sas, peer.adopted) = (true, Vec::new());
-            (peer.active, peer.in_plane, peer.said, peer.drop_adopted_at) = (None, false, None, None);
+            (peer.active, peer.in_plane, peer.said, peer.drop_adopted_at) =
+                (None, false, None, None);
             peer.pair.ike_down(now);
             peer.pair.set_esp(false, now);
             self.parts.endpoint.disconnect(&Identity(name.clone()), now);
@@ -135,11 +169,20 @@ impl<D: Dataplane> Mesh<D> {
         if self.hello.is_none() {
             return;
         }
-        let Ok(dump) = self.parts.plane.dump().await else { return };
+        let Ok(dump) = self.parts.plane.dump().await else {
+            return;
+        };
         let now = Instant::now();
-        let recent = |idle: Option<u64>| idle.is_some_and(|ms| u128::from(ms) < TRAFFIC_POLL.as_millis());
-        for sa in dump.sas.iter().filter(|sa| sa.direction == Direction::In && recent(sa.idle_ms)) {
-            self.parts.endpoint.note_traffic(&Identity(sa.peer.0.clone()), now);
+        let recent =
+            |idle: Option<u64>| idle.is_some_and(|ms| u128::from(ms) < TRAFFIC_POLL.as_millis());
+        for sa in dump
+            .sas
+            .iter()
+            .filter(|sa| sa.direction == Direction::In && recent(sa.idle_ms))
+        {
+            self.parts
+                .endpoint
+                .note_traffic(&Identity(sa.peer.0.clone()), now);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
-use espalier_ike::{IkeStatus, Identity};
+use espalier_ike::{Identity, IkeStatus};
 use espalier_ike_io::unix_now;
 use espalier_peers::{Mode, Sends};
 use espalier_rpc::agent::{PeerStatus, StatusReply};
@@ -35,7 +35,12 @@ impl<D: Dataplane> Mesh<D> {
 
     pub(super) fn publish_facts(&mut self) {
         let facts = NodeFacts {
-            pod_cidrs: self.set.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
+            pod_cidrs: self
+                .set
+                .own
+                .as_ref()
+                .map(|own| own.pod_cidrs.clone())
+                .unwrap_or_default(),
             mtu: self.pod_mtu,
             not_ready: self.not_ready(),
         };
@@ -65,15 +70,29 @@ impl<D: Dataplane> Mesh<D> {
         }
         if self.hello.is_none() && self.snapshot.policy.mode != Mode::Disabled {
             let socket = self.parts.run_dir.join("dataplane.sock");
-            why.push(format!("the data plane does not answer on {}; is espalier-dataplane running?", socket.display()));
+            why.push(format!(
+                "the data plane does not answer on {}; is espalier-dataplane running?",
+                socket.display()
+            ));
         }
         why
     }
 
     fn problems(&self, not_ready: Vec<String>) -> Vec<String> {
         let port = self.parts.io.problem().into_iter().collect();
-        let own = self.keyring.own_problem(&self.parts.node, unix_now()).into_iter().collect();
-        [not_ready, self.keyring.problems.clone(), own, self.snapshot.problem_texts(), port].concat()
+        let own = self
+            .keyring
+            .own_problem(&self.parts.node, unix_now())
+            .into_iter()
+            .collect();
+        [
+            not_ready,
+            self.keyring.problems.clone(),
+            own,
+            self.snapshot.problem_texts(),
+            port,
+        ]
+        .concat()
     }
 
     fn status(&self, dump: Option<&Dump>) -> StatusReply {
@@ -89,32 +108,55 @@ impl<D: Dataplane> Mesh<D> {
             mode: self.snapshot.policy.mode.to_string(),
             ready: not_ready.is_empty(),
             problems: self.problems(not_ready.clone()),
-            peers: self.peers.values().map(|peer| self.peer_status(peer, dump)).collect(),
+            peers: self
+                .peers
+                .values()
+                .map(|peer| self.peer_status(peer, dump))
+                .collect(),
             leases: 0, // filled in by the pod side, which owns them
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
             pod_cidrs: own.map(|own| words(&own.pod_cidrs)).unwrap_or_default(),
             cluster_cidrs: words(&self.snapshot.policy.cluster_cidrs),
-            underlay: own.and_then(|own| own.addresses.first()).map(ToString::to_string).unwrap_or_default(),
+            underlay: own
+                .and_then(|own| own.addresses.first())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             mtu: self.pod_mtu,
-            drops: dump.map(|dump| dump.drops.iter().cloned().collect::<HashMap<_, _>>()).unwrap_or_default(),
+            drops: dump
+                .map(|dump| dump.drops.iter().cloned().collect::<HashMap<_, _>>())
+                .unwrap_or_default(),
         }
     }
 
     fn peer_status(&self, peer: &PeerState, dump: Option<&Dump>) -> PeerStatus {
         let view = peer.pair.view(Instant::now());
         let name = &peer.spec.name;
-        let sas: Vec<&SaInfo> = dump.iter().flat_map(|dump| &dump.sas).filter(|sa| sa.peer.0 == *name).collect();
+        let sas: Vec<&SaInfo> = dump
+            .iter()
+            .flat_map(|dump| &dump.sas)
+            .filter(|sa| sa.peer.0 == *name)
+            .collect();
         let sum = |direction, field: fn(&SaInfo) -> u64| -> u64 {
-            sas.iter().filter(|sa| sa.direction == direction).map(|sa| field(sa)).sum()
+            sas.iter()
+                .filter(|sa| sa.direction == direction)
+                .map(|sa| field(sa))
+                .sum()
         };
-        let active = sas.iter().find(|sa| sa.direction == Direction::Out && sa.active);
+        let active = sas
+            .iter()
+            .find(|sa| sa.direction == Direction::Out && sa.active);
         let expired = "Required, but no SA came up before the deadline: the pair is blocked; see the handshake's problem";
         let problem = peer.config_problem.clone().or(peer.problem.clone());
         PeerStatus {
             name: name.clone(),
             address: peer.addresses.1.to_string(),
-            pod_cidrs: peer.spec.pod_cidrs.iter().map(ToString::to_string).collect(),
+            pod_cidrs: peer
+                .spec
+                .pod_cidrs
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             effective_mode: view.effective.to_string(),
             path: match view.sends {
                 Sends::Nothing => "Blocked",
@@ -130,7 +172,9 @@ impl<D: Dataplane> Mesh<D> {
                 IkeStatus::Established => "established",
             }
             .to_owned(),
-            suite: active.map(|sa| format!("{:?}", sa.aead)).unwrap_or_default(),
+            suite: active
+                .map(|sa| format!("{:?}", sa.aead))
+                .unwrap_or_default(),
             spi_in: peer.opens(),
             spi_out: peer.active.map_or(0, |spi| spi.0),
             age_s: active.map_or(0, |sa| sa.age_s),
@@ -139,8 +183,12 @@ impl<D: Dataplane> Mesh<D> {
             bytes_in: sum(Direction::In, |sa| sa.bytes),
             bytes_out: sum(Direction::Out, |sa| sa.bytes),
             drops: sas.iter().map(|sa| sa.drops).sum(),
-            handshake_us: peer.handshake.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
-            problem: problem.or(view.expired.then(|| expired.to_owned())).unwrap_or_default(),
+            handshake_us: peer
+                .handshake
+                .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            problem: problem
+                .or(view.expired.then(|| expired.to_owned()))
+                .unwrap_or_default(),
             sas: u32::try_from(sas.len()).unwrap_or(u32::MAX),
         }
     }

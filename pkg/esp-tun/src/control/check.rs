@@ -54,6 +54,11 @@ fn own_cidrs(peer: &Peer) -> Result<(), Error> {
                 format!("{cidr} and {other} overlap")
             })?;
         }
+        for own in &peer.own_cidrs {
+            require(!overlap(cidr, own), "pod_cidrs", || {
+                format!("{cidr} of {} overlaps this node's own {own}", peer.id)
+            })?;
+        }
         hosts(peer).try_for_each(|host| host_outside(cidr, host, &peer.id))?;
     }
     Ok(())

@@ -48,6 +48,10 @@ pub(crate) fn peer(node: Node, peer: Node, overlay: Overlay) -> Peer {
             format!("10.244.{}.0/24", peer.n).parse().unwrap(),
             format!("fd00:{}::/64", peer.n).parse().unwrap(),
         ],
+        own_cidrs: vec![
+            format!("10.244.{}.0/24", node.n).parse().unwrap(),
+            format!("fd00:{}::/64", node.n).parse().unwrap(),
+        ],
         overlay,
         local_mac: node.mac(),
         remote_mac: peer.mac(),

@@ -27,6 +27,7 @@ fn peer() -> core::Peer {
             "10.244.2.0/24".parse().unwrap(),
             "fd00:2::/64".parse().unwrap(),
         ],
+        own_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         overlay: core::Overlay::Vxlan {
             vni: 4789,
             port: 4789,
@@ -184,6 +185,10 @@ fn wrong_peer_fields_are_named() {
     assert_eq!(
         wrong(|peer| peer.pod_cidrs.push("10.0.0.0/33".into())),
         "pod_cidrs"
+    );
+    assert_eq!(
+        wrong(|peer| peer.own_cidrs.push("10.0.0.0/33".into())),
+        "own_cidrs"
     );
     assert_eq!(wrong(|peer| peer.overlay = None), "overlay");
     assert_eq!(
