@@ -30,6 +30,10 @@ impl<D: Dataplane> Mesh<D> {
             for change in set.changes_since(&self.set) {
                 self.take_change(change, &set, &found).await;
             }
+            if set.own != self.set.own {
+                // The data plane is told this node's own pods with each peer.
+                self.peers.values_mut().for_each(|peer| peer.in_plane = false);
+            }
             self.set = set;
         }
         let (mode, limits, now) = (self.snapshot.policy.mode, self.limits(), Instant::now());
