@@ -359,5 +359,8 @@ impl Pair {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "a test needs some instant to begin with")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test needs some instant to begin with"
+)]
 mod tests;

@@ -32,7 +32,9 @@ impl<D: Dataplane> Mesh<D> {
             }
             if set.own != self.set.own {
                 // The data plane is told this node's own pods with each peer.
-                self.peers.values_mut().for_each(|peer| peer.in_plane = false);
+                self.peers
+                    .values_mut()
+                    .for_each(|peer| peer.in_plane = false);
             }
             self.set = set;
         }
