@@ -94,11 +94,12 @@ pub fn enter() -> Result<()> {
     let program = std::env::current_exe().context("finding this program's own path")?;
     let mut command = command_inside(privilege()?)?;
     command.arg(program).args(std::env::args_os().skip(1));
-    let signals = block_signals()?;
     let mut child = command
         .stdin(Stdio::piped())
         .spawn()
         .context("starting `unshare`")?;
+    // Not before: children inherit the mask. A signal that comes earlier ends this process, and so the inner one.
+    let signals = block_signals()?;
     // The inner run ends when this pipe closes, be it because this process is killed.
     let lifeline = child.stdin.take();
     std::thread::spawn(move || {

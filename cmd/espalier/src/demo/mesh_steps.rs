@@ -182,6 +182,7 @@ impl World {
             for number in 1..=PODS_PER_NODE {
                 let (pod, took) = Pod::add(node, number)?;
                 times.push(took.as_secs_f64() * 1000.0);
+                self.containers.push(pod.container_id.clone());
                 node.pods.push(pod);
             }
         }

@@ -13,6 +13,9 @@ use super::plan;
 use super::pod::Pod;
 use crate::mesh;
 
+/// Everything of ours at debug, without the frames of the sockets between our own processes.
+const LOG: &str = "debug,h2=info,hyper=info,hyper_util=info,tonic=info,tower=info";
+
 /// What all nodes share.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
@@ -180,7 +183,7 @@ impl Node {
             .with_context(|| format!("opening {}", path.display()))?;
         let mut command = Command::new(self.program(program));
         command
-            .env("ESPALIER_LOG", "debug")
+            .env("ESPALIER_LOG", LOG)
             .env("NO_COLOR", "1")
             .stdout(log.try_clone()?)
             .stderr(log);

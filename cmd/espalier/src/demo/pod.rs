@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,6 +10,9 @@ use espalier_testnet::Netns;
 use serde_json::{Value, json};
 
 use super::node::Node;
+
+/// How long a call of the plugin may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A pod: a network namespace with `eth0`.
 #[derive(Debug)]
@@ -48,7 +51,6 @@ impl Pod {
         self.call(node, "DEL").map(drop)
     }
 
-    /// Calls CHECK with what ADD would have returned.
     fn call(&self, node: &Node, command: &str) -> Result<Value> {
         let output = node
             .netns
@@ -94,8 +96,23 @@ impl Pod {
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(config.as_bytes())?;
         }
+        await_end(&mut child)?;
         Ok(child.wait_with_output()?)
     }
+}
+
+/// A plugin that hangs is killed, as a runtime does it.
+fn await_end(child: &mut Child) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("expected its end within {} s; killed", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn config(node: &Node) -> Value {
@@ -103,7 +120,8 @@ fn config(node: &Node) -> Value {
         "cniVersion": "1.1.0",
         "name": "espalier",
         "type": "espalier-cni",
-        "agentSocket": node.run_dir().join("agent.sock"),
+        "socket": node.run_dir().join("agent.sock"),
+        "stateDir": node.state_dir(),
     })
 }
 

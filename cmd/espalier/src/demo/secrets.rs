@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::node::{Node, Shared};
+use super::node::Shared;
 
 /// 128 bits in hex; a line with a longer run is suspicious.
 const HEX_RUN: usize = 32;
@@ -16,12 +16,7 @@ const HEX_RUN: usize = 32;
 const BASE64_RUN: usize = 40;
 
 /// One text per suspicious line: file and line number, never the line itself.
-pub(super) fn in_logs(shared: &Shared, nodes: &[Node]) -> Result<Vec<String>> {
-    let public: Vec<&str> = nodes
-        .iter()
-        .flat_map(|node| &node.pods)
-        .map(|pod| pod.container_id.as_str())
-        .collect();
+pub(super) fn in_logs(shared: &Shared, public: &[String]) -> Result<Vec<String>> {
     let private = private_lines(&shared.pki)?;
     let mut found = Vec::new();
     for path in files(&shared.logs, "log")? {

@@ -32,6 +32,8 @@ pub(super) struct World {
     // Flows end before the pods' namespaces do, and those before the wire.
     pub(super) traffic: Option<Traffic>,
     pub(super) nodes: Vec<Node>,
+    /// Ids of all containers there ever were: logs may name them.
+    pub(super) containers: Vec<String>,
     pub(super) watch: Watch,
     pub(super) bridge: Bridge,
     gateway: Option<Netns>,
@@ -62,6 +64,7 @@ impl World {
             observe: Duration::try_from_secs_f64(seconds).context("--seconds")?,
             traffic: None,
             nodes: Vec::new(),
+            containers: Vec::new(),
             watch: Watch::start(&bridge, &gateway, marker)?,
             bridge,
             gateway: Some(gateway),
