@@ -69,6 +69,43 @@ fn a_killed_agent_comes_back_and_adopts() {
     });
 }
 
+/// Every pair has two ends that begin at once.
+#[test]
+fn agents_killed_all_at_once_adopt_and_lose_nothing() {
+    test(
+        "life::agents_killed_all_at_once_adopt_and_lose_nothing",
+        |bench| {
+            let mut mesh = Cluster::start(bench, 3, Mode::Required)?;
+            let pods = mesh.pods(&[1, 2, 3])?;
+            mesh.works(&[1, 2, 3], &pods)?;
+            let flows = [
+                Flow::start(&pods[0], &pods[1], 7001)?,
+                Flow::start(&pods[1], &pods[2], 7002)?,
+                Flow::start(&pods[2], &pods[0], 7003)?,
+            ];
+            all_arrive(&flows)?;
+            let marks = flows.each_ref().map(Flow::mark);
+            let old: Vec<_> = mesh.nodes.iter().map(sas).collect::<Result<_>>()?;
+            mesh.nodes.iter_mut().try_for_each(Node::kill_agent)?;
+            mesh.nodes.iter_mut().try_for_each(Node::start_agent)?;
+            for (node, old) in mesh.nodes.iter().zip(&old) {
+                until("fresh SAs alone, two for each peer", || {
+                    let found = sas(node)?;
+                    let fresh = old.iter().all(|old| !holds(&found, old.spi.0));
+                    let done = fresh && found.len() == 4;
+                    Ok(done
+                        .then_some(())
+                        .ok_or_else(|| format!("{} has {found:?}", node.name)))
+                })?;
+            }
+            for (flow, mark) in flows.iter().zip(marks) {
+                flow.none_lost_since(mark)?;
+            }
+            mesh.works(&[1, 2, 3], &pods)
+        },
+    );
+}
+
 #[test]
 fn an_idle_or_restarted_agent_writes_nothing_to_the_kernel() {
     test(
