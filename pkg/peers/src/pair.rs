@@ -4,9 +4,11 @@
 //! the present facts only (level, not edge), so a lost or repeated announcement does no harm:
 //!
 //! - the stricter of both modes holds (`effective`);
-//! - an end opens its inbound filter before it says so, and sends clear only to an end that said so;
+//! - an end opens its inbound filter before it says so, and leaves ESP only for an end that said so knowing that both ends
+//!   are `Disabled`;
 //! - an end sends ESP as soon as the other is known to open it;
-//! - an end closes its inbound filter only when the other is known to send ESP, and after a drain;
+//! - an end closes its inbound filter only when the other is known to send ESP and to know that `Required` holds, and after
+//!   a drain;
 //! - under `Required` an end without ESP sends nothing, but for a live pair in transition, until a deadline;
 //! - SAs that both ends left are given up after a drain, and from half of it on they are not used again: an end that
 //!   returns to a stricter mode just then negotiates new ones instead of sealing with what the other is about to delete.
@@ -27,12 +29,14 @@ pub enum Sends {
     Esp,
 }
 
-/// What an end tells the other one. On the wire eight bytes: version 1, mode, flags (bit 0: accepts clear), sends, and the
-/// newest inbound SPI in network byte order.
+/// What an end tells the other one. On the wire eight bytes: version 1, mode (bits 0 to 3: its own, bits 4 to 7: the
+/// effective one), flags (bit 0: accepts clear), sends, and the newest inbound SPI in network byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Announcement {
     /// Its own policy.
     pub mode: Mode,
+    /// The stricter of both ends' policies, as far as it has heard: what its doings below follow.
+    pub effective: Mode,
     /// Clear packets are let in.
     pub accepts_clear: bool,
     /// What it does with packets towards the other end.
@@ -57,7 +61,7 @@ impl Announcement {
     pub fn to_bytes(self) -> Vec<u8> {
         let facts = [
             Self::VERSION,
-            self.mode as u8,
+            self.mode as u8 | (self.effective as u8) << 4,
             u8::from(self.accepts_clear),
             self.sends as u8,
         ];
@@ -76,10 +80,12 @@ impl Announcement {
         if version < Self::VERSION {
             return Err(bad());
         }
-        let mode = *Mode::ALL.get(usize::from(mode)).ok_or_else(bad)?;
+        let known = |mode: u8| Mode::ALL.get(usize::from(mode)).copied().ok_or_else(bad);
+        let (mode, effective) = (known(mode & 0xf)?, known(mode >> 4)?);
         let sends = *Self::SENDS.get(usize::from(sends)).ok_or_else(bad)?;
         Ok(Self {
             mode,
+            effective,
             accepts_clear: flags & 1 == 1,
             sends,
             opens: u32::from_be_bytes([o1, o2, o3, o4]),
@@ -144,6 +150,8 @@ pub struct Pair {
     accepts_clear: bool,
     /// Since when clear is only tolerated (`Required` without ESP, still sending clear).
     tolerated_since: Option<Instant>,
+    /// Since when `Required` holds.
+    required_since: Option<Instant>,
     /// Since when the peer is known to send ESP.
     peer_esp_since: Option<Instant>,
     /// Since when both ends send clear under `Disabled`.
@@ -165,6 +173,7 @@ impl Pair {
             sends: observed.sends,
             accepts_clear: observed.accepts_clear,
             tolerated_since: None,
+            required_since: None,
             peer_esp_since: None,
             both_clear_since: None,
             retired: false,
@@ -227,11 +236,7 @@ impl Pair {
         let tolerated = self
             .tolerated_since
             .map(|since| since + self.limits.clear_deadline);
-        let closing = self
-            .may_close()
-            .then_some(self.peer_esp_since)
-            .flatten()
-            .map(|since| since + self.limits.drain);
+        let closing = self.closes_at();
         let ending = self.both_clear_since.map(|since| {
             since
                 + self
@@ -268,6 +273,7 @@ impl Pair {
         Announcement {
             opens,
             mode: self.mode,
+            effective: self.effective(),
             accepts_clear: self.accepts_clear,
             sends: self.sends,
         }
@@ -281,6 +287,8 @@ impl Pair {
         if self.peer.is_some_and(|peer| peer.sends == Sends::Esp) {
             self.peer_esp_since.get_or_insert(now);
         }
+        let required = self.effective() == Mode::Required;
+        self.required_since = required.then(|| self.required_since.unwrap_or(now));
     }
 
     fn choose_sends(&mut self, now: Instant) {
@@ -297,12 +305,12 @@ impl Pair {
         self.expired &= effective == Mode::Required && !usable;
     }
 
-    /// Leaves ESP only when the peer said that it lets clear in: until then ESP is what it surely opens.
+    /// Leaves ESP only when the peer said that it lets clear in and will go on to: until then ESP is what it surely opens.
     fn sends_disabled(&self) -> Sends {
         let still_esp = self.sends == Sends::Esp && self.esp;
         match self.peer {
             _ if !still_esp => Sends::Clear,
-            Some(peer) if peer.accepts_clear => Sends::Clear,
+            Some(peer) if peer.accepts_clear && peer.effective == Mode::Disabled => Sends::Clear,
             _ => Sends::Esp,
         }
     }
@@ -320,25 +328,30 @@ impl Pair {
     }
 
     fn choose_accepts(&mut self, now: Instant) {
-        let drained = self
-            .peer_esp_since
-            .is_some_and(|since| now >= since + self.limits.drain);
+        let drained = self.closes_at().is_some_and(|at| now >= at);
         if self.effective() != Mode::Required {
             self.accepts_clear = true;
-        } else if self.expired || (self.may_close() && drained) {
+        } else if self.expired || drained {
             self.accepts_clear = false;
-        } else if self.peer_needs_clear() {
+        } else if self.sends == Sends::Clear {
+            // A pair that met in a lower mode and is in transition: this end still sends clear, so the peer may too.
             self.accepts_clear = true;
         }
     }
 
-    fn may_close(&self) -> bool {
-        self.accepts_clear && self.effective() == Mode::Required && self.sends != Sends::Clear
-    }
-
-    /// A pair that met in a lower mode and is in transition: this end still sends clear, so the peer may too.
-    fn peer_needs_clear(&self) -> bool {
-        self.sends == Sends::Clear
+    /// When clear packets need not be let in any more; `None` while that is not in sight.
+    fn closes_at(&self) -> Option<Instant> {
+        let agreed = self
+            .peer
+            .is_none_or(|peer| peer.effective == Mode::Required);
+        let may_close = agreed && self.accepts_clear && self.sends != Sends::Clear;
+        let since = self
+            .peer_esp_since
+            .zip(self.required_since)
+            .map(|(esp, required)| esp.max(required));
+        since
+            .filter(|_| may_close)
+            .map(|since| since + self.limits.drain)
     }
 
     fn note_both_clear(&mut self, now: Instant) {

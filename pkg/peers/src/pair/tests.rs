@@ -307,6 +307,7 @@ fn a_peer_that_goes_away_keeps_its_strictness() {
     pair.heard(
         Announcement {
             mode: Mode::Required,
+            effective: Mode::Required,
             accepts_clear: false,
             sends: Sends::Esp,
             opens: 7,
@@ -330,6 +331,7 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
             for accepts_clear in [false, true] {
                 let said = Announcement {
                     mode,
+                    effective: Mode::Required,
                     accepts_clear,
                     sends,
                     opens: 0xdead_beef,
@@ -343,6 +345,7 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
         &[1, 0, 0, 0, 0, 0, 0],
         &[0, 0, 0, 0, 0, 0, 0, 0],
         &[1, 3, 0, 0, 0, 0, 0, 0],
+        &[1, 0x30, 0, 0, 0, 0, 0, 0],
         &[1, 0, 0, 3, 0, 0, 0, 0],
     ] {
         assert_eq!(
