@@ -50,7 +50,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value = "target/demo/report.json")]
     report: PathBuf,
     /// How long each observation takes.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 3.0)]
     seconds: f64,
 }
 

@@ -255,6 +255,9 @@ fn not_on(status: &StatusReply, peers: usize, path: &str) -> Vec<String> {
     if status.peers.len() != peers {
         missing.push(format!("knows {} peers, not {peers}", status.peers.len()));
     }
+    if status.dataplane == "unreachable" {
+        missing.push("its agent does not reach the data plane yet".to_owned());
+    }
     if !status.ready {
         missing.push(format!("not ready: {}", status.problems.join("; ")));
     }
