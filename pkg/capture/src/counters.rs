@@ -49,6 +49,8 @@ pub struct PairCounters {
 /// A leaking frame, for a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClearSample {
+    /// Which leaking frame of the capture it was, from 1.
+    pub number: u64,
     /// Index of the interface it was seen on.
     pub interface: u32,
     /// Outer addresses.
@@ -83,6 +85,7 @@ impl Counters {
         }
         if leak {
             self.keep(ClearSample {
+                number: self.clear,
                 interface,
                 outer: frame.outer,
                 pod,
@@ -90,19 +93,21 @@ impl Counters {
         }
     }
 
-    /// What came after `earlier`, an older snapshot of the same capture. The samples are those of `self`, unless
-    /// nothing leaked in between.
+    /// What came after `earlier`, an older snapshot of the same capture.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let pairs = self.pairs.iter().map(|(hosts, now)| {
             let before = earlier.pairs.get(hosts).copied().unwrap_or_default();
             (*hosts, now.since(before))
         });
-        let clear = self.clear - earlier.clear;
+        let samples = self
+            .samples
+            .iter()
+            .filter(|sample| sample.number > earlier.clear);
         Self {
             frames: self.frames - earlier.frames,
             dropped: self.dropped - earlier.dropped,
-            clear,
+            clear: self.clear - earlier.clear,
             clear_pod: self.clear_pod - earlier.clear_pod,
             clear_between_pods: self.clear_between_pods - earlier.clear_between_pods,
             marked: self.marked - earlier.marked,
@@ -110,10 +115,7 @@ impl Counters {
             ike: self.ike - earlier.ike,
             undecoded: self.undecoded - earlier.undecoded,
             pairs: pairs.collect(),
-            samples: match clear {
-                0 => VecDeque::new(),
-                _ => self.samples.clone(),
-            },
+            samples: samples.copied().collect(),
         }
     }
 

@@ -84,6 +84,7 @@ fn every_frame_is_counted_once_and_told_apart() {
         let false_esp = [&[1, 2, 3, 4, 0, 0, 0, 2][..], MARKER].concat();
         send(&a, A, (B, 4500), &false_esp, 4);
         let second = capture.snapshot().unwrap().since(&first);
+        assert_eq!(second.samples.len(), 4, "the first three are older");
         assert_eq!(pair(&second), (4, 0, 4));
         assert_eq!((second.marked, second.clear, second.clear_pod), (4, 4, 0));
     });
