@@ -14,6 +14,7 @@ mod netns;
 mod policy;
 mod reply;
 mod route;
+mod rule;
 mod socket;
 pub mod sysctl;
 
@@ -25,6 +26,7 @@ pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
 pub use policy::{Action, Direction, InstalledPolicy, Policy};
 pub use route::{RouteEntry, RouteFilter};
+pub use rule::DropRule;
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
 
 pub use netlink_packet_route as packet_route;

@@ -39,6 +39,15 @@ pub enum Error {
         /// The refusal.
         source: espalier_netlink::Error,
     },
+    /// The kernel does not take the rules that keep bare pod packets out. The node must not be ready.
+    #[error(
+        "this node cannot refuse bare pod packets that come in from the underlay, because the kernel refused a routing rule: \
+         {source}. It needs CONFIG_IP_MULTIPLE_TABLES and CAP_NET_ADMIN; until then the node is not ready"
+    )]
+    CannotRefuse {
+        /// The refusal.
+        source: espalier_netlink::Error,
+    },
     /// Somebody else's policy has the selector of one of ours.
     #[error(
         "an XFRM policy that is not ours stands in the place of: {policy}. Remove it (ip xfrm policy), or what makes it; until \

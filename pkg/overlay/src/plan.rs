@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use espalier_netlink::{FdbEntry, Neighbour, RouteEntry};
+use espalier_netlink::{DropRule, FdbEntry, Link, Neighbour, RouteEntry};
 use espalier_peers::gateway;
 use ipnet::IpNet;
 use tracing::debug;
@@ -16,6 +16,9 @@ use crate::{Desired, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
 const OVERHEAD_V4: u32 = 92;
 /// IPv6's header is 20 bytes longer than IPv4's.
 const OVERHEAD_V6: u32 = OVERHEAD_V4 + 20;
+
+/// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
+const BARE_RULE_PRIORITY: u32 = 50;
 
 /// Bytes that lie between a pod's packet and the underlay's MTU.
 pub(crate) fn overhead(underlay: IpAddr) -> u32 {
@@ -141,6 +144,20 @@ pub(crate) fn addresses(desired: &Desired, devices: Devices) -> Vec<(u32, Vec<Ip
         .collect();
     let tun = devices.tun.map(|index| (index, v4));
     [(devices.vxlan, all)].into_iter().chain(tun).collect()
+}
+
+/// Refusals of bare pod packets from the underlay, while clear packets are refused.
+pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<DropRule> {
+    let Some(underlay) = underlay.filter(|_| desired.deny_clear) else {
+        return Vec::new();
+    };
+    let rule = |cidr: &IpNet| DropRule {
+        interface: underlay.name.clone(),
+        source: *cidr,
+        priority: BARE_RULE_PRIORITY,
+        protocol: PROTOCOL,
+    };
+    desired.cluster_cidrs.iter().map(rule).collect()
 }
 
 /// Whether pods have IPv6 anywhere.

@@ -6,13 +6,13 @@ use std::{
 };
 
 use espalier_netlink::{
-    EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
     packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
 };
 use tracing::warn;
 
 use crate::{
-    Applied, Desired, Error, RoutePath,
+    Applied, Desired, Error, PROTOCOL, RoutePath,
     devices::{self, Settings},
     observe::{Own, Through},
     plan::{self, Devices},
@@ -83,12 +83,14 @@ impl Overlay {
         if !desired.deny_clear {
             self.spd.remove(std::mem::take(&mut stale))?;
         }
+        let bare = self.bare_rules(desired, underlay.as_ref());
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
             self.withdraw(desired)?;
         }
         let closed = self.spd.remove(stale);
         refused?;
+        bare?;
         let pod_mtu = opened?;
         closed?;
         self.drop_refusals(desired)?;
@@ -120,6 +122,36 @@ impl Overlay {
             .into_iter()
             .filter(|o| o.through == Through::Nothing && !wanted.contains(&o.route));
         self.del_routes(stale.map(|o| o.route).collect())
+    }
+
+    /// Pod packets that come in by the underlay as they are, outside of the overlay, are nobody's: policies cannot tell where
+    /// a forwarded packet came in, rules can.
+    fn bare_rules(&mut self, desired: &Desired, underlay: Option<&Link>) -> Result<(), Error> {
+        let wanted = plan::bare_rules(desired, underlay);
+        let there = self.own_rules()?;
+        for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
+            self.route
+                .add_drop_rule(rule)
+                .map_err(|source| Error::CannotRefuse { source })?;
+        }
+        let stale = there.into_iter().filter(|rule| !wanted.contains(rule));
+        self.del_rules(stale.collect())
+    }
+
+    fn own_rules(&mut self) -> Result<Vec<DropRule>, Error> {
+        let mut rules = self.route.drop_rules()?;
+        rules.retain(|rule| rule.protocol == PROTOCOL);
+        Ok(rules)
+    }
+
+    fn del_rules(&mut self, rules: Vec<DropRule>) -> Result<(), Error> {
+        for rule in rules {
+            match self.route.del_drop_rule(&rule) {
+                Err(e) if e.errno() == Some(Errno::ENOENT) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Devices, then what hangs on them, then the routes. Gives the pod MTU.
@@ -308,6 +340,7 @@ impl Overlay {
             Self::remove_routes,
             Self::remove_device,
             Self::remove_policies,
+            Self::remove_rules,
             Self::remove_refusals,
         ];
         let mut errors = Vec::new();
@@ -336,10 +369,25 @@ impl Overlay {
     }
 
     fn remove_device(&mut self) -> Result<(), Error> {
-        match self.route.link(crate::VXLAN_DEVICE)? {
-            Some(link) => Ok(self.route.del_link(link.index)?),
-            None => Ok(()),
+        let Some(vxlan) = self.route.link(crate::VXLAN_DEVICE)? else {
+            return Ok(());
+        };
+        // Those of them that a TUN has too are ours there as well.
+        let own = self.route.addresses(Some(vxlan.index))?;
+        let links = self.route.links()?;
+        for tun in links.iter().filter(|link| devices::is_tun(link)) {
+            let there = self.route.addresses(Some(tun.index))?;
+            let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
+            for address in there.iter().filter(both) {
+                self.route.del_address(tun.index, address.address)?;
+            }
         }
+        Ok(self.route.del_link(vxlan.index)?)
+    }
+
+    fn remove_rules(&mut self) -> Result<(), Error> {
+        let own = self.own_rules()?;
+        self.del_rules(own)
     }
 
     fn remove_policies(&mut self) -> Result<(), Error> {

@@ -130,6 +130,36 @@ fn s1_no_route_of_others_lets_pod_packets_out_by_the_underlay() {
 }
 
 #[test]
+fn s2_bare_pod_packets_from_the_wire_are_dropped() {
+    isolated("s2_bare_pod_packets_from_the_wire_are_dropped", || {
+        let (mut wire, mut a, mut b) = two_nodes();
+        a.settle(&a.desired(&[], RoutePath::Blocked));
+        let mut strict = b.desired(&[1], RoutePath::Blocked);
+        b.settle(&strict);
+        // An intruder's host: pod packets go out as they are, straight to the other node.
+        a.ip("route add 10.244.2.0/24 via 192.0.2.2 proto static metric 5");
+        a.pod.send(pod(2), b"bare");
+        assert_eq!(b.pod.receive().0, b"bare", "the check sees what gets in");
+        strict.deny_clear = true;
+        b.settle(&strict);
+        let before = wire.seen();
+        for _ in 0..10 {
+            a.pod.send(pod(2), b"intruder");
+        }
+        assert_eq!(
+            wire.seen().since(&before).clear,
+            10,
+            "they were on the wire"
+        );
+        // What follows by the same way is the first to arrive.
+        strict.deny_clear = false;
+        b.settle(&strict);
+        a.pod.send(pod(2), b"welcome");
+        assert_eq!(b.pod.receive().0, b"welcome");
+    });
+}
+
+#[test]
 fn s2_clear_overlay_packets_from_the_wire_are_dropped() {
     isolated("s2_clear_overlay_packets_from_the_wire_are_dropped", || {
         let (mut wire, mut a, mut b) = two_nodes();

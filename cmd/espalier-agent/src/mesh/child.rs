@@ -229,7 +229,13 @@ impl<D: Dataplane> Mesh<D> {
 
     fn failed(&mut self, peer: Option<Identity>, remote: std::net::SocketAddr, error: &str) {
         warn!(peer = peer.as_ref().map_or("unknown", |peer| &peer.0), %remote, error, "IKE handshake failed");
-        if let Some(peer) = peer {
+        // Whoever claims a peer's name from elsewhere is not that peer: its status is not for strangers to write.
+        let is_peer = |name: &Identity| {
+            self.peers
+                .get(&name.0)
+                .is_some_and(|peer| peer.addresses.1 == remote.ip())
+        };
+        if let Some(peer) = peer.filter(is_peer) {
             self.note_problem(&peer.0, error.to_owned());
         }
     }
