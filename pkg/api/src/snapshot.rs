@@ -192,26 +192,25 @@ fn merge(
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Key, Object> {
     let mut new = BTreeMap::new();
-    let mut nameless = false;
-    for document in documents {
-        match document {
-            Ok(object) => match new.entry(object.key()) {
-                Entry::Vacant(free) => drop(free.insert(object)),
-                Entry::Occupied(first) => problems.push(twice(file, first.key())),
-            },
-            Err(mut problem) => {
-                nameless |= problem.key.is_none();
-                if let Some((key, last)) =
-                    problem.key.as_ref().and_then(|key| old.remove_entry(key))
-                {
-                    problem
-                        .what
-                        .push_str("; its last good version stays in force");
-                    new.entry(key).or_insert(last);
-                }
-                problems.push(problem);
-            }
+    let (good, bad): (Vec<_>, Vec<_>) = documents.into_iter().partition(Result::is_ok);
+    for object in good.into_iter().flatten() {
+        match new.entry(object.key()) {
+            Entry::Vacant(free) => drop(free.insert(object)),
+            Entry::Occupied(first) => problems.push(twice(file, first.key())),
         }
+    }
+    let mut nameless = false;
+    // After the good ones: a bad document beside a good one of the same object holds nothing back.
+    for mut problem in bad.into_iter().filter_map(Result::err) {
+        nameless |= problem.key.is_none();
+        let missing = problem.key.as_ref().filter(|key| !new.contains_key(*key));
+        if let Some((key, last)) = missing.and_then(|key| old.remove_entry(key)) {
+            problem
+                .what
+                .push_str("; its last good version stays in force");
+            new.insert(key, last);
+        }
+        problems.push(problem);
     }
     if nameless {
         // Any object that this file had may be the one that cannot be told now.

@@ -277,3 +277,17 @@ fn other_kinds_and_empty_documents_are_passed_over() {
         &["apiVersion and kind are needed"],
     );
 }
+
+#[test]
+fn a_bad_document_beside_a_good_one_of_the_same_object_holds_nothing_back() {
+    let mut folder = Folder::good();
+    folder.now();
+    let bad = node("b", "10.0.0.300", "10.244.2.0/24");
+    let good = node("b", "10.0.0.22", "10.244.2.0/24");
+    let snapshot = folder.put("b.yaml", &format!("{bad}{good}"));
+    assert_eq!(
+        snapshot.nodes[1].addresses,
+        ["10.0.0.22".parse::<std::net::IpAddr>().unwrap()]
+    );
+    assert_problem(&snapshot, &["Node b", "10.0.0.300"]);
+}
