@@ -10,8 +10,8 @@
 //! - an end closes its inbound filter only when the other is known to send ESP and to know that `Required` holds, and after
 //!   a drain;
 //! - under `Required` an end without ESP sends nothing, but for a live pair in transition, until a deadline;
-//! - SAs that both ends left are given up after a drain, and from half of it on they are not used again: an end that
-//!   returns to a stricter mode just then negotiates new ones instead of sealing with what the other is about to delete.
+//! - SAs that both ends left are retired after a while: an end that said so does not seal with them again, and they are given
+//!   up when both ends said so. An end that returns to a stricter mode before the other retired finds them still open.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub enum Sends {
 }
 
 /// What an end tells the other one. On the wire eight bytes: version 1, mode (bits 0 to 3: its own, bits 4 to 7: the
-/// effective one), flags (bit 0: accepts clear), sends, and the newest inbound SPI in network byte order.
+/// effective one), flags (bit 0: accepts clear, bit 1: retired), sends, and the newest inbound SPI in network byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Announcement {
     /// Its own policy.
@@ -41,6 +41,8 @@ pub struct Announcement {
     pub accepts_clear: bool,
     /// What it does with packets towards the other end.
     pub sends: Sends,
+    /// It will not seal with the present SAs any more; they may be given up once both ends say so.
+    pub retired: bool,
     /// SPI of the newest inbound SA that it has installed: the other end may seal with it. 0 for none.
     pub opens: u32,
 }
@@ -62,7 +64,7 @@ impl Announcement {
         let facts = [
             Self::VERSION,
             self.mode as u8 | (self.effective as u8) << 4,
-            u8::from(self.accepts_clear),
+            u8::from(self.accepts_clear) | u8::from(self.retired) << 1,
             self.sends as u8,
         ];
         [facts, self.opens.to_be_bytes()].concat()
@@ -87,6 +89,7 @@ impl Announcement {
             mode,
             effective,
             accepts_clear: flags & 1 == 1,
+            retired: flags & 2 == 2,
             sends,
             opens: u32::from_be_bytes([o1, o2, o3, o4]),
         })
@@ -156,7 +159,7 @@ pub struct Pair {
     peer_esp_since: Option<Instant>,
     /// Since when both ends send clear under `Disabled`.
     both_clear_since: Option<Instant>,
-    /// Past the point of no return: the present SAs will be given up, whatever the mode becomes.
+    /// This end does not seal with the present SAs again, whatever the mode becomes, unless the peer still does.
     retired: bool,
     expired: bool,
 }
@@ -216,7 +219,7 @@ impl Pair {
     /// The IKE SA ended: what the peer said of its doings is stale, its mode still holds (the stricter wins).
     pub fn ike_down(&mut self, now: Instant) {
         if let Some(peer) = &mut self.peer {
-            peer.sends = Sends::Nothing;
+            (peer.sends, peer.retired) = (Sends::Nothing, false);
             peer.accepts_clear = peer.mode != Mode::Required;
         }
         self.step(now);
@@ -237,26 +240,21 @@ impl Pair {
             .tolerated_since
             .map(|since| since + self.limits.clear_deadline);
         let closing = self.closes_at();
-        let ending = self.both_clear_since.map(|since| {
-            since
-                + self
-                    .limits
-                    .drain
-                    .mul_f32(if self.retired { 1.0 } else { 0.5 })
-        });
+        let retiring = self.both_clear_since.filter(|_| !self.retired);
+        let ending = retiring.map(|since| since + self.limits.drain / 2);
         [tolerated, closing, ending].into_iter().flatten().min()
     }
 
-    /// What is to be done now; `now` decides whether the drain before giving up SAs is over.
+    /// What is to be done now.
     #[must_use]
-    pub fn view(&self, now: Instant) -> View {
+    pub fn view(&self) -> View {
         let effective = self.effective();
         View {
             effective,
             sends: self.sends,
             accepts_clear: self.accepts_clear,
             wants_sa: if self.esp {
-                !self.left_esp(now)
+                !self.left_esp()
             } else {
                 effective != Mode::Disabled
             },
@@ -275,6 +273,7 @@ impl Pair {
             mode: self.mode,
             effective: self.effective(),
             accepts_clear: self.accepts_clear,
+            retired: self.retired,
             sends: self.sends,
         }
     }
@@ -364,10 +363,9 @@ impl Pair {
             .is_some_and(|since| now >= since + self.limits.drain / 2);
     }
 
-    /// Nobody needs the present SAs: both ends have been sending clear for a drain.
-    fn left_esp(&self, now: Instant) -> bool {
-        self.both_clear_since
-            .is_some_and(|since| now >= since + self.limits.drain)
+    /// Nobody needs the present SAs: both ends said that they do not seal with them again.
+    fn left_esp(&self) -> bool {
+        self.retired && self.peer.is_some_and(|peer| peer.retired)
     }
 }
 

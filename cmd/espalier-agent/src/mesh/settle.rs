@@ -46,7 +46,7 @@ impl<D: Dataplane> Mesh<D> {
 
     /// True when the kernel is as it should be.
     fn settle_kernel(&mut self, now: Instant) -> bool {
-        let Some(desired) = self.desired(now) else {
+        let Some(desired) = self.desired() else {
             return true;
         };
         let fresh = |(applied, at): &(Desired, Instant)| *applied == desired && now < *at + RESYNC;
@@ -76,12 +76,12 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     /// What the kernel should hold; `None` before this node's own Node object is known.
-    fn desired(&self, now: Instant) -> Option<Desired> {
+    fn desired(&self) -> Option<Desired> {
         let own = self.set.own.as_ref()?;
         let views: Vec<(&String, View)> = self
             .peers
             .iter()
-            .map(|(name, peer)| (name, peer.pair.view(now)))
+            .map(|(name, peer)| (name, peer.pair.view()))
             .collect();
         let strict = self.snapshot.policy.mode == Mode::Required
             || views.iter().any(|(_, view)| view.enforced);
@@ -110,8 +110,7 @@ impl<D: Dataplane> Mesh<D> {
         for (name, peer) in &mut self.peers {
             let id = Identity(name.clone());
             let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
-            let wanted =
-                peer.pair.view(now).wants_sa && plane_is_up && peer.config_problem.is_none();
+            let wanted = peer.pair.view().wants_sa && plane_is_up && peer.config_problem.is_none();
             if wanted && !connected {
                 let why = peer.why_connect();
                 info!(peer = %name, ?why, "connecting");

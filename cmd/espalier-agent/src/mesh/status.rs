@@ -1,7 +1,6 @@
 //! What is told to the command line and to the pod side.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
 use espalier_ike::{Identity, IkeStatus};
@@ -130,7 +129,7 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     fn peer_status(&self, peer: &PeerState, dump: Option<&Dump>) -> PeerStatus {
-        let view = peer.pair.view(Instant::now());
+        let view = peer.pair.view();
         let name = &peer.spec.name;
         let sas: Vec<&SaInfo> = dump
             .iter()

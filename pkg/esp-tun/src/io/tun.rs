@@ -42,7 +42,10 @@ impl Tun {
             .enable(false);
         let device = builder.build_sync().map_err(explain)?;
         device.set_nonblocking(true).map_err(explain)?;
-        device.set_tx_queue_len(QUEUE_LEN).map_err(explain)?;
+        // Needs CAP_NET_ADMIN of the initial user namespace; a rootless data plane does with the kernel's default.
+        if let Err(error) = device.set_tx_queue_len(QUEUE_LEN) {
+            debug!(%error, "the TUN's queue keeps its default length");
+        }
         tune(name);
         device.enabled(true).map_err(explain)?;
         info!(device = name, mtu, "TUN device is up");

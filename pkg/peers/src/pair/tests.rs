@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
-const LATENCY_MS: u64 = 40;
 
 #[derive(Clone, Copy, Debug)]
 enum Letter {
@@ -32,6 +31,7 @@ struct End {
 
 struct Sim {
     now: Instant,
+    latency: Duration,
     ends: [End; 2],
     /// (arrival, to, sealed)
     packets: VecDeque<(Instant, usize, bool)>,
@@ -40,6 +40,10 @@ struct Sim {
 
 impl Sim {
     fn new(mode: Mode) -> Self {
+        Self::with_latency(mode, 40)
+    }
+
+    fn with_latency(mode: Mode, latency_ms: u32) -> Self {
         let now = Instant::now();
         let end = || End {
             pair: Pair::new(mode, Observed::default(), Limits::default(), now),
@@ -51,6 +55,7 @@ impl Sim {
         };
         Self {
             now,
+            latency: MS * latency_ms,
             ends: [end(), end()],
             packets: VecDeque::new(),
             lost: Vec::new(),
@@ -58,7 +63,7 @@ impl Sim {
     }
 
     fn send(&mut self, from: usize, letter: Letter) {
-        let due = self.now + MS * u32::try_from(LATENCY_MS).unwrap();
+        let due = self.now + self.latency;
         self.ends[1 - from].inbox.push_back((due, letter));
     }
 
@@ -81,7 +86,7 @@ impl Sim {
             let let_in = if sealed {
                 end.opens_esp
             } else {
-                end.pair.view(self.now).accepts_clear
+                end.pair.view().accepts_clear
             };
             if !let_in {
                 self.lost
@@ -133,8 +138,7 @@ impl Sim {
 
     /// End 0 is the deterministic initiator; end 1 offers only what end 0 does not.
     fn drive(&mut self, me: usize) {
-        let now = self.now;
-        let view = self.ends[me].pair.view(now);
+        let view = self.ends[me].pair.view();
         let end = &mut self.ends[me];
         let may_ask = me == 0
             || view.effective != Mode::Disabled
@@ -159,7 +163,7 @@ impl Sim {
 
     fn emit(&mut self, me: usize) {
         let due = self.now + MS * 3;
-        match self.ends[me].pair.view(self.now).sends {
+        match self.ends[me].pair.view().sends {
             Sends::Nothing => self
                 .lost
                 .push(format!("end {me} blocked: {:?}", self.ends[me].pair)),
@@ -177,10 +181,7 @@ impl Sim {
     }
 
     fn views(&self) -> [View; 2] {
-        [
-            self.ends[0].pair.view(self.now),
-            self.ends[1].pair.view(self.now),
-        ]
+        [self.ends[0].pair.view(), self.ends[1].pair.view()]
     }
 
     fn assert_settled(&self, mode: Mode) {
@@ -236,18 +237,18 @@ fn the_stricter_end_wins_while_policies_differ() {
 fn s1_a_new_peer_under_required_is_blocked_until_esp_is_ready() {
     let now = Instant::now();
     let mut pair = Pair::new(Mode::Required, Observed::default(), Limits::default(), now);
-    let view = pair.view(now);
+    let view = pair.view();
     assert_eq!(
         (view.sends, view.accepts_clear, view.wants_sa),
         (Sends::Nothing, false, true)
     );
     pair.step(now + Duration::from_secs(3600));
-    assert_eq!(pair.view(now).sends, Sends::Nothing);
+    assert_eq!(pair.view().sends, Sends::Nothing);
     pair.set_esp(true, now);
-    assert_eq!(pair.view(now).sends, Sends::Esp);
+    assert_eq!(pair.view().sends, Sends::Esp);
     pair.set_esp(false, now);
     assert_eq!(
-        pair.view(now).sends,
+        pair.view().sends,
         Sends::Nothing,
         "a lost SA blocks, it never opens"
     );
@@ -258,17 +259,17 @@ fn s1_a_live_pair_without_esp_is_cut_at_the_deadline() {
     let now = Instant::now();
     let mut pair = Pair::new(Mode::Disabled, Observed::default(), Limits::default(), now);
     pair.set_mode(Mode::Required, Limits::default(), now);
-    assert_eq!(pair.view(now).sends, Sends::Clear);
+    assert_eq!(pair.view().sends, Sends::Clear);
     let deadline = pair.next_timeout().unwrap();
     assert_eq!(deadline, now + Duration::from_secs(60));
     pair.step(deadline);
-    let view = pair.view(deadline);
+    let view = pair.view();
     assert_eq!(
         (view.sends, view.accepts_clear, view.enforced, view.expired),
         (Sends::Nothing, false, true, true)
     );
     pair.set_esp(true, deadline);
-    assert!(!pair.view(deadline).expired);
+    assert!(!pair.view().expired);
 }
 
 #[test]
@@ -280,7 +281,7 @@ fn a_restarted_agent_keeps_what_it_finds() {
         esp: true,
     };
     for mode in Mode::ALL {
-        let view = Pair::new(mode, found, Limits::default(), now).view(now);
+        let view = Pair::new(mode, found, Limits::default(), now).view();
         assert_eq!(
             (view.sends, view.wants_sa),
             (Sends::Esp, true),
@@ -292,7 +293,7 @@ fn a_restarted_agent_keeps_what_it_finds() {
         accepts_clear: true,
         esp: false,
     };
-    let view = Pair::new(Mode::Required, found, Limits::default(), now).view(now);
+    let view = Pair::new(Mode::Required, found, Limits::default(), now).view();
     assert_eq!(
         (view.sends, view.accepts_clear),
         (Sends::Clear, true),
@@ -309,6 +310,7 @@ fn a_peer_that_goes_away_keeps_its_strictness() {
             mode: Mode::Required,
             effective: Mode::Required,
             accepts_clear: false,
+            retired: false,
             sends: Sends::Esp,
             opens: 7,
         },
@@ -317,7 +319,7 @@ fn a_peer_that_goes_away_keeps_its_strictness() {
     pair.set_esp(true, now);
     pair.ike_down(now);
     pair.set_esp(false, now);
-    let view = pair.view(now);
+    let view = pair.view();
     assert_eq!(
         (view.effective, view.sends, view.wants_sa),
         (Mode::Required, Sends::Nothing, true)
@@ -333,6 +335,7 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
                     mode,
                     effective: Mode::Required,
                     accepts_clear,
+                    retired: !accepts_clear,
                     sends,
                     opens: 0xdead_beef,
                 };
@@ -363,8 +366,9 @@ proptest! {
     fn no_schedule_of_toggles_loses_a_packet(
         changes in proptest::collection::vec((0_usize..2, 0_usize..3, 0_u64..2_500), 1..10),
         last in 0_usize..3,
+        latency_ms in 1_u32..300,
     ) {
-        let mut sim = Sim::new(Mode::Disabled);
+        let mut sim = Sim::with_latency(Mode::Disabled, latency_ms);
         for (end, mode, pause) in changes {
             sim.set(end, Mode::ALL[mode]);
             sim.run(pause);
