@@ -27,6 +27,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Operationally up (IFF_RUNNING): what is sent now is really sent.
+    pub running: bool,
     /// Link layer address, where it is an Ethernet one.
     pub mac: Option<[u8; 6]>,
     /// Bridge (or other controller) that it is a port of.
@@ -344,6 +346,7 @@ fn parse(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
         ..Link::default()
     };
     for attribute in message.attributes {

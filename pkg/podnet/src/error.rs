@@ -14,6 +14,16 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// The kernel did not make the interface work.
+    #[error(
+        "interface {name} is up but did not work within {seconds} s; is the node overloaded? Try again"
+    )]
+    NoCarrier {
+        /// The host's end.
+        name: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// The pod's namespace cannot be entered.
     #[error("network namespace {}: {source}; expected the path of a running pod's namespace", path.display())]
     Netns {

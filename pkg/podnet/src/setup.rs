@@ -1,9 +1,18 @@
-use espalier_netlink::{LinkChange, Neighbour, Route, RouteEntry, Socket, Veth, VethPeer, sysctl};
+use std::time::{Duration, Instant};
+
+use espalier_netlink::{
+    Link, LinkChange, Neighbour, Route, RouteEntry, Socket, Veth, VethPeer, sysctl,
+};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::At;
 use crate::netns::PodNetns;
 use crate::{Error, PodAddress, PodSpec, ROUTE_PROTOCOL};
+
+/// How long both ends of a new veth may take to work.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const CARRIER_POLL: Duration = Duration::from_millis(2);
 
 /// What [`setup`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +63,7 @@ pub fn setup(spec: &PodSpec) -> Result<Pending, Error> {
     host_settings(&spec.host_name())?;
     netns.run(|| pod_end(spec, host_mac))?;
     host_end(spec, &mut host, index, pod_mac)?;
+    await_running(spec, &netns, &mut host, index)?;
     Ok(pending)
 }
 
@@ -247,6 +257,38 @@ fn host_end(
             .at("host-route")?;
     }
     Ok(())
+}
+
+/// The kernel makes a veth end work some time after both are up, on a queue of its own; until then it drops what is sent, and
+/// under load that was seen to take seconds. An ADD that succeeded means a pod that can send.
+fn await_running(
+    spec: &PodSpec,
+    netns: &PodNetns,
+    host: &mut Socket<Route>,
+    index: u32,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + CARRIER_PATIENCE;
+    loop {
+        let ours = host.link_by_index(index).at_step("carrier")?;
+        let theirs = netns.run(|| pod_link(spec))?;
+        let running = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.running);
+        if running(&ours) && running(&theirs) {
+            return crate::fault::at("carrier");
+        }
+        if Instant::now() > deadline {
+            return Err(Error::NoCarrier {
+                name: spec.host_name(),
+                seconds: CARRIER_PATIENCE.as_secs(),
+            });
+        }
+        std::thread::sleep(CARRIER_POLL);
+    }
+}
+
+/// Runs in the pod's namespace.
+fn pod_link(spec: &PodSpec) -> Result<Option<Link>, Error> {
+    let mut pod = Socket::<Route>::open().at_step("carrier")?;
+    pod.link(&spec.ifname).at_step("carrier")
 }
 
 pub(crate) fn host_route(address: &PodAddress, index: u32) -> RouteEntry {

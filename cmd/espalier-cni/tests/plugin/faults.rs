@@ -11,7 +11,7 @@ use crate::support::{CONTAINER, FakeAgent, Mood, TestNode, Traces, broken_stdout
 use crate::{CIDR, remove, socket, with};
 
 /// Steps at which debug builds can be made to fail (`ESPALIER_FAULT`), in order.
-const STEPS: [&str; 15] = [
+const STEPS: [&str; 16] = [
     "open-netlink",
     "loopback",
     "veth",
@@ -27,6 +27,7 @@ const STEPS: [&str; 15] = [
     "host-gateway",
     "host-neighbour",
     "host-route",
+    "carrier",
 ];
 
 #[test]
