@@ -55,6 +55,25 @@ impl Pod {
         Ok(pod)
     }
 
+    /// What STATUS and then ADD say on a node that is to refuse pods; both must fail.
+    ///
+    /// # Errors
+    /// One of them succeeds.
+    pub fn refused(node: &Node) -> Result<[String; 2]> {
+        let name = format!("refused-{}", node.index);
+        let pod = Self {
+            netns: Netns::new(&name)?,
+            address: Ipv4Addr::UNSPECIFIED,
+            name,
+        };
+        let call = |verb| {
+            let output = pod.call(node, verb)?;
+            ensure!(!output.status.success(), "{verb} succeeded");
+            Ok(said(&output))
+        };
+        Ok([call("STATUS")?, call("ADD")?])
+    }
+
     /// A UDP socket in the pod; port 0: any.
     ///
     /// # Errors

@@ -49,6 +49,39 @@ fn s1_with_both_dead_nothing_goes_out_in_clear() {
     );
 }
 
+#[test]
+fn s8_a_node_that_cannot_enforce_takes_no_pods_and_says_why() {
+    test(
+        "invariants::s8_a_node_that_cannot_enforce_takes_no_pods_and_says_why",
+        |bench| {
+            let mut mesh = Cluster::start(bench, 2, Mode::Required)?;
+            mesh.node(1)?.kill_dataplane()?;
+            mesh.await_status(1, "not ready without its data plane", |status| {
+                let said = status.problems.join("; ");
+                match (status.ready, said.contains("espalier-dataplane")) {
+                    (false, true) => Ok(()),
+                    _ => Err(format!("ready {}, problems {said:?}", status.ready)),
+                }
+            })?;
+            let [status, add] = Pod::refused(mesh.node(1)?)?;
+            for (said, code) in [(status, "\"code\":50"), (add, "\"code\":11")] {
+                ensure!(
+                    said.contains("espalier-dataplane") && said.contains(code),
+                    "{said}"
+                );
+            }
+
+            mesh.node(1)?.start_dataplane()?;
+            mesh.await_status(1, "ready again by itself", |status| match status.ready {
+                true => Ok(()),
+                false => Err(status.problems.join("; ")),
+            })?;
+            let pods = mesh.pods(&[1, 2])?;
+            mesh.works(&[1, 2], &pods)
+        },
+    );
+}
+
 /// Kills something of node 3 while its pod goes on sending, also to a pod of a node that nobody ever saw; then `revive`s.
 fn fail_closed(
     bench: &Bench,

@@ -6,6 +6,7 @@
 mod handshake;
 mod hostile;
 mod insider;
+mod keys;
 mod lifecycle;
 mod mesh;
 mod refused;
