@@ -74,6 +74,7 @@ fn endpoint(node: &str) -> Result<Endpoint> {
         identity: Identity(node.to_owned()),
         credentials: None,
         trust: Default::default(),
+        rekeying: Default::default(),
     };
     Ok(Endpoint::new(config, Box::new(OsRng))?)
 }

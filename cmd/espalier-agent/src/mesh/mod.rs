@@ -183,6 +183,7 @@ impl<D: Dataplane> Mesh<D> {
             identity: espalier_ike::Identity(self.parts.node.clone()),
             credentials: self.keyring.credentials.clone(),
             trust: self.keyring.trust.clone(),
+            rekeying: Default::default(),
         };
         match self.parts.endpoint.set_config(config) {
             Ok(()) => info!("credentials loaded"),

@@ -9,5 +9,8 @@ mod insider;
 mod lifecycle;
 mod mesh;
 mod refused;
+mod rekey;
+mod rekey_raw;
 mod restart;
+mod schedules;
 mod sim;
