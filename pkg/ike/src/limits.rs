@@ -3,7 +3,8 @@
 //! - before authentication: [`HALF_OPEN_UNKNOWN`] + [`HALF_OPEN_PER_ADDRESS`] × configured peer addresses IKE SAs of a few
 //!   KiB each ([`INIT_BYTES`] is the largest part);
 //! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with [`CHILDREN_PER_SA`] CHILD_SAs each, [`ORPHANS_PER_PEER`] SPI pairs, one
-//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`].
+//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`] or rekeys within
+//!   [`REKEYED_LINGER`].
 
 use std::time::Duration;
 

@@ -126,7 +126,12 @@ impl Endpoint {
             successor: None,
             rekey: rekey.filter(|(rekey, _)| matches!(rekey.what, What::Ike { .. })),
         }));
-        self.drop_rekey(spi_in, candidate);
+        // What the peer may have made its own already is told to be gone.
+        let orphan = candidate.filter(|_| delete.is_some());
+        self.drop_rekey(spi_in, candidate.filter(|_| delete.is_none()));
+        if let Some(orphan) = orphan {
+            self.begin_closing(orphan, delete, now);
+        }
         self.timers.cancel(&Timer::Liveness(spi));
         self.timers.cancel(&Timer::Drain(spi));
         self.timers.cancel(&Timer::RekeyIke(spi));

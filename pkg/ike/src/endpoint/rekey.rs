@@ -18,8 +18,6 @@ use crate::sa::{
 use crate::timers::Timer;
 use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload};
 
-const NOT_ANSWERED: &str = "CREATE_CHILD_SA response";
-
 impl Rekey {
     /// The new IKE SA of the peer's crossing request.
     pub(crate) fn candidate(&self) -> Option<u64> {
@@ -214,7 +212,7 @@ impl Endpoint {
         if let Some(other) = self.other_group(&rekey, kind, data) {
             return self.begin_rekey(spi, rekey.what, other, rekey.restarts + 1, now);
         }
-        if let Some(candidate) = rekey.candidate() {
+        if let Some(candidate) = rekey.candidate().filter(|spi| self.is_heir(*spi)) {
             // The peer's own rekey was first.
             return self.inherit(spi, candidate, None, now);
         }
@@ -409,13 +407,13 @@ impl Endpoint {
             Ok(theirs) => theirs,
             Err(failure) => {
                 tracing::warn!("rekey of the IKE SA failed: {failure}");
-                return match candidate {
+                return match candidate.filter(|spi| self.is_heir(*spi)) {
                     Some(candidate) => self.inherit(spi, candidate, None, now),
                     None => self.put_off(timer, limits::REKEY_REFUSED_RETRY, now),
                 };
             }
         };
-        let candidate = candidate.filter(|spi| self.sas.contains_key(spi));
+        let candidate = candidate.filter(|spi| self.is_heir(*spi));
         let lost = crossed.is_some_and(|nonce| own.min(theirs) < nonce);
         match candidate {
             Some(candidate) if lost => {
@@ -571,7 +569,7 @@ fn agree(kex: KeyExchange, payloads: &[Payload<'_>]) -> Result<SharedSecret, Fai
 pub(super) fn missing(what: &'static str) -> Failure {
     Failure::Missing {
         what,
-        message: NOT_ANSWERED,
+        message: "CREATE_CHILD_SA",
     }
 }
 

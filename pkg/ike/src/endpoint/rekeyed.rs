@@ -346,6 +346,9 @@ impl Endpoint {
 
     /// The new IKE SA `new` takes the place of `old`, with all CHILD_SAs. With `goodbye` this end deletes the old one.
     pub(super) fn inherit(&mut self, old: u64, new: u64, goodbye: Option<Goodbye>, now: Instant) {
+        if !self.is_heir(new) {
+            return;
+        }
         let Some(prior) = self.sas.get_mut(&old).and_then(|sa| sa.established_mut()) else {
             return self.begin_closing(new, Some(Goodbye::Plain), now);
         };
@@ -363,8 +366,8 @@ impl Endpoint {
         (heir.children, heir.deletes) = (children, deletes);
         (heir.confirmed, heir.candidate_of) = (confirmed, None);
         if let Some(peer) = self.peers.get_mut(&id) {
-            let mut places = peer.sas.iter_mut();
-            places.find(|spi| **spi == old).map(|spi| *spi = new);
+            let places = peer.sas.iter_mut().filter(|spi| **spi == old);
+            places.for_each(|spi| *spi = new);
         }
         self.move_timers(&id, old, new, now);
         tracing::info!(peer = %id, "IKE SA rekeyed");
@@ -378,6 +381,12 @@ impl Endpoint {
         }
         self.flush_deletes(new, now);
         self.talkative.insert(id);
+    }
+
+    /// An IKE SA that a rekey made and that waits for its CHILD_SAs; it may have been deleted meanwhile.
+    pub(super) fn is_heir(&self, spi: u64) -> bool {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        established.is_some_and(|sa| sa.candidate_of.is_some())
     }
 
     fn move_timers(&mut self, id: &Identity, old: u64, new: u64, now: Instant) {
@@ -414,7 +423,7 @@ impl Endpoint {
                     .rekey
                     .as_ref()
                     .and_then(|rekey| rekey.candidate());
-                if let Some(candidate) = candidate {
+                if let Some(candidate) = candidate.filter(|spi| self.is_heir(*spi)) {
                     self.inherit(spi, candidate, None, now);
                 }
             }

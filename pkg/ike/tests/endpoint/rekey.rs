@@ -64,9 +64,9 @@ fn either_end_replaces_a_child_sa_without_a_gap() {
         assert_eq!(ups[0].1.keys_out, ups[1].1.keys_in);
         assert_eq!(ups[0].1.local_ts, ups[1].1.remote_ts);
         assert_ne!(ups[0].1.keys_in, net.child_ups(0)[0].1.keys_in);
-        for node in 0..2 {
+        for (node, up) in ups.iter().enumerate() {
             let pair = &net.nodes[node].plane[&id(1 - node)];
-            assert_eq!(pair.seals, Some(ups[node].1.spi_out), "both have switched");
+            assert_eq!(pair.seals, Some(up.1.spi_out), "both have switched");
             assert_eq!(pair.inbound.len(), 2, "the old one drains");
         }
         net.run(limits::DRAIN + Duration::from_secs(1));
@@ -210,14 +210,14 @@ fn crossing_rekeys_of_all_kinds_in_bad_weather_end_with_one_of_each() {
 
 #[test]
 fn a_disconnect_within_any_rekey_leaves_nothing_on_either_end() {
-    for seed in 0..80 {
+    for seed in 0..120 {
         let mut net = connected(seed);
         net.strict = false;
         net.weather = ROUGH;
-        if seed % 2 == 0 {
-            net.rekey_ike(0, 1);
-        } else {
-            net.rekey_child(0, 1);
+        match seed % 3 {
+            0 => net.rekey_ike(0, 1),
+            1 => net.rekey_child(0, 1),
+            _ => (0..2).for_each(|node| net.rekey_ike(node, 1 - node)),
         }
         net.run(Duration::from_millis(seed % 9 * 25));
         let now = net.now;

@@ -1,15 +1,17 @@
-//! CREATE_CHILD_SA from a peer that is made by hand: what is granted, what is refused and how.
+//! CREATE_CHILD_SA from and to a peer that is made by hand: what is granted, what is refused and how.
+
+use std::time::Duration;
 
 use espalier_ike::crypto::{KexGroup, KeyExchange};
 use espalier_ike::wire::{
     self, Delete, ExchangeType, Nonce, Notify, NotifyType, Payload, ProtocolId, Spi, Transform,
     TransformType,
 };
-use espalier_ike::{Rekeying, Role};
+use espalier_ike::{CloseReason, Connect, Event, Rekeying, Role, limits};
 use espalier_secret::SecretBytes;
 
 use crate::sim::raw::{self, Answer, Raw};
-use crate::sim::{Net, address};
+use crate::sim::{CREATE_CHILD, INFORMATIONAL, Net, Packet, address};
 
 const OLD: u32 = 4711;
 const NEW: u32 = 4712;
@@ -128,4 +130,146 @@ fn an_outbound_spi_is_never_taken_twice() {
     let answer = ask(&mut net, &mut raw, NEW, &[31], Some(KexGroup::X25519));
     assert_eq!(answer.notifies(), [NotifyType::InvalidSyntax]);
     assert_eq!(net.child_ups(0).len(), 2);
+}
+
+/// Node 0 asks to rekey and is told `kind`.
+fn refuse(net: &mut Net, kind: NotifyType, data: &[u8]) -> Raw {
+    let mut raw = connected(net);
+    // Proves to the node that the peer has the IKE SA.
+    raw.ask(net, ExchangeType::Informational, &[]).unwrap();
+    net.connect(0, 1, Connect::Policy);
+    net.rekey_child(0, 1);
+    let (header, _) = raw.asked(net);
+    assert_eq!(header.exchange, ExchangeType::CreateChildSa);
+    raw.answer(net, &[Payload::Notify(Notify::new(kind, data))]);
+    raw
+}
+
+/// Without repetitions.
+fn rekeys_asked(net: &Net) -> usize {
+    let rekey = |packet: &&Packet| packet.kind().0 == CREATE_CHILD && !packet.kind().1;
+    let ids = net.sent.iter().filter(rekey).map(|packet| packet.kind().2);
+    ids.collect::<std::collections::BTreeSet<_>>().len()
+}
+
+fn downs(net: &Net) -> usize {
+    net.count(0, |event| matches!(event, Event::ChildDown { .. }))
+}
+
+#[test]
+fn a_rekey_that_is_put_off_is_asked_for_again_soon() {
+    let mut net = Net::psk_mesh(1, 2);
+    refuse(&mut net, NotifyType::TemporaryFailure, &[]);
+    net.run(limits::REKEY_RETRY * 2);
+    assert_eq!((rekeys_asked(&net), downs(&net)), (2, 0));
+}
+
+#[test]
+fn a_rekey_that_is_refused_is_asked_for_again_much_later() {
+    let mut net = Net::psk_mesh(1, 2);
+    let raw = refuse(&mut net, NotifyType::NoProposalChosen, &[]);
+    net.run(limits::DPD_IDLE - Duration::from_secs(1));
+    assert_eq!((rekeys_asked(&net), downs(&net)), (1, 0));
+    drop(raw);
+}
+
+#[test]
+fn another_method_that_the_peer_wants_is_used() {
+    let mut net = Net::psk_mesh(1, 2);
+    let raw = refuse(&mut net, NotifyType::InvalidKePayload, &[0, 19]);
+    let (_, asked) = raw.asked(&net);
+    let by_p256 = |payload: &Payload<'_>| matches!(payload, Payload::Ke(ke) if ke.group == 19);
+    assert!(asked.payloads().iter().any(by_p256));
+    assert_eq!(rekeys_asked(&net), 2);
+}
+
+#[test]
+fn a_method_that_was_not_offered_is_not_used() {
+    let mut net = Net::psk_mesh(1, 2);
+    refuse(&mut net, NotifyType::InvalidKePayload, &[0, 2]);
+    net.run(limits::REKEY_RETRY * 2);
+    assert_eq!((rekeys_asked(&net), downs(&net)), (1, 0));
+}
+
+#[test]
+fn a_child_sa_that_the_peer_has_lost_is_made_anew() {
+    let mut net = Net::psk_mesh(1, 2);
+    refuse(&mut net, NotifyType::ChildSaNotFound, &[]);
+    let lost = |event: &Event| {
+        matches!(
+            event,
+            Event::ChildDown {
+                reason: CloseReason::Peer,
+                ..
+            }
+        )
+    };
+    assert_eq!(net.count(0, lost), 1);
+    net.run(Duration::from_secs(5));
+    assert_eq!(net.child_ups(0).len(), 2);
+}
+
+#[test]
+fn a_peer_that_does_not_rekey_gets_a_new_ike_sa_before_the_old_one_goes() {
+    let mut net = Net::psk_mesh(1, 2);
+    refuse(&mut net, NotifyType::NoAdditionalSas, &[]);
+    net.run(Duration::from_secs(2));
+    assert_eq!((net.child_ups(0).len(), downs(&net)), (2, 0));
+    net.run(limits::DRAIN);
+    assert_eq!(downs(&net), 1);
+    assert!(net.settled(0, 1));
+}
+
+#[test]
+fn an_answer_that_cannot_be_used_is_deleted_again() {
+    let mut net = Net::psk_mesh(1, 2);
+    let mut raw = connected(&mut net);
+    raw.ask(&mut net, ExchangeType::Informational, &[]).unwrap();
+    net.rekey_child(0, 1);
+    let (_, asked) = raw.asked(&net);
+    let offered = asked.payloads().iter().find_map(|payload| match payload {
+        Payload::Sa(sa) => Some(sa.proposals[0].spi.clone()),
+        _ => None,
+    });
+    // Neither nonce nor key exchange.
+    raw.answer(&mut net, &raw::child(NEW, address(0), address(1)));
+    let (header, deleted) = raw.asked(&net);
+    assert_eq!(u8::from(header.exchange), INFORMATIONAL);
+    let Some(Spi::Child(offered)) = offered else {
+        panic!("{offered:?}");
+    };
+    let delete = Payload::Delete(Delete::Child {
+        protocol: ProtocolId::Esp,
+        spis: vec![offered],
+    });
+    assert_eq!(deleted.payloads(), [delete]);
+    assert_eq!((net.child_ups(0).len(), downs(&net)), (1, 0));
+}
+
+#[test]
+fn an_ike_sa_is_not_rekeyed_without_spi_or_key_exchange() {
+    let mut net = Net::psk_mesh(1, 2);
+    let mut raw = connected(&mut net);
+    for spi in [Spi::None, Spi::Ike(0), Spi::Ike(77)] {
+        let transforms = vec![
+            Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
+            Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
+            Transform::new(TransformType::Ke, wire::kex::CURVE25519),
+        ];
+        let proposals = vec![wire::Proposal {
+            number: 1,
+            protocol: ProtocolId::Ike,
+            spi,
+            transforms,
+        }];
+        let payloads = [
+            Payload::Sa(wire::Sa { proposals }),
+            Payload::Nonce(Nonce(&[5; 32])),
+        ];
+        let answer = raw
+            .ask(&mut net, ExchangeType::CreateChildSa, &payloads)
+            .unwrap();
+        assert_eq!(answer.notifies(), [NotifyType::InvalidSyntax]);
+    }
+    assert_eq!(net.ike_sas(0), 1);
 }
