@@ -1,4 +1,4 @@
-//! Random schedules: rekeys of both kinds from both ends, announcements, disconnects, over a network that loses, reorders
+//! Random schedules: rekeys of both kinds from both ends, announcements, disconnects, restarts, over a network that loses, reorders
 //! and duplicates. A failing seed is in the message; `seed(N)` alone happens again.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use espalier_ike::{Connect, Event};
 use rand::RngExt;
 
-use crate::sim::{Net, Weather, id};
+use crate::sim::{Net, Weather, id, psk};
 
 const SEEDS: u64 = 2000;
 const ACTS: usize = 8;
@@ -50,7 +50,14 @@ fn schedule(seed: u64) {
         loss: net.rng.random_range(0..25),
         duplication: net.rng.random_range(0..25),
     };
+    let restarted = seed % 8 == 1;
     for count in 0..ACTS {
+        if restarted && count == ACTS / 2 {
+            // A new process on one end, over the data plane of the old one, while anything is under way.
+            let own = net.rng.random_range(0..2);
+            net.restart(own, &psk(7));
+            net.connect(own, 1 - own, Connect::Restart);
+        }
         act(&mut net, count as u8);
         // Often at once, sometimes within an exchange, sometimes after it.
         let pause = match net.rng.random_range(0..4) {
@@ -78,7 +85,10 @@ fn schedule(seed: u64) {
     for node in 0..2 {
         assert_eq!(net.ike_sas(node), 1, "IKE SAs of node {node}");
         let down = |event: &Event| matches!(event, Event::IkeDown { .. });
-        assert!(deleted || net.count(node, down) == 0, "an IKE SA was lost");
+        assert!(
+            deleted || restarted || net.count(node, down) == 0,
+            "an IKE SA was lost"
+        );
     }
 }
 
