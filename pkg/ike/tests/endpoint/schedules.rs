@@ -55,6 +55,10 @@ fn schedule(seed: u64) {
         if restarted && count == ACTS / 2 {
             // A new process on one end, over the data plane of the old one, while anything is under way.
             let own = net.rng.random_range(0..2);
+            // Till what it said last has arrived: to the simulation's driver an announcement is about the newest CHILD_SA.
+            net.nodes[own].up = false;
+            net.run(Duration::from_millis(300));
+            net.nodes[own].up = true;
             net.restart(own, &psk(7));
             net.connect(own, 1 - own, Connect::Restart);
         }
