@@ -213,7 +213,6 @@ impl Endpoint {
         if let Some(spi) = sas.into_iter().find(has) {
             self.prove(spi);
             self.confirm(spi, now);
-            self.child_confirmed(spi, spi_in, now);
         }
     }
 

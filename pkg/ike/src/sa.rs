@@ -98,7 +98,7 @@ pub(crate) struct ChildRef {
     pub(crate) role: Role,
     /// Inbound SPI of the CHILD_SA that it was made to replace.
     pub(crate) replaces: Option<u32>,
-    /// The peer uses, or may use, it.
+    /// The peer acknowledged what this end, which made it, said after that: it does not use what this replaces any more.
     pub(crate) confirmed: bool,
     /// The peer is known to have it: it answered, or has asked something since it was answered.
     pub(crate) known: bool,

@@ -110,7 +110,8 @@ impl Endpoint {
         }
     }
 
-    /// The peer uses, or may use, a CHILD_SA. The end that made it removes what it replaces after [`limits::DRAIN`].
+    /// The peer uses a CHILD_SA that this end made: what it replaces goes after [`limits::DRAIN`]. That the peer knows of it, or
+    /// announces something by itself, is no proof: only its acknowledgement of what this end announced is.
     pub(super) fn child_confirmed(&mut self, spi: u64, spi_in: u32, now: Instant) {
         let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
         let mut children = established

@@ -98,6 +98,25 @@ fn nothing_goes_before_the_peer_is_known_to_be_ready() {
 }
 
 #[test]
+fn what_the_peer_says_by_itself_does_not_end_what_it_still_uses() {
+    let mut net = connected(1);
+    let node = net.nodes[0].address;
+    // The initiator can answer, but its own announcement does not arrive.
+    net.filter = Some(Box::new(move |packet| {
+        let (exchange, response, _) = packet.kind();
+        packet.path.local != node || exchange == CREATE_CHILD || response
+    }));
+    net.rekey_child(0, 1);
+    net.run(Duration::from_millis(100));
+    net.announce(1, 0, b"something else");
+    net.run(limits::DRAIN * 2);
+    assert_eq!(downs(&net, 0), []);
+    net.filter = None;
+    assert!(net.run_until(LONG, Net::all_settled));
+    assert_one(&mut net, "after");
+}
+
+#[test]
 fn rekeys_in_bad_weather_end_with_one_pair() {
     for seed in 0..100 {
         let mut net = connected(seed);
