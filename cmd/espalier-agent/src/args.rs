@@ -1,6 +1,8 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
+use espalier_ike::Rekeying;
 
 /// The per-node agent: negotiates SAs with every peer, drives the data plane, gives pods their addresses.
 #[derive(Clone, Debug, Parser)]
@@ -30,7 +32,22 @@ pub(crate) struct Args {
     /// Folder of <peer>.psk files; such a peer is authenticated by its PSK instead of a certificate.
     #[arg(long)]
     pub(crate) psk_dir: Option<PathBuf>,
+    /// Age in seconds at which an ESP SA is replaced by one with new keys; IKE SAs are replaced at four times this age.
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(10..=43_200))]
+    pub(crate) rekey_seconds: u32,
     /// Log filter, such as `info` or `espalier_ike=debug`.
     #[arg(long, env = "ESPALIER_LOG", default_value = "info")]
     pub(crate) log: String,
+}
+
+impl Args {
+    /// When SAs are replaced.
+    pub(crate) fn rekeying(&self) -> Rekeying {
+        let child_soft = Duration::from_secs(self.rekey_seconds.into());
+        Rekeying {
+            child_soft,
+            ike_soft: child_soft * 4,
+            ..Rekeying::default()
+        }
+    }
 }

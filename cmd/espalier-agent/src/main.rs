@@ -47,7 +47,8 @@ async fn main() -> Result<()> {
     let mesh = Mesh::new(Parts {
         node: args.node.clone(),
         keys: KeyFiles::new(&args),
-        endpoint: endpoint(&args.node)?,
+        endpoint: endpoint(&args)?,
+        rekeying: args.rekeying(),
         io: IkeIo::bind(&args.run_dir)?,
         overlay: Overlay::open()?,
         plane: Arc::new(plane),
@@ -69,11 +70,12 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn endpoint(node: &str) -> Result<Endpoint> {
+fn endpoint(args: &Args) -> Result<Endpoint> {
     let config = Config {
-        identity: Identity(node.to_owned()),
+        identity: Identity(args.node.clone()),
         credentials: None,
         trust: Default::default(),
+        rekeying: args.rekeying(),
     };
     Ok(Endpoint::new(config, Box::new(OsRng))?)
 }

@@ -83,6 +83,7 @@ impl Node {
             identity: id(role),
             credentials: None,
             trust: TrustAnchors::default(),
+            rekeying: Default::default(),
         };
         let rng = Box::new(Rng::new(&id(role).0, 0));
         let now = Instant::now();

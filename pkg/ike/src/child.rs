@@ -3,10 +3,10 @@
 pub(crate) mod select;
 
 use crate::config::{ChildConfig, EspSuite, Identity, TrafficSelector};
-use crate::crypto::{CryptoError, Nonces, SkD, child_keymat};
+use crate::crypto::{CryptoError, KexGroup, Nonces, SharedSecret, SkD, child_keymat};
 use crate::error::Failure;
 use crate::event::{ChildKeys, ChildSa, Role};
-use crate::sa::init::describe;
+use crate::sa::init::{GROUPS, describe};
 use crate::sa::notify;
 use crate::wire::{
     NotifyType, Payload, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform, TransformType,
@@ -128,6 +128,56 @@ fn choose_in(proposal: &Proposal, config: &ChildConfig) -> Option<Chosen> {
     })
 }
 
+/// Offers a key exchange with a rekey (RFC 7296 §1.3.1), and to do without where that is allowed.
+pub(crate) fn offer_groups(payloads: &mut [Payload<'_>], required: bool) {
+    let groups = GROUPS.iter().map(|group| group.transform_id());
+    add_ke(payloads, groups.chain((!required).then_some(0)));
+}
+
+/// Names the key exchange that was chosen.
+pub(crate) fn answer_group(payloads: &mut [Payload<'_>], group: Option<KexGroup>) {
+    add_ke(payloads, group.map(KexGroup::transform_id).into_iter());
+}
+
+fn add_ke(payloads: &mut [Payload<'_>], groups: impl Iterator<Item = u16>) {
+    let sa = payloads.iter_mut().find_map(|payload| match payload {
+        Payload::Sa(sa) => sa.proposals.first_mut(),
+        _ => None,
+    });
+    if let Some(proposal) = sa {
+        let transforms = groups.map(|id| Transform::new(TransformType::Ke, id));
+        proposal.transforms.extend(transforms);
+    }
+}
+
+/// The key exchange for a rekey out of proposal `number`: the method of the KE payload where it can be. `None`: nothing in
+/// common; `Some(None)`: none is needed.
+pub(crate) fn choose_group(
+    sa: &Sa,
+    number: u8,
+    ke: Option<u16>,
+    required: bool,
+) -> Option<Option<KexGroup>> {
+    let offered = groups(sa.proposals.iter().find(|other| other.number == number)?);
+    let mut ours = GROUPS
+        .into_iter()
+        .filter(|group| offered.contains(&group.transform_id()));
+    let first = ours.clone().next();
+    let same = ours.find(|group| ke == Some(group.transform_id()));
+    let without = offered.is_empty() || offered.contains(&0);
+    match (same.or(first), ke) {
+        (Some(_), None) if without && !required => Some(None),
+        (Some(group), _) => Some(Some(group)),
+        (None, _) => (without && !required).then_some(None),
+    }
+}
+
+fn groups(proposal: &Proposal) -> Vec<u16> {
+    let of_kind = |transform: &&Transform| transform.kind == TransformType::Ke;
+    let transforms = proposal.transforms.iter().filter(of_kind);
+    transforms.map(|transform| transform.id).collect()
+}
+
 /// What the payloads of one side of IKE_AUTH say about the first CHILD_SA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heard<'a> {
@@ -224,6 +274,30 @@ pub(crate) fn check(
     })
 }
 
+/// As initiator of a rekey with a key exchange by `group`: whether the answer is one to our offer, and whether it has a key
+/// exchange.
+pub(crate) fn check_rekey(
+    peer: &Identity,
+    config: &ChildConfig,
+    heard: &Heard<'_>,
+    group: KexGroup,
+    required: bool,
+) -> Result<(Agreed, bool), Failure> {
+    let refused = || no_proposal(peer, heard.sa, config);
+    let mut sa = heard.sa.clone();
+    let proposal = sa.proposals.first_mut().ok_or_else(refused)?;
+    let with_ke = match groups(proposal).as_slice() {
+        [] | [0] if !required => false,
+        [id] if *id == group.transform_id() => true,
+        _ => return Err(refused()),
+    };
+    proposal
+        .transforms
+        .retain(|transform| transform.kind != TransformType::Ke);
+    let agreed = check(peer, config, &Heard { sa: &sa, ..*heard })?;
+    Ok((agreed, with_ke))
+}
+
 /// Transport mode is asked for and granted, or not spoken of (RFC 7296 §1.3.1): a silent change of mode is refused.
 fn check_mode(peer: &Identity, config: &ChildConfig, transport: bool) -> Result<(), Failure> {
     let name = |transport| if transport { "transport" } else { "tunnel" };
@@ -245,8 +319,9 @@ impl Agreed {
         role: Role,
         sk_d: &SkD,
         nonces: Nonces<'_>,
+        shared: Option<&SharedSecret>,
     ) -> Result<ChildSa, CryptoError> {
-        let keymat = child_keymat(sk_d, nonces, None, self.chosen.suite)?;
+        let keymat = child_keymat(sk_d, nonces, shared, self.chosen.suite)?;
         let (keys_in, keys_out) = keymat.for_role(role);
         Ok(ChildSa {
             spi_in,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
@@ -50,6 +51,33 @@ pub struct Config {
     pub credentials: Option<crate::identity::Credentials>,
     /// Who may vouch for peers; empty where every peer uses a PSK.
     pub trust: crate::identity::TrustAnchors,
+    /// When SAs are rekeyed; applies to SAs made from now on.
+    pub rekeying: Rekeying,
+}
+
+/// When and how SAs are replaced (RFC 7296 §2.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rekeying {
+    /// Age of a CHILD_SA at which the lower identity begins to rekey it; the default is [`crate::limits::CHILD_SOFT`].
+    pub child_soft: Duration,
+    /// Age at which a CHILD_SA ends in any case; the default is [`crate::limits::CHILD_HARD`].
+    pub child_hard: Duration,
+    /// Age of an IKE SA at which the lower identity begins to rekey it; the default is [`crate::limits::IKE_SOFT`].
+    pub ike_soft: Duration,
+    /// Insist on a new key exchange for each rekeyed CHILD_SA (perfect forward secrecy). It is always offered.
+    pub require_pfs: bool,
+}
+
+impl Default for Rekeying {
+    fn default() -> Self {
+        use crate::limits::{CHILD_HARD, CHILD_SOFT, IKE_SOFT};
+        Self {
+            child_soft: CHILD_SOFT,
+            child_hard: CHILD_HARD,
+            ike_soft: IKE_SOFT,
+            require_pfs: true,
+        }
+    }
 }
 
 /// How a peer proves who it is. The same way is used in both directions.

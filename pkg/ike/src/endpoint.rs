@@ -7,8 +7,11 @@ mod establish;
 mod half_open;
 mod informational;
 mod initiate;
+mod lifetime;
 mod peer;
 mod receive;
+mod rekey;
+mod rekeyed;
 mod respond;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -237,6 +240,10 @@ impl Endpoint {
                 Timer::Liveness(spi) => self.check_liveness(spi, now),
                 Timer::Drain(spi) => self.drain(spi, now),
                 Timer::Expire(spi) => self.expire(spi),
+                Timer::RekeyIke(spi) => self.rekey_ike_due(spi, now),
+                Timer::RekeyChild(spi_in) => self.rekey_child_due(spi_in, now),
+                Timer::DrainChild(spi_in) => self.drain_child(spi_in, now),
+                Timer::ExpireChild(spi_in) => self.expire_child(spi_in, now),
             }
         }
     }

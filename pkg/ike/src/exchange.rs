@@ -6,6 +6,7 @@ use aws_lc_rs::digest;
 use rand_core::CryptoRng;
 
 use crate::limits;
+use crate::sa::ChildRef;
 use crate::timers::{backoff, jittered};
 
 /// Why a request was sent: what its response, or the lack of one, means.
@@ -21,13 +22,19 @@ pub(crate) enum Request {
     Announce(Vec<u8>),
     /// INFORMATIONAL with DELETE of the IKE SA.
     Delete,
+    /// INFORMATIONAL with DELETE of these CHILD_SAs.
+    DeleteChildren(Vec<ChildRef>),
+    /// CREATE_CHILD_SA; what for is with the IKE SA.
+    Rekey,
 }
 
 impl Request {
     fn tries(&self) -> u32 {
         match self {
             Self::Init | Self::Auth => limits::HANDSHAKE_TRIES,
-            Self::Liveness | Self::Announce(_) => limits::REQUEST_TRIES,
+            Self::Liveness | Self::Announce(_) | Self::DeleteChildren(_) | Self::Rekey => {
+                limits::REQUEST_TRIES
+            }
             Self::Delete => limits::DELETE_TRIES,
         }
     }
@@ -106,6 +113,11 @@ impl Exchanges {
     pub(crate) fn restart_init(&mut self, datagram: Vec<u8>, rng: &mut dyn CryptoRng) -> Duration {
         self.next = 0;
         self.begin(Request::Init, datagram, rng)
+    }
+
+    /// The request in flight.
+    pub(crate) fn pending(&self) -> Option<&Request> {
+        self.in_flight.as_ref().map(|sent| &sent.request)
     }
 
     /// The request in flight, if its message ID is `id`.

@@ -18,7 +18,9 @@ pub mod crypto;
 pub mod identity;
 pub mod wire;
 
-pub use config::{ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, TrafficSelector};
+pub use config::{
+    ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, Rekeying, TrafficSelector,
+};
 pub use endpoint::{Connect, Endpoint};
 pub use error::ConfigError;
 pub use event::{

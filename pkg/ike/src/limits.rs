@@ -2,8 +2,9 @@
 //!
 //! - before authentication: [`HALF_OPEN_UNKNOWN`] + [`HALF_OPEN_PER_ADDRESS`] × configured peer addresses IKE SAs of a few
 //!   KiB each ([`INIT_BYTES`] is the largest part);
-//! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with one CHILD_SA each, [`ORPHANS_PER_PEER`] SPI pairs, one
-//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`].
+//! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with [`CHILDREN_PER_SA`] CHILD_SAs each, [`ORPHANS_PER_PEER`] SPI pairs, one
+//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`] or rekeys within
+//!   [`REKEYED_LINGER`].
 
 use std::time::Duration;
 
@@ -52,6 +53,29 @@ pub const CHILDLESS_LINGER: Duration = Duration::from_secs(10);
 pub const IKE_SAS_PER_PEER: usize = 4;
 /// CHILD_SAs per peer that outlived their IKE SA and wait to be replaced. The oldest goes first.
 pub const ORPHANS_PER_PEER: usize = 4;
+
+// --- Lifetimes and rekeying (RFC 7296 §2.8; docs/ike-rekey.md) ---
+
+/// The lower identity rekeys a CHILD_SA at this age, less up to [`REKEY_JITTER_PERCENT`].
+pub const CHILD_SOFT: Duration = Duration::from_secs(3600);
+/// A CHILD_SA that was not replaced by this age ends, and with it its IKE SA if it has no other.
+pub const CHILD_HARD: Duration = Duration::from_secs(24 * 3600);
+/// The lower identity rekeys an IKE SA at this age, less up to [`REKEY_JITTER_PERCENT`].
+pub const IKE_SOFT: Duration = Duration::from_secs(4 * 3600);
+/// Rekeys come earlier by up to this many percent of the lifetime, so that a mesh does not rekey in step.
+pub const REKEY_JITTER_PERCENT: u32 = 10;
+/// The higher identity rekeys this many percent of the lifetime later, if the lower one did not.
+pub const REKEY_MARGIN_PERCENT: u32 = 20;
+/// A rekey that could not start, or that the peer put off (TEMPORARY_FAILURE), is tried again after this (plus jitter).
+pub const REKEY_RETRY: Duration = Duration::from_secs(2);
+/// A rekey that the peer refused is tried again after this (plus jitter).
+pub const REKEY_REFUSED_RETRY: Duration = Duration::from_secs(60);
+/// Restarts of one rekey by INVALID_KE_PAYLOAD.
+pub const REKEY_RESTARTS: u32 = 2;
+/// CHILD_SAs of one IKE SA, those that are being replaced included: further rekeys are put off.
+pub const CHILDREN_PER_SA: usize = 4;
+/// A rekeyed IKE SA waits this long for its initiator's DELETE; longer than the request that asked for it is repeated.
+pub const REKEYED_LINGER: Duration = Duration::from_secs(90);
 
 // --- Half-open IKE SAs of the responder (RFC 7296 §2.6, RFC 8019) ---
 

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Identity;
 use crate::crypto::{CryptoError, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
-use crate::event::{Path, Role};
+use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
 use crate::wire::{self, ExchangeType, Flags, Header, Message, Payload, PayloadType};
 
@@ -89,11 +89,32 @@ pub(crate) struct HalfOpen {
     pub(crate) from: SocketAddr,
 }
 
-/// The two SPIs of a CHILD_SA pair.
+/// A CHILD_SA pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChildRef {
     pub(crate) spi_in: u32,
     pub(crate) spi_out: u32,
+    /// This end's in the exchange that made it.
+    pub(crate) role: Role,
+    /// Inbound SPI of the CHILD_SA that it was made to replace.
+    pub(crate) replaces: Option<u32>,
+    /// The peer acknowledged what this end, which made it, said after that: it does not use what this replaces any more.
+    pub(crate) confirmed: bool,
+    /// The peer is known to have it: it answered, or has asked something since it was answered.
+    pub(crate) known: bool,
+}
+
+impl ChildRef {
+    pub(crate) fn new(child: &ChildSa, replaces: Option<u32>) -> Self {
+        Self {
+            spi_in: child.spi_in,
+            spi_out: child.spi_out,
+            role: child.role,
+            replaces,
+            confirmed: false,
+            known: child.role == Role::Initiator,
+        }
+    }
 }
 
 /// See [`State::Established`].
@@ -103,7 +124,6 @@ pub(crate) struct Established {
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
     /// For CREATE_CHILD_SA and rekeys.
-    #[expect(dead_code, reason = "rekeying follows")]
     pub(crate) sk_d: SkD,
     pub(crate) mesh: bool,
     /// Empty: childless, about to go.
@@ -116,6 +136,52 @@ pub(crate) struct Established {
     pub(crate) confirmed: bool,
     /// Announcement in the IKE_AUTH response, not acknowledged yet.
     pub(crate) carried: Option<Vec<u8>>,
+    /// This end's own CREATE_CHILD_SA under way.
+    pub(crate) rekey: Option<Box<Rekey>>,
+    /// CHILD_SAs that are gone here and whose DELETE waits for the window.
+    pub(crate) deletes: Vec<ChildRef>,
+    /// It took over the CHILD_SAs of an IKE SA that it rekeyed.
+    pub(crate) heir: bool,
+    /// Local SPI of the IKE SA that it may succeed, if this end's own rekey of that one does not win.
+    pub(crate) candidate_of: Option<u64>,
+}
+
+/// A CREATE_CHILD_SA request that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Rekey {
+    pub(crate) what: What,
+    pub(crate) kex: KeyExchange,
+    pub(crate) nonce: Vec<u8>,
+    pub(crate) restarts: u32,
+    /// The peer's request for the same SA, answered meanwhile.
+    pub(crate) crossed: Option<Crossed>,
+}
+
+/// What is being rekeyed, and the SPI for its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The CHILD_SA with the inbound SPI `old`.
+    Child { old: u32, spi_in: u32 },
+    /// The IKE SA itself.
+    Ike { spi: u64 },
+}
+
+/// See [`Rekey::crossed`].
+#[derive(Debug)]
+pub(crate) struct Crossed {
+    /// The lower nonce of that exchange.
+    pub(crate) nonce: Vec<u8>,
+    /// What came of it.
+    pub(crate) made: Made,
+}
+
+/// An SA by this end's SPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Inbound SPI of a CHILD_SA.
+    Child(u32),
+    /// Local SPI of an IKE SA.
+    Ike(u64),
 }
 
 /// See [`State::Closing`].
@@ -125,6 +191,10 @@ pub(crate) struct Closing {
     pub(crate) opener: Opener,
     /// A DELETE waits for the window.
     pub(crate) delete: Option<Goodbye>,
+    /// Local SPI of the IKE SA that took over the CHILD_SAs.
+    pub(crate) successor: Option<u64>,
+    /// This end's rekey of the IKE SA under way: what comes of it must be deleted, too.
+    pub(crate) rekey: Option<(Box<Rekey>, SkD)>,
 }
 
 /// What a DELETE says besides.
@@ -219,7 +289,12 @@ impl IkeSa {
                     ExchangeType::Informational | ExchangeType::CreateChildSa
                 )
             }
-            State::Closing(_) => exchange == ExchangeType::Informational,
+            State::Closing(_) => {
+                matches!(
+                    exchange,
+                    ExchangeType::Informational | ExchangeType::CreateChildSa
+                )
+            }
             State::InitSent(_) | State::AuthSent(_) | State::Closed => false,
         }
     }

@@ -19,6 +19,14 @@ pub(crate) enum Timer {
     Liveness(u64),
     /// Remove what this confirmed IKE SA replaced.
     Drain(u64),
+    /// Rekey the IKE SA with this local SPI.
+    RekeyIke(u64),
+    /// Rekey the CHILD_SA with this inbound SPI.
+    RekeyChild(u32),
+    /// Remove what the CHILD_SA with this inbound SPI replaced.
+    DrainChild(u32),
+    /// The CHILD_SA with this inbound SPI has reached its hard lifetime.
+    ExpireChild(u32),
     /// Forget this IKE SA: half-open, childless or closed for long enough.
     Expire(u64),
 }
@@ -52,13 +60,32 @@ impl Timers {
             Timer::Liveness(spi),
             Timer::Drain(spi),
             Timer::Expire(spi),
+            Timer::RekeyIke(spi),
         ] {
             self.cancel(&timer);
         }
     }
 
-    #[cfg(test)]
-    fn is_set(&self, timer: &Timer) -> bool {
+    /// Takes out all timers of the CHILD_SA with inbound SPI `spi`.
+    pub(crate) fn cancel_child(&mut self, spi: u32) {
+        for timer in [
+            Timer::RekeyChild(spi),
+            Timer::DrainChild(spi),
+            Timer::ExpireChild(spi),
+        ] {
+            self.cancel(&timer);
+        }
+    }
+
+    /// Takes `timer` out; when it was due.
+    pub(crate) fn take(&mut self, timer: &Timer) -> Option<Instant> {
+        let at = self.at.get(timer).copied();
+        self.cancel(timer);
+        at
+    }
+
+    /// Whether `timer` is set.
+    pub(crate) fn is_set(&self, timer: &Timer) -> bool {
         self.at.contains_key(timer)
     }
 

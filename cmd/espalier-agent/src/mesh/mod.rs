@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use espalier_api::MeshSnapshot;
 use espalier_dataplane_core::{Dataplane, Hello};
-use espalier_ike::Endpoint;
+use espalier_ike::{Endpoint, Rekeying};
 use espalier_ike_io::{IkeIo, unix_now};
 use espalier_overlay::{Desired, Overlay};
 use espalier_peers::PeerSet;
@@ -51,6 +51,7 @@ pub(crate) struct Parts<D> {
     pub(crate) node: String,
     pub(crate) keys: KeyFiles,
     pub(crate) endpoint: Endpoint,
+    pub(crate) rekeying: Rekeying,
     pub(crate) io: IkeIo,
     pub(crate) overlay: Overlay,
     pub(crate) plane: Arc<D>,
@@ -183,6 +184,7 @@ impl<D: Dataplane> Mesh<D> {
             identity: espalier_ike::Identity(self.parts.node.clone()),
             credentials: self.keyring.credentials.clone(),
             trust: self.keyring.trust.clone(),
+            rekeying: self.parts.rekeying,
         };
         match self.parts.endpoint.set_config(config) {
             Ok(()) => info!("credentials loaded"),

@@ -7,7 +7,7 @@ use crate::config::Identity;
 use crate::event::{CloseReason, Event, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::{ChildRef, Closing, Goodbye, State};
+use crate::sa::{ChildRef, Closing, Goodbye, State, What};
 use crate::timers::Timer;
 use crate::wire::{Delete, Notify, NotifyType, Payload};
 
@@ -41,7 +41,7 @@ impl Endpoint {
     }
 
     /// Ends the CHILD_SAs of IKE SAs before `order` that timed out.
-    fn orphans_down(&mut self, id: &Identity, order: u64, reason: CloseReason) {
+    pub(super) fn orphans_down(&mut self, id: &Identity, order: u64, reason: CloseReason) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -101,22 +101,40 @@ impl Endpoint {
         self.begin_closing(spi, Some(goodbye), now);
     }
 
-    fn begin_closing(&mut self, spi: u64, delete: Option<Goodbye>, now: Instant) {
+    pub(super) fn begin_closing(&mut self, spi: u64, delete: Option<Goodbye>, now: Instant) {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        let (sealer, opener) = match std::mem::replace(&mut sa.state, State::Closed) {
-            State::Established(state) => (state.sealer, state.opener),
-            State::AuthSent(state) => (state.negotiated.keys.sealer, state.negotiated.keys.opener),
+        let (sealer, opener, rekey) = match std::mem::replace(&mut sa.state, State::Closed) {
+            State::Established(state) => {
+                let state = *state;
+                let rekey = state.rekey.zip(Some(state.sk_d));
+                (state.sealer, state.opener, rekey)
+            }
+            State::AuthSent(state) => {
+                let keys = state.negotiated.keys;
+                (keys.sealer, keys.opener, None)
+            }
             other => return sa.state = other,
         };
+        let candidate = rekey.as_ref().and_then(|(rekey, _)| rekey.candidate());
+        let spi_in = rekey.as_ref().and_then(|(rekey, _)| rekey.spi_in());
         sa.state = State::Closing(Box::new(Closing {
             sealer,
             opener,
             delete,
+            successor: None,
+            rekey: rekey.filter(|(rekey, _)| matches!(rekey.what, What::Ike { .. })),
         }));
+        // What the peer may have made its own already is told to be gone.
+        let orphan = candidate.filter(|_| delete.is_some());
+        self.drop_rekey(spi_in, candidate.filter(|_| delete.is_none()));
+        if let Some(orphan) = orphan {
+            self.begin_closing(orphan, delete, now);
+        }
         self.timers.cancel(&Timer::Liveness(spi));
         self.timers.cancel(&Timer::Drain(spi));
+        self.timers.cancel(&Timer::RekeyIke(spi));
         if delete.is_none() {
             self.timers
                 .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
@@ -145,6 +163,7 @@ impl Endpoint {
 
     /// The peer deleted the IKE SA; the answer is sent and stays for a while.
     pub(super) fn closed_by_peer(&mut self, spi: u64, now: Instant) {
+        self.inherit_before_delete(spi, now);
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
@@ -155,6 +174,10 @@ impl Endpoint {
         let State::Established(established) = state else {
             return;
         };
+        self.drop_rekey_of(established.rekey.as_deref());
+        if established.candidate_of.is_some() {
+            return;
+        }
         let (id, order) = (established.peer, established.order);
         let superseded = self.leave_peer(&id, spi, order);
         let reason = if superseded {
@@ -173,7 +196,7 @@ impl Endpoint {
     }
 
     /// Takes an IKE SA from its peer's list; returns whether a newer one is there.
-    fn leave_peer(&mut self, id: &Identity, spi: u64, order: u64) -> bool {
+    pub(super) fn leave_peer(&mut self, id: &Identity, spi: u64, order: u64) -> bool {
         let Some(peer) = self.peers.get_mut(id) else {
             return false;
         };
@@ -191,7 +214,7 @@ impl Endpoint {
     }
 
     /// An IKE SA of a peer is gone without this node having asked for it.
-    fn after_loss(&mut self, id: &Identity, reason: CloseReason, now: Instant) {
+    pub(super) fn after_loss(&mut self, id: &Identity, reason: CloseReason, now: Instant) {
         if self.peers.get(id).is_some_and(|peer| peer.sas.is_empty()) {
             self.events.push_back(Event::IkeDown {
                 peer: id.clone(),
@@ -213,9 +236,15 @@ impl Endpoint {
             established.order,
             established.children.is_empty(),
         );
+        let reason = if empty {
+            CloseReason::Peer
+        } else {
+            CloseReason::Replaced
+        };
         for child in gone {
-            self.child_down(&id, *child, CloseReason::Peer);
+            self.child_down(&id, *child, reason);
         }
+        self.rearm(spi, now);
         if empty {
             self.retire(spi, CloseReason::Peer, Some(Goodbye::Plain));
             self.orphans_down(&id, order, CloseReason::Peer);
@@ -229,6 +258,7 @@ impl Endpoint {
             return;
         };
         self.timers.cancel_sa(spi);
+        self.drop_rekey_of(established.rekey.as_deref());
         let id = established.peer;
         if established.children.is_empty() {
             return;
@@ -238,7 +268,7 @@ impl Endpoint {
         let others = self.peers.get(&id).is_some_and(|peer| !peer.sas.is_empty());
         for child in established.children {
             // Nobody uses one that the peer never showed to have.
-            if others && !established.proven {
+            if others && !established.proven && !established.heir {
                 self.child_down(&id, child, CloseReason::Replaced);
             } else if let Some(peer) = self.peers.get_mut(&id) {
                 peer.orphans.push((established.order, child));

@@ -89,10 +89,7 @@ impl Endpoint {
         child: &ChildSa,
         proven: bool,
     ) -> Established {
-        let children = vec![ChildRef {
-            spi_in: child.spi_in,
-            spi_out: child.spi_out,
-        }];
+        let children = vec![ChildRef::new(child, None)];
         self.new_established(id, negotiated, children, proven)
     }
 
@@ -116,6 +113,10 @@ impl Endpoint {
             proven,
             confirmed: false,
             carried: None,
+            rekey: None,
+            deletes: Vec::new(),
+            heir: false,
+            candidate_of: None,
         }
     }
 
@@ -136,11 +137,14 @@ impl Endpoint {
         sa.state = State::Established(Box::new(established));
         peer.sas.push(spi);
         peer.failures = 0;
+        peer.renew = false;
         peer.wanted = peer.wanted.map(|_| Connect::Policy);
         self.timers.cancel(&Timer::Expire(spi));
         self.timers.cancel(&Timer::Connect(id.clone()));
         self.timers
             .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+        self.start_child_lifetime(id, child.spi_in, now);
+        self.start_ike_lifetime(id, spi, now);
         self.talkative.insert(id.clone());
         let (spi_in, spi_out) = (
             format_args!("{:08x}", child.spi_in),
@@ -210,6 +214,10 @@ impl Endpoint {
 
     /// A request of the initiator, verified with this IKE SA's keys.
     pub(super) fn heard_request(&mut self, spi: u64, now: Instant) {
+        // With a window of 1 it has the answer to its last request, and what that made.
+        let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
+        let children = established.into_iter().flat_map(|sa| &mut sa.children);
+        children.for_each(|child| child.known = true);
         let Some(sa) = self.sas.get(&spi).filter(|sa| sa.role == Role::Responder) else {
             return;
         };

@@ -32,6 +32,14 @@ impl Endpoint {
         opened: &Opened,
     ) {
         self.heard_request(spi, received.now);
+        let deletes_ike =
+            |payloads: &Vec<Payload<'_>>| payloads.contains(&Payload::Delete(Delete::Ike));
+        if opened
+            .payloads()
+            .is_ok_and(|payloads| !deletes_ike(&payloads))
+        {
+            self.inherit_candidate(spi, received.now);
+        }
         let payloads = match opened.payloads() {
             Ok(payloads) => payloads,
             Err(error) => {
@@ -117,19 +125,6 @@ impl Endpoint {
         }
     }
 
-    /// CREATE_CHILD_SA from a foreign peer: neither further CHILD_SAs nor rekeys (RFC 7296 §1.3).
-    pub(super) fn refuse_child(&mut self, spi: u64, received: &Received<'_>) {
-        self.heard_request(spi, received.now);
-        self.respond(
-            spi,
-            received,
-            &[Payload::Notify(Notify::new(
-                NotifyType::NoAdditionalSas,
-                &[],
-            ))],
-        );
-    }
-
     /// Answers a verified request, and keeps the answer for its retransmissions.
     pub(super) fn respond(&mut self, spi: u64, received: &Received<'_>, payloads: &[Payload<'_>]) {
         let Some(sa) = self.sas.get_mut(&spi) else {
@@ -156,6 +151,7 @@ impl Endpoint {
         if request == Some(Request::Delete) {
             return self.forget(spi);
         }
+        self.flush_deletes(spi, received.now);
         if let (Some(Request::Announce(data)), Some(peer)) = (request, &peer) {
             self.acknowledged(spi, peer, data, role, received.now);
         }
@@ -181,6 +177,7 @@ impl Endpoint {
         if role == Role::Initiator {
             self.confirm(spi, now);
         }
+        self.confirm_initiated(spi, now);
     }
 
     /// Sends the announcements that are due; called when the driver has acted on all events.
@@ -322,7 +319,10 @@ impl Endpoint {
     /// Emits the end of a CHILD_SA and frees its SPI.
     pub(super) fn child_down(&mut self, id: &Identity, child: ChildRef, reason: CloseReason) {
         self.spis.remove(&child.spi_in);
-        let ChildRef { spi_in, spi_out } = child;
+        self.timers.cancel_child(child.spi_in);
+        let ChildRef {
+            spi_in, spi_out, ..
+        } = child;
         self.events.push_back(Event::ChildDown {
             peer: id.clone(),
             spi_in,

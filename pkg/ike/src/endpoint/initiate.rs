@@ -302,7 +302,7 @@ impl Endpoint {
         }
         let agreed = child::check(&peer(), &config.child, &child::Heard::read(payloads)?)?;
         let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-        let child = agreed.key(state.spi_in, Role::Initiator, sk_d, nonces)?;
+        let child = agreed.key(state.spi_in, Role::Initiator, sk_d, nonces, None)?;
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
         Ok((child, announcement))
     }

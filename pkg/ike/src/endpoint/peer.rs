@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub(super) pending: bool,
     /// Last authenticated ESP.
     pub(super) traffic: Option<Instant>,
+    /// The peer does not rekey: a new IKE SA is to replace the one there is.
+    pub(super) renew: bool,
 }
 
 impl Peer {
@@ -44,6 +46,7 @@ impl Peer {
             orphans: Vec::new(),
             pending: false,
             traffic: None,
+            renew: false,
         }
     }
 
@@ -70,7 +73,7 @@ impl Peer {
 
     /// Something is missing that an attempt could bring: an IKE SA, or the successor of a CHILD_SA without one.
     fn lacks_sa(&self) -> bool {
-        self.attempt.is_none() && (self.sas.is_empty() || !self.orphans.is_empty())
+        self.attempt.is_none() && (self.sas.is_empty() || !self.orphans.is_empty() || self.renew)
     }
 }
 

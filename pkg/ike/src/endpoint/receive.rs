@@ -90,7 +90,7 @@ impl Endpoint {
         self.heard(spi, received.now);
         match received.header.exchange {
             ExchangeType::IkeAuth => self.receive_auth_request(spi, received, &opened),
-            ExchangeType::CreateChildSa => self.refuse_child(spi, received),
+            ExchangeType::CreateChildSa => self.receive_create_child(spi, received, &opened),
             _ => self.receive_informational(spi, received, &opened),
         }
     }
@@ -102,9 +102,8 @@ impl Endpoint {
         let expected = match sa.exchanges.in_flight(received.header.message_id) {
             Some(Request::Init) => ExchangeType::IkeSaInit,
             Some(Request::Auth) => ExchangeType::IkeAuth,
-            Some(Request::Liveness | Request::Announce(_) | Request::Delete) => {
-                ExchangeType::Informational
-            }
+            Some(Request::Rekey) => ExchangeType::CreateChildSa,
+            Some(_) => ExchangeType::Informational,
             None => return tracing::trace!("response to nothing in flight dropped"),
         };
         if received.header.exchange != expected {
@@ -117,10 +116,12 @@ impl Endpoint {
             return tracing::debug!("response that does not authenticate dropped");
         };
         self.heard(spi, received.now);
-        if expected == ExchangeType::IkeAuth {
-            self.receive_auth_response(spi, received, &opened);
-        } else {
-            self.receive_informational_response(spi, received);
+        match expected {
+            ExchangeType::IkeAuth => self.receive_auth_response(spi, received, &opened),
+            ExchangeType::CreateChildSa => {
+                self.receive_create_child_response(spi, received, &opened);
+            }
+            _ => self.receive_informational_response(spi, received),
         }
     }
 

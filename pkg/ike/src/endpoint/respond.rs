@@ -434,7 +434,9 @@ fn agree_child(
     let heard = child::Heard::read(payloads)?;
     let agreed = child::accept(&peer.identity, &peer.child, &heard)?;
     let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-    let child = agreed.clone().key(spi_in, Role::Responder, sk_d, nonces)?;
+    let child = agreed
+        .clone()
+        .key(spi_in, Role::Responder, sk_d, nonces, None)?;
     Ok((agreed, child))
 }
 

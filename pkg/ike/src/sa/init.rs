@@ -57,6 +57,29 @@ pub(crate) fn offer() -> Sa {
     }
 }
 
+/// The same SA payload with the sender's SPI for the new IKE SA, as in a rekey (RFC 7296 §3.3.1).
+pub(crate) fn with_spi(mut sa: Sa, spi: u64) -> Sa {
+    for proposal in &mut sa.proposals {
+        proposal.spi = Spi::Ike(spi);
+    }
+    sa
+}
+
+/// Takes the SPI of a rekey's SA payload out of it. `None` where there is none or several.
+pub(crate) fn take_spi(mut sa: Sa) -> Option<(u64, Sa)> {
+    let first = sa.proposals.first()?.spi.clone();
+    let Spi::Ike(spi) = first else {
+        return None;
+    };
+    for proposal in &mut sa.proposals {
+        let same = std::mem::replace(&mut proposal.spi, Spi::None) == first;
+        if !same {
+            return None;
+        }
+    }
+    (spi != 0).then_some((spi, sa))
+}
+
 /// What was agreed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chosen {

@@ -371,6 +371,7 @@ fn a_renewed_certificate_keeps_what_is_there_and_serves_what_comes() {
         identity: name.clone(),
         credentials: Some(ca.issue(&name.0)),
         trust: ca.trust(),
+        rekeying: Default::default(),
     };
     net.nodes[0].endpoint.set_config(config(&id(0))).unwrap();
     net.run(Duration::from_secs(60));

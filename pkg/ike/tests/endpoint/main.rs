@@ -10,5 +10,8 @@ mod keys;
 mod lifecycle;
 mod mesh;
 mod refused;
+mod rekey;
+mod rekey_raw;
 mod restart;
+mod schedules;
 mod sim;

@@ -48,6 +48,7 @@ fn cert_pair(own: &Ca, other: &Ca, until: i32) -> Net {
                 identity: id(index),
                 credentials,
                 trust: ca.trust(),
+                rekeying: Default::default(),
             },
         );
     }
@@ -100,6 +101,7 @@ fn a_responder_whose_proof_is_not_believed_loses_the_ike_sa_at_once() {
             identity: id(0),
             credentials,
             trust: other.trust(),
+            rekeying: Default::default(),
         })
         .unwrap();
     net.connect(0, 1, Connect::Policy);

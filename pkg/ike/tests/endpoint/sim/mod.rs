@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use espalier_ike::{
     ChildConfig, Config, Connect, Endpoint, EspSuite, Event, Identity, Path, PeerAuth, PeerConfig,
-    Role, TrafficSelector, Transmit,
+    Rekeying, Role, TrafficSelector, Transmit,
 };
 use espalier_secret::SecretBytes;
 use rand::rngs::StdRng;
@@ -62,6 +62,7 @@ impl Packet {
 
 pub const INIT: u8 = 34;
 pub const AUTH: u8 = 35;
+pub const CREATE_CHILD: u8 = 36;
 pub const INFORMATIONAL: u8 = 37;
 
 /// One node.
@@ -163,10 +164,12 @@ impl Net {
         for index in 0..size {
             let credentials = ca.map(|ca| ca.issue(&id(index).0));
             let trust = ca.map(Ca::trust).unwrap_or_default();
+            let rekeying = Rekeying::default();
             let config = Config {
                 identity: id(index),
                 credentials,
                 trust,
+                rekeying,
             };
             net.add(address(index), config);
         }
@@ -213,6 +216,7 @@ impl Net {
             identity: id(node),
             credentials: None,
             trust: Default::default(),
+            rekeying: Default::default(),
         };
         let mut endpoint = Endpoint::new(config, Box::new(StdRng::seed_from_u64(seed))).unwrap();
         for pair in self.nodes[node].plane.values_mut() {
@@ -238,6 +242,36 @@ impl Net {
                 self.connect(own, peer, why);
             }
         }
+    }
+
+    /// Sets the lifetimes of SAs made from now on.
+    pub fn set_rekeying(&mut self, node: usize, rekeying: Rekeying) {
+        let config = Config {
+            identity: id(node),
+            credentials: None,
+            trust: Default::default(),
+            rekeying,
+        };
+        self.nodes[node].endpoint.set_config(config).unwrap();
+    }
+
+    pub fn rekey_child(&mut self, own: usize, peer: usize) {
+        let now = self.now;
+        self.nodes[own].endpoint.rekey_child(&id(peer), now);
+        self.pump(own);
+    }
+
+    pub fn rekey_ike(&mut self, own: usize, peer: usize) {
+        let now = self.now;
+        self.nodes[own].endpoint.rekey_ike(&id(peer), now);
+        self.pump(own);
+    }
+
+    pub fn announce(&mut self, own: usize, peer: usize, data: &[u8]) {
+        let now = self.now;
+        let endpoint = &mut self.nodes[own].endpoint;
+        endpoint.announce(&id(peer), data.to_vec(), now);
+        self.pump(own);
     }
 
     /// The driver's loop: events before transmits.

@@ -218,6 +218,41 @@ impl Raw {
         })
     }
 
+    /// The last request that the node has sent on this IKE SA.
+    pub fn asked(&self, net: &Net) -> (Header, Answer) {
+        let to_us = |packet: &&Packet| {
+            let header = Header::peek(&packet.payload).unwrap();
+            packet.path.remote == self.path.local
+                && header.spi_i == self.spis.initiator
+                && !header.flags.response
+        };
+        let datagram = &net
+            .sent
+            .iter()
+            .rev()
+            .find(to_us)
+            .expect("a request")
+            .payload;
+        let message = Message::parse(datagram).unwrap();
+        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
+            panic!("unprotected request");
+        };
+        let opened = self.keys.opener.open(datagram, sk.aad_len).unwrap();
+        let (first, bytes) = (sk.inner_first, opened.to_vec());
+        (message.header, Answer { first, bytes })
+    }
+
+    /// Answers that request.
+    pub fn answer(&mut self, net: &mut Net, payloads: &[Payload<'_>]) {
+        let (asked, _) = self.asked(net);
+        let mut header = header(self.spis, asked.exchange, asked.message_id);
+        header.flags.response = true;
+        let (first, inner) = wire::emit_chain(payloads);
+        let sealer = &mut self.keys.sealer;
+        let datagram = sealer.seal_message(&header, first, &inner).unwrap();
+        ask(net, self.path, datagram);
+    }
+
     /// Its SPIi.
     pub fn spi(&self) -> u64 {
         self.spis.initiator

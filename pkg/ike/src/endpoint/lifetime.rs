@@ -1,0 +1,221 @@
+//! Lifetimes of SAs, and how a replaced CHILD_SA goes: confirmed, drained, deleted (docs/ike-rekey.md).
+
+use std::time::{Duration, Instant};
+
+use super::Endpoint;
+use crate::config::Identity;
+use crate::event::{CloseReason, Role};
+use crate::exchange::Request;
+use crate::limits;
+use crate::sa::{ChildRef, Goodbye, What};
+use crate::timers::{Timer, jittered, up_to};
+use crate::wire::{Delete, Payload, ProtocolId};
+
+impl Endpoint {
+    /// Rekeys the newest CHILD_SA with a peer now (its limit of bytes or packets comes near). Put off while another exchange
+    /// is under way; nothing happens where there is none.
+    pub fn rekey_child(&mut self, id: &Identity, now: Instant) {
+        self.now = Some(now);
+        let newest = self.newest_sa(id);
+        let child = newest.and_then(|spi| self.children(spi).last().copied());
+        if let Some(child) = child {
+            self.rekey_child_due(child.spi_in, now);
+        }
+    }
+
+    /// Rekeys the IKE SA with a peer now; its CHILD_SAs move to the new one. Put off while another exchange is under way.
+    pub fn rekey_ike(&mut self, id: &Identity, now: Instant) {
+        self.now = Some(now);
+        if let Some(spi) = self.newest_sa(id) {
+            self.rekey_ike_due(spi, now);
+        }
+    }
+
+    pub(super) fn newest_sa(&self, id: &Identity) -> Option<u64> {
+        self.peers.get(id)?.sas.last().copied()
+    }
+
+    /// The lower identity begins, so that two ends with the same lifetimes do not collide each time.
+    fn soft(&mut self, id: &Identity, lifetime: Duration) -> Duration {
+        let early = lifetime * limits::REKEY_JITTER_PERCENT / 100;
+        let early = up_to(early, &mut *self.rng);
+        let margin = if self.config.identity < *id {
+            Duration::ZERO
+        } else {
+            lifetime * limits::REKEY_MARGIN_PERCENT / 100
+        };
+        lifetime + margin - early
+    }
+
+    pub(super) fn start_child_lifetime(&mut self, id: &Identity, spi_in: u32, now: Instant) {
+        let rekeying = self.config.rekeying;
+        let soft = self.soft(id, rekeying.child_soft);
+        self.timers.set(Timer::RekeyChild(spi_in), now + soft);
+        let hard = now + rekeying.child_hard;
+        self.timers.set(Timer::ExpireChild(spi_in), hard);
+    }
+
+    pub(super) fn start_ike_lifetime(&mut self, id: &Identity, spi: u64, now: Instant) {
+        let soft = self.soft(id, self.config.rekeying.ike_soft);
+        self.timers.set(Timer::RekeyIke(spi), now + soft);
+    }
+
+    /// Comes back to `timer` soon.
+    pub(super) fn put_off(&mut self, timer: Timer, base: Duration, now: Instant) {
+        let wait = jittered(base, &mut *self.rng);
+        self.timers.set(timer, now + wait);
+    }
+
+    /// The IKE SA whose CHILD_SA this is.
+    pub(super) fn sa_of_child(&self, spi_in: u32) -> Option<u64> {
+        let has = |spi: &u64| self.find_child(*spi, spi_in).is_some();
+        self.sas.keys().copied().find(has)
+    }
+
+    pub(super) fn find_child(&self, spi: u64, spi_in: u32) -> Option<ChildRef> {
+        let mut children = self.children(spi).iter();
+        children.find(|child| child.spi_in == spi_in).copied()
+    }
+
+    /// A successor of this CHILD_SA is there.
+    pub(super) fn is_replaced(&self, spi: u64, spi_in: u32) -> bool {
+        let mut children = self.children(spi).iter();
+        children.any(|child| child.replaces == Some(spi_in))
+    }
+
+    /// CHILD_SAs whose successor is gone again are rekeyed anew.
+    pub(super) fn rearm(&mut self, spi: u64, now: Instant) {
+        let under_way = self.sas.get(&spi).and_then(|sa| sa.established());
+        let under_way = under_way.and_then(|sa| Some(sa.rekey.as_ref()?.what));
+        for child in self.children(spi).to_vec() {
+            let timer = Timer::RekeyChild(child.spi_in);
+            let own = matches!(under_way, Some(What::Child { old, .. }) if old == child.spi_in);
+            if !own && !self.is_replaced(spi, child.spi_in) && !self.timers.is_set(&timer) {
+                self.put_off(timer, limits::REKEY_RETRY, now);
+            }
+        }
+    }
+
+    /// The peer has acknowledged what this end said after it had made these CHILD_SAs: it is known to be ready.
+    pub(super) fn confirm_initiated(&mut self, spi: u64, now: Instant) {
+        let made = |child: &&ChildRef| child.role == Role::Initiator && !child.confirmed;
+        let children: Vec<u32> = self
+            .children(spi)
+            .iter()
+            .filter(made)
+            .map(|c| c.spi_in)
+            .collect();
+        for spi_in in children {
+            self.child_confirmed(spi, spi_in, now);
+        }
+    }
+
+    /// The peer uses a CHILD_SA that this end made: what it replaces goes after [`limits::DRAIN`]. That the peer knows of it, or
+    /// announces something by itself, is no proof: only its acknowledgement of what this end announced is.
+    pub(super) fn child_confirmed(&mut self, spi: u64, spi_in: u32, now: Instant) {
+        let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
+        let mut children = established
+            .into_iter()
+            .flat_map(|sa| sa.children.iter_mut());
+        let Some(child) = children.find(|child| child.spi_in == spi_in && !child.confirmed) else {
+            return;
+        };
+        child.confirmed = true;
+        if child.role == Role::Initiator && child.replaces.is_some() {
+            let drained = now + limits::DRAIN;
+            self.timers.set(Timer::DrainChild(spi_in), drained);
+        }
+    }
+
+    /// What this confirmed CHILD_SA replaced has drained on both ends.
+    pub(super) fn drain_child(&mut self, spi_in: u32, now: Instant) {
+        let Some(spi) = self.sa_of_child(spi_in) else {
+            return;
+        };
+        // All before it: its predecessor may itself still have been draining one.
+        let mut newer = self.find_child(spi, spi_in);
+        while let Some(old) = newer.and_then(|child| self.find_child(spi, child.replaces?)) {
+            newer = Some(old);
+            self.delete_child(spi, old, CloseReason::Replaced, now);
+        }
+    }
+
+    /// Ends a CHILD_SA under an IKE SA that stays.
+    fn delete_child(&mut self, spi: u64, child: ChildRef, reason: CloseReason, now: Instant) {
+        let Some(established) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) else {
+            return;
+        };
+        established.children.retain(|other| *other != child);
+        let id = established.peer.clone();
+        self.child_down(&id, child, reason);
+        self.owe_delete(spi, child, now);
+    }
+
+    /// A CHILD_SA that only the peer has must go.
+    pub(super) fn owe_delete(&mut self, spi: u64, child: ChildRef, now: Instant) {
+        if let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) {
+            sa.deletes.push(child);
+        }
+        self.flush_deletes(spi, now);
+    }
+
+    /// Sends the DELETEs of CHILD_SAs that wait, once the window is free.
+    pub(super) fn flush_deletes(&mut self, spi: u64, now: Instant) {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        let Some(deletes) = established.map(|sa| sa.deletes.clone()) else {
+            return;
+        };
+        if deletes.is_empty() {
+            return;
+        }
+        let spis = deletes.iter().map(|child| child.spi_in).collect();
+        let delete = Payload::Delete(Delete::Child {
+            protocol: ProtocolId::Esp,
+            spis,
+        });
+        let sent = self.request(spi, Request::DeleteChildren(deletes), &[delete], now);
+        if let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) {
+            sa.deletes.retain(|_| !sent);
+        }
+    }
+
+    /// The hard lifetime: nothing is sealed any more with keys this old, whatever it costs.
+    pub(super) fn expire_child(&mut self, spi_in: u32, now: Instant) {
+        let Some(spi) = self.sa_of_child(spi_in) else {
+            return self.expire_orphan(spi_in);
+        };
+        let Some(child) = self.find_child(spi, spi_in) else {
+            return;
+        };
+        let others = self.children(spi).len() > 1;
+        tracing::warn!(
+            spi_in = format_args!("{spi_in:08x}"),
+            "hard lifetime of a CHILD_SA reached"
+        );
+        if others {
+            self.delete_child(spi, child, CloseReason::Local, now);
+            return self.rearm(spi, now);
+        }
+        let id = self.sas.get(&spi).and_then(|sa| sa.established());
+        let Some(id) = id.map(|sa| sa.peer.clone()) else {
+            return;
+        };
+        self.retire(spi, CloseReason::Local, Some(Goodbye::Plain));
+        self.after_loss(&id, CloseReason::Local, now);
+    }
+
+    fn expire_orphan(&mut self, spi_in: u32) {
+        let expired = |(_, child): &(u64, ChildRef)| child.spi_in == spi_in;
+        let found = self.peers.iter().find_map(|(id, peer)| {
+            let at = peer.orphans.iter().position(expired)?;
+            Some((id.clone(), at))
+        });
+        let Some((id, at)) = found else {
+            return;
+        };
+        let orphan = self.peers.get_mut(&id).map(|peer| peer.orphans.remove(at));
+        if let Some((_, child)) = orphan {
+            self.child_down(&id, child, CloseReason::Local);
+        }
+    }
+}
