@@ -54,6 +54,8 @@ pub struct Node {
     pub netns: Netns,
     /// What the agent starts with.
     pub auth: Auth,
+    /// Given to the agent as `--rekey-seconds`.
+    pub rekey_seconds: Option<u32>,
     bin: PathBuf,
     logs: PathBuf,
     dir: PathBuf,
@@ -80,6 +82,7 @@ impl Node {
             uid: plan::uid(index, 1),
             netns,
             auth: Auth::certificate(bench, &name),
+            rekey_seconds: None,
             bin: bench.bin.clone(),
             logs: bench.logs(),
             dir,
@@ -158,6 +161,9 @@ impl Node {
         }
         if let Some(folder) = &self.auth.psk_dir {
             command.arg("--psk-dir").arg(folder);
+        }
+        if let Some(seconds) = self.rekey_seconds {
+            command.arg("--rekey-seconds").arg(seconds.to_string());
         }
         self.agent = Some(self.netns.spawn(&mut command)?);
         Ok(())

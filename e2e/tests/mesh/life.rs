@@ -15,6 +15,42 @@ use espalier_testnet::{Netns, Process, address};
 const RESYNC: Duration = Duration::from_secs(10);
 
 #[test]
+fn rekeys_under_flows_lose_nothing() {
+    test("life::rekeys_under_flows_lose_nothing", |bench| {
+        let mut mesh = Cluster::prepare(bench, 2, Mode::Required)?;
+        for node in &mut mesh.nodes {
+            node.rekey_seconds = Some(10);
+        }
+        mesh.start_all()?;
+        let pods = mesh.pods(&[1, 2])?;
+        mesh.works(&[1, 2], &pods)?;
+        let flows = [
+            Flow::start(&pods[0], &pods[1], 7001)?,
+            Flow::start(&pods[1], &pods[0], 7002)?,
+        ];
+        for flow in &flows {
+            flow.await_since(flow.mark())?;
+        }
+        let marks = flows.each_ref().map(Flow::mark);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            // Three pairs of SAs, one after the other: two rekeys.
+            let next = until("the next outbound SA", || {
+                let now = active(&sas(mesh.node_ref(1)?)?)?;
+                let fresh = !seen.contains(&now);
+                Ok(fresh.then_some(now).ok_or_else(|| "the old one".to_owned()))
+            })?;
+            seen.push(next);
+        }
+        for (flow, mark) in flows.iter().zip(marks) {
+            flow.await_since(flow.mark())?;
+            flow.none_lost_since(mark)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_killed_agent_comes_back_and_adopts() {
     test("life::a_killed_agent_comes_back_and_adopts", |bench| {
         let mut mesh = Cluster::start(bench, 2, Mode::Required)?;
