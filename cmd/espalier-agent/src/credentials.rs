@@ -8,12 +8,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use espalier_ike::Identity;
 use espalier_ike::identity::{Credentials, TrustAnchors};
+use espalier_ike::limits::PSK_MIN;
 use espalier_secret::SecretBytes;
 
 use crate::args::Args;
-
-/// Bytes of the shortest PSK that is accepted: 256 bits.
-const MIN_PSK: usize = 32;
 
 /// How this node and its peers prove who they are.
 #[derive(Debug, Default)]
@@ -135,7 +133,7 @@ fn read_psk(path: &Path) -> Result<(String, SecretBytes)> {
 
 fn decode_hex(text: &[u8]) -> Result<SecretBytes> {
     let remedy = "expected one line of at least 64 hex digits; make one with `espalier pki psk`";
-    if text.len() < 2 * MIN_PSK || text.len() % 2 == 1 {
+    if text.len() < 2 * PSK_MIN || text.len() % 2 == 1 {
         bail!("{} characters: {remedy}", text.len());
     }
     let digit = |byte: &u8| {

@@ -7,7 +7,6 @@ mod pods;
 mod serve;
 
 use std::future::Future;
-
 use std::sync::Arc;
 
 use anyhow::{Context, Result};

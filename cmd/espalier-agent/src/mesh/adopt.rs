@@ -1,11 +1,11 @@
 //! Adopt, never flush: what a restarted agent finds goes on as it is, and is replaced pair by pair by fresh handshakes.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use espalier_dataplane_core::{Dataplane, Direction, Dump, PeerId, SaInfo};
 use espalier_overlay::{Observed as Kernel, RoutePath};
 use espalier_peers::{NodeSpec, Observed, Sends};
-use std::time::Instant;
 use tracing::{info, warn};
 
 use super::Mesh;

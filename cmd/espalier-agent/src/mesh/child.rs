@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Aead, Dataplane, Direction, Encapsulation, Error, Sa, Spi};
+use espalier_dataplane_core::{Aead, Dataplane, Direction, Encapsulation, Error, PeerId, Sa, Spi};
 use espalier_ike::{ChildSa, EspSuite, Event, Identity, Role};
 use espalier_peers::Announcement;
 use tracing::{debug, info, warn};
@@ -81,7 +81,7 @@ impl<D: Dataplane> Mesh<D> {
             (Direction::Out, child.spi_out, &child.keys_out),
         ] {
             let sa = Sa {
-                peer: espalier_dataplane_core::PeerId(name.to_owned()),
+                peer: PeerId(name.to_owned()),
                 direction,
                 spi: Spi(spi),
                 aead: aead(child.suite),
