@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
-    ChildConfig, Config, Connect, Endpoint, EspSuite, Event, Identity, IkeStatus, Path, PeerAuth,
-    PeerConfig, Role, TrafficSelector, Transmit, identity::TrustAnchors,
+    ChildConfig, Config, Connect, Endpoint, Event, Identity, IkeStatus, Path, PeerAuth, PeerConfig,
+    Role, TrafficSelector, Transmit,
 };
 use espalier_secret::SecretBytes;
 
@@ -58,33 +58,18 @@ pub(super) fn other(role: Role) -> Role {
 
 fn peer_config(own: Role) -> PeerConfig {
     let peer = other(own);
+    let auth = PeerAuth::Psk(SecretBytes::copy_from(&PSK));
+    let child = ChildConfig::new(vec![selector(own)], vec![selector(peer)]);
     PeerConfig {
-        identity: id(peer),
-        uid: None,
-        local: address(own),
-        remote: address(peer),
-        addresses: vec![address(peer).ip()],
-        auth: PeerAuth::Psk(SecretBytes::copy_from(&PSK)),
-        child: ChildConfig {
-            transport: true,
-            suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16],
-            esn: true,
-            local_ts: vec![selector(own)],
-            remote_ts: vec![selector(peer)],
-        },
         announcement: b"announcement".to_vec(),
+        ..PeerConfig::new(id(peer), address(own), address(peer), auth, child)
     }
 }
 
 impl Node {
     /// A node that has done nothing yet; the initiator's first request is not taken out.
     pub(super) fn new(role: Role) -> Self {
-        let config = Config {
-            identity: id(role),
-            credentials: None,
-            trust: TrustAnchors::default(),
-            rekeying: Default::default(),
-        };
+        let config = Config::new(id(role));
         let rng = Box::new(Rng::new(&id(role).0, 0));
         let now = Instant::now();
         let mut endpoint = Endpoint::new(config, rng).expect("a good configuration");

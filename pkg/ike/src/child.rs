@@ -438,11 +438,9 @@ mod tests {
         };
         let (local_ts, remote_ts) = (vec![any.clone()], vec![any]);
         ChildConfig {
-            transport: true,
             suites: suites.to_vec(),
             esn,
-            local_ts,
-            remote_ts,
+            ..ChildConfig::new(local_ts, remote_ts)
         }
     }
 

@@ -55,6 +55,19 @@ pub struct Config {
     pub rekeying: Rekeying,
 }
 
+impl Config {
+    /// A node without certificate and with the default lifetimes. Later settings have their defaults here.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            credentials: None,
+            trust: crate::identity::TrustAnchors::default(),
+            rekeying: Rekeying::default(),
+        }
+    }
+}
+
 /// When and how SAs are replaced (RFC 7296 §2.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rekeying {
@@ -104,6 +117,20 @@ pub struct ChildConfig {
     pub remote_ts: Vec<TrafficSelector>,
 }
 
+impl ChildConfig {
+    /// Transport mode with ESP by AES-GCM and ESN. Later settings have their defaults here.
+    #[must_use]
+    pub fn new(local_ts: Vec<TrafficSelector>, remote_ts: Vec<TrafficSelector>) -> Self {
+        Self {
+            transport: true,
+            suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16],
+            esn: true,
+            local_ts,
+            remote_ts,
+        }
+    }
+}
+
 /// One peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
@@ -123,4 +150,27 @@ pub struct PeerConfig {
     pub child: ChildConfig,
     /// This node's announcement (opaque, at most 64 bytes), carried as a private notify in IKE_AUTH by both sides.
     pub announcement: Vec<u8>,
+}
+
+impl PeerConfig {
+    /// A peer at `remote` that may claim this address only. Later settings have their defaults here.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        local: SocketAddr,
+        remote: SocketAddr,
+        auth: PeerAuth,
+        child: ChildConfig,
+    ) -> Self {
+        Self {
+            identity,
+            uid: None,
+            local,
+            remote,
+            addresses: vec![remote.ip()],
+            auth,
+            child,
+            announcement: Vec::new(),
+        }
+    }
 }

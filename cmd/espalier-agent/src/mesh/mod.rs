@@ -180,11 +180,12 @@ impl<D: Dataplane> Mesh<D> {
         for problem in &self.keyring.problems {
             warn!(%problem, "credentials");
         }
+        let identity = espalier_ike::Identity(self.parts.node.clone());
         let config = espalier_ike::Config {
-            identity: espalier_ike::Identity(self.parts.node.clone()),
             credentials: self.keyring.credentials.clone(),
             trust: self.keyring.trust.clone(),
             rekeying: self.parts.rekeying,
+            ..espalier_ike::Config::new(identity)
         };
         match self.parts.endpoint.set_config(config) {
             Ok(()) => info!("credentials loaded"),

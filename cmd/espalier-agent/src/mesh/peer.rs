@@ -114,25 +114,16 @@ impl PeerState {
 
     pub(crate) fn for_ike(&self, psk: Option<&SecretBytes>) -> PeerConfig {
         let (local, remote) = self.addresses;
+        let at = |address| SocketAddr::new(address, NAT_T_PORT);
+        let auth = psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone()));
+        let mut child = ChildConfig::new(vec![any_udp(local)], vec![any_udp(remote)]);
+        child.suites.push(EspSuite::ChaCha20Poly1305);
+        let identity = Identity(self.spec.name.clone());
         PeerConfig {
-            identity: Identity(self.spec.name.clone()),
             uid: self.spec.uid.clone(),
-            local: SocketAddr::new(local, NAT_T_PORT),
-            remote: SocketAddr::new(remote, NAT_T_PORT),
             addresses: self.spec.addresses.clone(),
-            auth: psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone())),
-            child: ChildConfig {
-                transport: true,
-                suites: vec![
-                    EspSuite::Aes256Gcm16,
-                    EspSuite::Aes128Gcm16,
-                    EspSuite::ChaCha20Poly1305,
-                ],
-                esn: true,
-                local_ts: vec![any_udp(local)],
-                remote_ts: vec![any_udp(remote)],
-            },
             announcement: self.pair.announcement(self.opens()).to_bytes(),
+            ..PeerConfig::new(identity, at(local), at(remote), auth, child)
         }
     }
 

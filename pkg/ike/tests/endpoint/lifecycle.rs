@@ -368,10 +368,9 @@ fn a_renewed_certificate_keeps_what_is_there_and_serves_what_comes() {
     net.connect(0, 1, Connect::Policy);
     assert!(net.run_until(LONG, Net::all_settled));
     let config = |name: &Identity| Config {
-        identity: name.clone(),
         credentials: Some(ca.issue(&name.0)),
         trust: ca.trust(),
-        rekeying: Default::default(),
+        ..Config::new(name.clone())
     };
     net.nodes[0].endpoint.set_config(config(&id(0))).unwrap();
     net.run(Duration::from_secs(60));

@@ -45,10 +45,9 @@ fn cert_pair(own: &Ca, other: &Ca, until: i32) -> Net {
         net.add(
             address(index),
             Config {
-                identity: id(index),
                 credentials,
                 trust: ca.trust(),
-                rekeying: Default::default(),
+                ..Config::new(id(index))
             },
         );
     }
@@ -98,10 +97,9 @@ fn a_responder_whose_proof_is_not_believed_loses_the_ike_sa_at_once() {
     net.nodes[0]
         .endpoint
         .set_config(Config {
-            identity: id(0),
             credentials,
             trust: other.trust(),
-            rekeying: Default::default(),
+            ..Config::new(id(0))
         })
         .unwrap();
     net.connect(0, 1, Connect::Policy);

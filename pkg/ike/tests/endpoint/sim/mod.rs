@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
-    ChildConfig, Config, Connect, Endpoint, EspSuite, Event, Identity, Path, PeerAuth, PeerConfig,
-    Rekeying, Role, TrafficSelector, Transmit,
+    ChildConfig, Config, Connect, Endpoint, Event, Identity, Path, PeerAuth, PeerConfig, Rekeying,
+    Role, TrafficSelector, Transmit,
 };
 use espalier_secret::SecretBytes;
 use rand::rngs::StdRng;
@@ -125,21 +125,10 @@ fn selector(address: IpAddr) -> TrafficSelector {
 
 /// `peer` as `own` knows it.
 pub fn peer_config(own: usize, peer: usize, auth: PeerAuth) -> PeerConfig {
+    let child = ChildConfig::new(vec![selector(ip(own))], vec![selector(ip(peer))]);
     PeerConfig {
-        identity: id(peer),
-        uid: None,
-        local: address(own),
-        remote: address(peer),
-        addresses: vec![ip(peer)],
-        auth,
-        child: ChildConfig {
-            transport: true,
-            suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16],
-            esn: true,
-            local_ts: vec![selector(ip(own))],
-            remote_ts: vec![selector(ip(peer))],
-        },
         announcement: format!("hello from {own}").into_bytes(),
+        ..PeerConfig::new(id(peer), address(own), address(peer), auth, child)
     }
 }
 
@@ -164,12 +153,10 @@ impl Net {
         for index in 0..size {
             let credentials = ca.map(|ca| ca.issue(&id(index).0));
             let trust = ca.map(Ca::trust).unwrap_or_default();
-            let rekeying = Rekeying::default();
             let config = Config {
-                identity: id(index),
                 credentials,
                 trust,
-                rekeying,
+                ..Config::new(id(index))
             };
             net.add(address(index), config);
         }
@@ -212,12 +199,7 @@ impl Net {
     /// A new process on a node: the endpoint forgets, the data plane does not.
     pub fn restart(&mut self, node: usize, auth: &PeerAuth) {
         let seed = self.rng.random();
-        let config = Config {
-            identity: id(node),
-            credentials: None,
-            trust: Default::default(),
-            rekeying: Default::default(),
-        };
+        let config = Config::new(id(node));
         let mut endpoint = Endpoint::new(config, Box::new(StdRng::seed_from_u64(seed))).unwrap();
         for pair in self.nodes[node].plane.values_mut() {
             pair.inbound
@@ -247,10 +229,8 @@ impl Net {
     /// Sets the lifetimes of SAs made from now on.
     pub fn set_rekeying(&mut self, node: usize, rekeying: Rekeying) {
         let config = Config {
-            identity: id(node),
-            credentials: None,
-            trust: Default::default(),
             rekeying,
+            ..Config::new(id(node))
         };
         self.nodes[node].endpoint.set_config(config).unwrap();
     }
