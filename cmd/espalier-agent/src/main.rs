@@ -18,7 +18,7 @@ use espalier_overlay::Overlay;
 use espalier_rpc::DataplaneClient;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::info;
+use tracing::{error, info};
 
 use args::Args;
 use credentials::KeyFiles;
@@ -58,9 +58,14 @@ async fn main() -> Result<()> {
         run_dir: args.run_dir.clone(),
     });
     let (stop_mesh, mesh_stops) = oneshot::channel();
-    let running = tokio::spawn(mesh.run(mesh_stops));
+    let (alive, mesh_ended) = oneshot::channel();
+    let running = tokio::spawn(async move {
+        let _alive: oneshot::Sender<()> = alive;
+        mesh.run(mesh_stops).await
+    });
     let pods = pods::Pods::open(args.state_dir.clone(), facts_seen);
-    serve::until(stop_signal()?, &args.run_dir, pods, queries).await?;
+    let stop = first(stop_signal()?, mesh_ended);
+    serve::until(stop, &args.run_dir, pods, queries).await?;
 
     // What is in the kernel and the data plane stays: pods go on.
     let _ = stop_mesh.send(());
@@ -71,12 +76,19 @@ async fn main() -> Result<()> {
 
 fn endpoint(args: &Args) -> Result<Endpoint> {
     let config = Config {
-        identity: Identity(args.node.clone()),
-        credentials: None,
-        trust: Default::default(),
         rekeying: args.rekeying(),
+        ..Config::new(Identity(args.node.clone()))
     };
     Ok(Endpoint::new(config, Box::new(OsRng))?)
+}
+
+/// Completes on `signal`, and when the mesh task is gone, which drops its end of `mesh` also in a panic: an agent without it
+/// must end, so that its supervisor starts a new one.
+async fn first(signal: impl Future<Output = ()>, mesh: oneshot::Receiver<()>) {
+    tokio::select! {
+        () = signal => {}
+        _ = mesh => error!("the mesh task has ended; the agent ends, too"),
+    }
 }
 
 /// Completes on SIGTERM or SIGINT.
@@ -89,4 +101,20 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             _ = int.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_agent_ends_when_its_mesh_task_panics() {
+        let (alive, mesh_ended) = oneshot::channel();
+        let running = tokio::spawn(async move {
+            let _alive: oneshot::Sender<()> = alive;
+            panic!("as a bug would");
+        });
+        first(std::future::pending(), mesh_ended).await;
+        assert!(running.await.is_err_and(|error| error.is_panic()));
+    }
 }
