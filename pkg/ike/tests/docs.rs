@@ -54,11 +54,18 @@ fn pages_name_tests_that_exist() {
         let path = page.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
         for test in tests_named(&text) {
-            assert!(known.contains(&test), "{}: no test `{test}`", path.display());
+            assert!(
+                known.contains(&test),
+                "{}: no test `{test}`",
+                path.display()
+            );
             named += 1;
         }
     }
-    assert!(named > 60, "only {named} tests named: the marks have changed?");
+    assert!(
+        named > 60,
+        "only {named} tests named: the marks have changed?"
+    );
 }
 
 /// RFC 7296's sections that say what an implementation does.
