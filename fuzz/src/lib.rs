@@ -21,8 +21,8 @@ pub use cni::{cni_config, cni_env, cni_result};
 pub use esp::{esp_frame, esp_open};
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
 pub use ike_endpoint::{
-    child_chain, genuine_datagrams, ike_endpoint_initiator, ike_endpoint_inner,
-    ike_endpoint_responder,
+    child_chain, genuine_datagrams, ike_endpoint_fragments, ike_endpoint_initiator,
+    ike_endpoint_inner, ike_endpoint_responder,
 };
 pub use ike_wire::{
     ike_auth, ike_cert, ike_certreq, ike_delete, ike_id, ike_ke, ike_message, ike_nonce,
@@ -73,6 +73,7 @@ targets! {
     ike_endpoint_initiator: 300,
     ike_endpoint_responder: 300,
     ike_endpoint_inner: 600,
+    ike_endpoint_fragments: 400,
     esp_open: 2_000,
     esp_frame: 3_000,
     manifest_text: 1_000,

@@ -46,6 +46,60 @@ pub fn ike_endpoint_inner(data: &[u8]) {
     }
 }
 
+/// Fragments with right keys (RFC 7383), of a request that may never be complete. The first byte says whether they are of an
+/// IKE_AUTH or a later request; each fragment is the type of the first payload, number and total (2 bytes each), and its part
+/// behind its length (1 byte). Where the highest bit of that length is set, the fragment is forged.
+pub fn ike_endpoint_fragments(data: &[u8]) {
+    let Some((stage, mut data)) = data.split_first() else {
+        return;
+    };
+    let mut raw = Raw::initiator();
+    let (exchange, id) = if stage % 2 == 0 {
+        (ExchangeType::IkeAuth, 1)
+    } else {
+        let child = raw.prove(Chain::of(&child()));
+        raw.send(ExchangeType::IkeAuth, 1, &child);
+        (ExchangeType::Informational, 2)
+    };
+    let before = raw.node.sent.len();
+    let mut fragments = 0;
+    while let Some(([first, n0, n1, t0, t1, length], rest)) = data.split_first_chunk() {
+        let take = usize::from(length & 0x7f).min(rest.len());
+        let (part, rest) = rest.split_at(take);
+        let numbers = (
+            u16::from_be_bytes([*n0, *n1]),
+            u16::from_be_bytes([*t0, *t1]),
+        );
+        raw.send_fragment(
+            (exchange, id),
+            (*first).into(),
+            numbers,
+            part,
+            length & 0x80 != 0,
+        );
+        data = rest;
+        fragments += 1;
+        if fragments == 200 {
+            break;
+        }
+    }
+    let answers = raw.node.sent.len() - before;
+    assert!(
+        answers <= fragments,
+        "{answers} answers to {fragments} fragments"
+    );
+    if stage % 2 == 1 {
+        // Whatever that was, the IKE SA lives on or was ended by it.
+        let closed = |event: &Event| matches!(event, Event::IkeDown { .. });
+        let next = id + u32::from(answers > 0);
+        let before = raw.node.sent.len();
+        raw.send(exchange, next, &Chain::of(&[]));
+        let closed = raw.node.events.iter().any(closed);
+        assert!(closed || raw.node.sent.len() > before, "the SA lives on");
+    }
+    raw.check(stage % 2 == 1);
+}
+
 /// Payloads as bytes.
 struct Chain {
     first: PayloadType,
@@ -233,6 +287,25 @@ impl Raw {
         }
     }
 
+    fn send_fragment(
+        &mut self,
+        (exchange, message_id): (ExchangeType, u32),
+        first: PayloadType,
+        numbers: (u16, u16),
+        part: &[u8],
+        forged: bool,
+    ) {
+        let spis = [self.spis.initiator, self.spis.responder];
+        let header = header(self.role, spis, exchange, message_id);
+        let sealer = &mut self.keys.sealer;
+        if let Ok(mut datagram) = sealer.seal_fragment(&header, first, numbers, part) {
+            if let Some(last) = datagram.last_mut().filter(|_| forged) {
+                *last ^= 1;
+            }
+            self.node.receive(&datagram);
+        }
+    }
+
     fn check(mut self, proven: bool) {
         self.node
             .events
@@ -274,7 +347,7 @@ fn plain(header: Header, chain: Chain) -> Vec<u8> {
     datagram
 }
 
-fn init_payloads(public: &[u8]) -> [Payload<'_>; 4] {
+fn init_payloads(public: &[u8]) -> [Payload<'_>; 5] {
     let transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
@@ -296,6 +369,10 @@ fn init_payloads(public: &[u8]) -> [Payload<'_>; 4] {
         }),
         Payload::Nonce(Nonce(&NONCE)),
         Payload::VendorId(VendorId(b"Espalier-1")),
+        Payload::Notify(wire::Notify::new(
+            wire::NotifyType::FragmentationSupported,
+            &[],
+        )),
     ]
 }
 

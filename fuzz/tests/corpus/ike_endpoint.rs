@@ -8,7 +8,7 @@ use crate::ike_payloads::{sa_esp, sa_esp_one, ts_any, ts_ipv4};
 use crate::{Seed, seeds as of};
 
 pub(crate) fn seeds() -> Vec<Seed> {
-    [initiator(), responder(), inner()]
+    [initiator(), responder(), inner(), fragments()]
         .into_iter()
         .flatten()
         .collect()
@@ -196,6 +196,78 @@ fn inner() -> Vec<Seed> {
                     ],
                 ),
             ),
+        ],
+    )
+}
+
+/// Fragments of a chain: numbers as they come, and whether one is forged.
+fn parts(stage: u8, payloads: &[(u8, Vec<u8>)], size: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let (first, bytes) = chain(payloads);
+    let total = bytes.len().div_ceil(size);
+    let part = |(at, part): (usize, &[u8])| {
+        let first = if at == 0 { first } else { 0 };
+        fragment(first, at + 1, total, part)
+    };
+    (
+        vec![stage],
+        bytes.chunks(size).enumerate().map(part).collect(),
+    )
+}
+
+fn fragment(first: u8, number: usize, total: usize, part: &[u8]) -> Vec<u8> {
+    let [n0, n1] = u16::try_from(number).unwrap().to_be_bytes();
+    let [t0, t1] = u16::try_from(total).unwrap().to_be_bytes();
+    [&[first, n0, n1, t0, t1, part.len() as u8][..], part].concat()
+}
+
+fn fragments() -> Vec<Seed> {
+    let said = [notify(50_000, &[1; 200]), notify(40961, b"announcement")];
+    let joined = |stage: u8, order: fn(Vec<Vec<u8>>) -> Vec<Vec<u8>>| {
+        let (mut bytes, parts) = parts(stage, &said, 60);
+        bytes.extend(order(parts).concat());
+        bytes
+    };
+    let delete = parts(1, &[(42, vec![1, 0, 0, 0])], 3).1.concat();
+    let (few, many) = (parts(1, &said, 100).1, parts(1, &said, 50).1);
+    let empty: Vec<Vec<u8>> = (1..=64).map(|n| fragment(0, n, 64, &[])).collect();
+    of(
+        "ike_endpoint_fragments",
+        [
+            ("in-order", joined(1, |parts| parts)),
+            (
+                "backwards",
+                joined(1, |parts| parts.into_iter().rev().collect()),
+            ),
+            ("twice", joined(1, |parts| [parts.clone(), parts].concat())),
+            ("first-missing", joined(1, |parts| parts[1..].to_vec())),
+            (
+                "one-forged",
+                joined(1, |mut parts| {
+                    parts[1][5] |= 0x80;
+                    parts
+                }),
+            ),
+            ("auth", joined(0, |parts| parts)),
+            ("delete", [vec![1], delete].concat()),
+            (
+                "two-totals",
+                [vec![1], few[0].clone(), many.concat(), few[1..].concat()].concat(),
+            ),
+            (
+                "single",
+                [vec![1], fragment(41, 1, 1, &chain(&said[1..]).1)].concat(),
+            ),
+            ("empty-parts", [vec![1], empty.concat()].concat()),
+            (
+                "most",
+                [vec![1], fragment(41, 65_535, 65_535, b"x")].concat(),
+            ),
+            ("number-zero", [vec![1], fragment(41, 0, 2, b"x")].concat()),
+            (
+                "type-in-second",
+                [vec![1], fragment(41, 2, 2, b"x")].concat(),
+            ),
+            ("nothing", vec![1]),
         ],
     )
 }

@@ -23,7 +23,7 @@ use crate::config::{Config, Identity, PeerConfig};
 use crate::error::{ConfigError, Failure};
 use crate::event::{CloseReason, Event, IkeStatus, Path, Transmit};
 use crate::exchange::Request;
-use crate::sa::IkeSa;
+use crate::sa::{IkeSa, Sealed};
 use crate::timers::{Timer, Timers};
 
 use half_open::{Cookies, HalfOpen};
@@ -320,16 +320,20 @@ impl Endpoint {
     }
 
     /// Puts a request in flight on an IKE SA and sends it.
-    fn send_request(&mut self, spi: u64, request: Request, datagram: Vec<u8>, now: Instant) {
+    fn send_request(&mut self, spi: u64, request: Request, sealed: Sealed, now: Instant) {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        let path = sa.path;
-        let wait = sa
-            .exchanges
-            .begin(request, datagram.clone(), &mut *self.rng);
+        let (path, datagrams) = (sa.path, sealed.datagrams.clone());
+        let wait = sa.exchanges.begin(request, sealed, &mut *self.rng);
         self.timers.set(Timer::Retransmit(spi), now + wait);
-        self.transmit(path, datagram);
+        self.transmit_all(path, datagrams);
+    }
+
+    fn transmit_all(&mut self, path: Path, datagrams: Vec<Vec<u8>>) {
+        for datagram in datagrams {
+            self.transmit(path, datagram);
+        }
     }
 
     fn transmit(&mut self, path: Path, payload: Vec<u8>) {

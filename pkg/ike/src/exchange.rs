@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 use rand_core::CryptoRng;
 
 use crate::limits;
-use crate::sa::ChildRef;
+use crate::sa::{ChildRef, Sealed};
 use crate::timers::{backoff, jittered};
 
 /// Why a request was sent: what its response, or the lack of one, means.
@@ -44,25 +44,43 @@ impl Request {
 struct InFlight {
     id: u32,
     request: Request,
-    datagram: Vec<u8>,
+    sealed: Sealed,
     sent: u32,
 }
 
-/// A response kept for retransmissions of its request, which are the same bytes (RFC 7296 §2.1).
+/// Tells a retransmission of a request, which is the same bytes, from anything else: a part of its SHA-256.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// Of a datagram; of a message in fragments the first one counts (RFC 7383 §2.6.1).
+    pub(crate) fn of(datagram: &[u8]) -> Self {
+        let digest = digest::digest(&digest::SHA256, datagram);
+        let (head, _) = digest
+            .as_ref()
+            .split_first_chunk()
+            .unwrap_or((&[0; 16], &[]));
+        Self(*head)
+    }
+}
+
+/// A response kept for retransmissions of its request (RFC 7296 §2.1).
 #[derive(Debug)]
 struct Answered {
-    request: [u8; 32],
-    response: Vec<u8>,
+    request: Fingerprint,
+    response: Sealed,
 }
 
 /// What a request's message ID says.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Incoming<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Incoming {
     /// The next one: verify and act.
     New,
-    /// The one answered last: send this again.
-    Repeated(&'a [u8]),
-    /// Neither: drop.
+    /// The one answered last: send the response again.
+    Repeated,
+    /// Other bytes under the message ID of the one answered last.
+    Resembles,
+    /// None of these: drop.
     OutOfWindow,
 }
 
@@ -70,7 +88,7 @@ pub(crate) enum Incoming<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Retry<'a> {
     /// Send this again and come back after the given time.
-    Send(&'a [u8], Duration),
+    Send(&'a [Vec<u8>], Duration),
     /// No answer after so many sendings.
     GiveUp(Request, u32),
 }
@@ -95,7 +113,7 @@ impl Exchanges {
     pub(crate) fn begin(
         &mut self,
         request: Request,
-        datagram: Vec<u8>,
+        sealed: Sealed,
         rng: &mut dyn CryptoRng,
     ) -> Duration {
         let id = self.next;
@@ -103,16 +121,16 @@ impl Exchanges {
         self.in_flight = Some(InFlight {
             id,
             request,
-            datagram,
+            sealed,
             sent: 1,
         });
         jittered(limits::RETRANSMIT_FIRST, rng)
     }
 
     /// Starts IKE_SA_INIT over with message ID 0 and new content (RFC 7296 §2.6, §2.7).
-    pub(crate) fn restart_init(&mut self, datagram: Vec<u8>, rng: &mut dyn CryptoRng) -> Duration {
+    pub(crate) fn restart_init(&mut self, sealed: Sealed, rng: &mut dyn CryptoRng) -> Duration {
         self.next = 0;
-        self.begin(Request::Init, datagram, rng)
+        self.begin(Request::Init, sealed, rng)
     }
 
     /// The request in flight.
@@ -146,39 +164,54 @@ impl Exchanges {
         let sent = self.in_flight.as_mut()?;
         let wait = backoff(limits::RETRANSMIT_FIRST, limits::RETRANSMIT_MAX, sent.sent);
         sent.sent += 1;
-        Some(Retry::Send(&sent.datagram, jittered(wait, rng)))
+        Some(Retry::Send(&sent.sealed.datagrams, jittered(wait, rng)))
+    }
+
+    /// How often the request in flight was sent.
+    pub(crate) fn sendings(&self) -> Option<u32> {
+        self.in_flight.as_ref().map(|sent| sent.sent)
+    }
+
+    /// The datagrams of the request in flight.
+    pub(crate) fn request_mut(&mut self) -> Option<&mut Sealed> {
+        self.in_flight.as_mut().map(|sent| &mut sent.sealed)
+    }
+
+    /// The datagrams of the last response.
+    pub(crate) fn response_mut(&mut self) -> Option<&mut Sealed> {
+        self.answered
+            .as_mut()
+            .map(|answered| &mut answered.response)
     }
 
     /// Judges a request by its message ID and, if it was answered already, by its bytes.
-    pub(crate) fn classify(&self, id: u32, datagram: &[u8]) -> Incoming<'_> {
+    pub(crate) fn classify(&self, id: u32, datagram: &[u8]) -> Incoming {
         if id == self.expected && id != u32::MAX {
             return Incoming::New;
         }
         match &self.answered {
-            Some(answered)
-                if id.checked_add(1) == Some(self.expected)
-                    && answered.request == hash(datagram) =>
-            {
-                Incoming::Repeated(&answered.response)
+            Some(answered) if id.checked_add(1) == Some(self.expected) => {
+                if answered.request == Fingerprint::of(datagram) {
+                    Incoming::Repeated
+                } else {
+                    Incoming::Resembles
+                }
             }
             _ => Incoming::OutOfWindow,
         }
     }
 
-    /// The expected request `datagram` was verified and is answered with `response`.
-    pub(crate) fn respond(&mut self, datagram: &[u8], response: Vec<u8>) {
+    /// The expected request was verified and is answered with `response`.
+    pub(crate) fn respond(&mut self, request: Fingerprint, response: Sealed) {
         self.expected = self.expected.saturating_add(1);
-        self.answered = Some(Answered {
-            request: hash(datagram),
-            response,
-        });
+        self.answered = Some(Answered { request, response });
     }
-}
 
-fn hash(datagram: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, datagram).as_ref());
-    out
+    /// Lets go of a response of more than `kept` bytes: no retransmission of its request is expected any more.
+    pub(crate) fn forget_response(&mut self, kept: usize) {
+        self.answered
+            .take_if(|answered| answered.response.len() > kept);
+    }
 }
 
 #[cfg(test)]
@@ -192,15 +225,12 @@ mod tests {
     fn only_the_next_request_is_new_and_only_the_same_bytes_are_a_repetition() {
         let mut exchanges = Exchanges::default();
         assert_eq!(exchanges.classify(0, b"first"), Incoming::New);
-        exchanges.respond(b"first", b"answer".to_vec());
-        assert_eq!(
-            exchanges.classify(0, b"first"),
-            Incoming::Repeated(b"answer")
-        );
-        assert_eq!(exchanges.classify(0, b"forged"), Incoming::OutOfWindow);
+        exchanges.respond(Fingerprint::of(b"first"), Sealed::plain(b"answer".to_vec()));
+        assert_eq!(exchanges.classify(0, b"first"), Incoming::Repeated);
+        assert_eq!(exchanges.classify(0, b"forged"), Incoming::Resembles);
         assert_eq!(exchanges.classify(2, b"early"), Incoming::OutOfWindow);
         assert_eq!(exchanges.classify(1, b"second"), Incoming::New);
-        exchanges.respond(b"second", b"other".to_vec());
+        exchanges.respond(Fingerprint::of(b"second"), Sealed::plain(b"other".to_vec()));
         assert_eq!(exchanges.classify(0, b"first"), Incoming::OutOfWindow);
     }
 
@@ -209,7 +239,7 @@ mod tests {
         let mut exchanges = Exchanges::default();
         let mut rng = StdRng::seed_from_u64(1);
         assert_eq!(exchanges.next_id(), Some(0));
-        exchanges.begin(Request::Liveness, vec![1], &mut rng);
+        exchanges.begin(Request::Liveness, Sealed::plain(vec![1]), &mut rng);
         assert_eq!(exchanges.next_id(), None);
         assert_eq!(exchanges.finish(7), None);
         assert_eq!(exchanges.finish(0), Some(Request::Liveness));
@@ -220,11 +250,11 @@ mod tests {
     fn retransmissions_are_the_same_bytes_at_growing_intervals_and_end() {
         let mut exchanges = Exchanges::default();
         let mut rng = StdRng::seed_from_u64(1);
-        let mut waits = vec![exchanges.begin(Request::Init, vec![1, 2], &mut rng)];
+        let mut waits = vec![exchanges.begin(Request::Init, Sealed::plain(vec![1, 2]), &mut rng)];
         let sent = loop {
             match exchanges.retry(&mut rng) {
-                Some(Retry::Send(datagram, wait)) => {
-                    assert_eq!(datagram, [1, 2]);
+                Some(Retry::Send(datagrams, wait)) => {
+                    assert_eq!(datagrams, [[1, 2]]);
                     waits.push(wait);
                 }
                 Some(Retry::GiveUp(Request::Init, sent)) => break sent,
@@ -250,7 +280,7 @@ mod tests {
         };
         assert_eq!(exchanges.next_id(), None);
         assert_eq!(exchanges.classify(u32::MAX, b"x"), Incoming::OutOfWindow);
-        exchanges.respond(b"x", vec![]);
+        exchanges.respond(Fingerprint::of(b"x"), Sealed::plain(vec![]));
         assert_eq!(exchanges.classify(0, b"x"), Incoming::OutOfWindow);
     }
 }

@@ -1,7 +1,8 @@
 //! Every limit and timeout of the endpoint, each with its reason and RFC section. What is bounded here bounds memory:
 //!
 //! - before authentication: [`HALF_OPEN_UNKNOWN`] + [`HALF_OPEN_PER_ADDRESS`] × configured peer addresses IKE SAs of a few
-//!   KiB each ([`INIT_BYTES`] is the largest part);
+//!   KiB each ([`INIT_BYTES`] is the largest part), and one IKE_AUTH request in fragments each ([`REASSEMBLY_BYTES`]), which only
+//!   those can send who have shown that they receive at their address;
 //! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with [`CHILDREN_PER_SA`] CHILD_SAs each, [`ORPHANS_PER_PEER`] SPI pairs, one
 //!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`] or rekeys within
 //!   [`REKEYED_LINGER`].
@@ -95,6 +96,31 @@ pub const COOKIE_ROTATE: Duration = Duration::from_secs(60);
 pub const INIT_RESTARTS: u32 = 4;
 /// IKE_SA_INIT requests above this are not answered: it is kept for AUTH (RFC 7296 §2.15), before anything is proven.
 pub const INIT_BYTES: usize = 4096;
+
+// --- Fragmentation (RFC 7383; docs/ike-transport.md) ---
+
+/// Largest IKE message in one datagram over IPv6: the least MTU of IPv6 (1280) less IP header (40), UDP header (8) and non-ESP
+/// marker (4), RFC 7383 §2.5.1.
+pub const MESSAGE_V6: usize = 1280 - 40 - 8 - 4;
+/// The same over IPv4: what carries IPv6 carries 1280 bytes of IPv4, too, and so do all tunnels and clouds that nodes live in.
+pub const MESSAGE_V4: usize = 1280 - 20 - 8 - 4;
+/// Where larger ones get no answer, over IPv4: every host takes 576 bytes (RFC 791 §3.1, RFC 7383 §2.5.1). Over IPv6 as
+/// well: what loses 1280 bytes there is broken, and this may still help.
+pub const MESSAGE_SMALL: usize = 576 - 20 - 8 - 4;
+/// Sendings of a request after which it is sealed again in fragments of [`MESSAGE_SMALL`] (RFC 7383 §2.5.2).
+pub const FULL_SIZE_TRIES: u32 = 3;
+/// Fragments of one message: enough for [`REASSEMBLY_BYTES`] at [`MESSAGE_SMALL`]. Others are dropped unread.
+pub const FRAGMENTS_MAX: u16 = 64;
+/// Payload bytes of one message that comes in fragments: IKE_AUTH with the longest chain of certificates. One message per
+/// direction and IKE SA is kept, so a half-open IKE SA may take this much.
+pub const REASSEMBLY_BYTES: usize = crate::identity::MAX_CHAIN_BYTES + 4 * 1024;
+/// A message whose fragments did not come within this is dropped, as the request is then given up or sent anew.
+pub const REASSEMBLY_TIME: Duration = Duration::from_secs(30);
+/// The last response is kept for retransmissions of its request for this long (RFC 7296 §2.1: several minutes); an established
+/// IKE SA with more than [`ANSWER_KEPT`] bytes of it looks when it is time.
+pub const ANSWER_LINGER: Duration = Duration::from_secs(300);
+/// Responses up to this size stay for as long as the IKE SA.
+pub const ANSWER_KEPT: usize = 128;
 
 // --- Sizes ---
 

@@ -2,18 +2,21 @@
 //! what, and what follows, is decided by the endpoint.
 
 pub(crate) mod auth;
+mod datagrams;
 pub(crate) mod init;
+mod reassembly;
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use zeroize::Zeroizing;
-
 use crate::config::Identity;
-use crate::crypto::{CryptoError, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
+use crate::crypto::{KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
-use crate::wire::{self, ExchangeType, Flags, Header, Message, Payload, PayloadType};
+use crate::limits;
+use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType};
+
+pub(crate) use datagrams::{Fragmentation, Opened, Sealed};
 
 /// Where an IKE SA is in its life. Each state holds what is needed in it and no more.
 #[derive(Debug)]
@@ -219,6 +222,7 @@ pub(crate) struct IkeSa {
     /// When the peer last said something that was believed.
     pub(crate) heard: Instant,
     pub(crate) exchanges: Exchanges,
+    pub(crate) fragmentation: Fragmentation,
     pub(crate) state: State,
 }
 
@@ -231,7 +235,6 @@ impl IkeSa {
         now: Instant,
         state: State,
     ) -> Self {
-        let exchanges = Exchanges::default();
         Self {
             spi,
             remote_spi,
@@ -239,7 +242,8 @@ impl IkeSa {
             path,
             started: now,
             heard: now,
-            exchanges,
+            exchanges: Exchanges::default(),
+            fragmentation: Fragmentation::default(),
             state,
         }
     }
@@ -276,6 +280,14 @@ impl IkeSa {
             exchange,
             flags,
             message_id,
+        }
+    }
+
+    /// Gives up what was kept for messages that do not come any more. Called now and then on an established IKE SA.
+    pub(crate) fn let_go(&mut self, now: Instant) {
+        self.fragmentation.expire(now);
+        if now >= self.heard + limits::ANSWER_LINGER {
+            self.exchanges.forget_response(limits::ANSWER_KEPT);
         }
     }
 
@@ -332,44 +344,6 @@ impl IkeSa {
             State::Closing(state) => Some(&state.opener),
             State::InitSent(_) | State::Closed => None,
         }
-    }
-
-    /// A message with `payloads` in an SK payload.
-    pub(crate) fn seal(
-        &mut self,
-        header: &Header,
-        payloads: &[Payload<'_>],
-    ) -> Result<Vec<u8>, CryptoError> {
-        let sealer = self
-            .sealer()
-            .ok_or(CryptoError::SkLimit("it has no keys in this state"))?;
-        let (first, inner) = wire::emit_chain(payloads);
-        sealer.seal_message(header, first, &Zeroizing::new(inner))
-    }
-
-    /// Opens the SK payload of a whole datagram. `None`: there is none, or it is not authentic.
-    pub(crate) fn open(&self, datagram: &[u8]) -> Option<Opened> {
-        let message = Message::parse(datagram).ok()?;
-        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
-            return None;
-        };
-        let bytes = self.opener()?.open(datagram, sk.aad_len).ok()?;
-        Some(Opened {
-            first: sk.inner_first,
-            bytes,
-        })
-    }
-}
-
-/// The verified content of an SK payload.
-pub(crate) struct Opened {
-    first: PayloadType,
-    bytes: Zeroizing<Vec<u8>>,
-}
-
-impl Opened {
-    pub(crate) fn payloads(&self) -> Result<Vec<Payload<'_>>, wire::Error> {
-        wire::parse_chain(self.first, &self.bytes)
     }
 }
 

@@ -133,8 +133,9 @@ impl Endpoint {
         let header = sa.header(received.header.exchange, true, received.header.message_id);
         match sa.seal(&header, payloads) {
             Ok(response) => {
-                sa.exchanges.respond(received.datagram, response.clone());
-                self.transmit(received.path, response);
+                let datagrams = response.datagrams.clone();
+                sa.exchanges.respond(received.fingerprint, response);
+                self.transmit_all(received.path, datagrams);
             }
             Err(error) => tracing::error!("response not sent: {error}"),
         }
@@ -223,7 +224,7 @@ impl Endpoint {
         };
         let header = sa.header(ExchangeType::Informational, false, id);
         match sa.seal(&header, payloads) {
-            Ok(datagram) => self.send_request(spi, request, datagram, now),
+            Ok(sealed) => self.send_request(spi, request, sealed, now),
             Err(error) => tracing::error!("request not sent: {error}"),
         }
         true
@@ -231,9 +232,10 @@ impl Endpoint {
 
     /// Silence: of IKE and of authenticated ESP. One in flight asks for an answer already.
     pub(super) fn check_liveness(&mut self, spi: u64, now: Instant) {
-        let Some(sa) = self.sas.get(&spi) else {
+        let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
+        sa.let_go(now);
         let Some(established) = sa.established() else {
             return;
         };
@@ -255,12 +257,13 @@ impl Endpoint {
             return;
         };
         let path = sa.path;
+        sa.shrink_request();
         match sa.exchanges.retry(&mut *self.rng) {
             None => {}
-            Some(Retry::Send(datagram, wait)) => {
-                let datagram = datagram.to_vec();
+            Some(Retry::Send(datagrams, wait)) => {
+                let datagrams = datagrams.to_vec();
                 self.timers.set(Timer::Retransmit(spi), now + wait);
-                self.transmit(path, datagram);
+                self.transmit_all(path, datagrams);
             }
             Some(Retry::GiveUp(_, tries)) => self.give_up(spi, tries, now),
         }

@@ -14,7 +14,9 @@ use crate::exchange::Request;
 use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Heard, Retry, Say};
-use crate::sa::{AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, State, error_notify};
+use crate::sa::{
+    AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, Sealed, State, error_notify,
+};
 use crate::timers::Timer;
 use crate::wire::{
     self, CertEncoding, CertificateRequest, ExchangeType, IdType, Identification, Message, Notify,
@@ -97,10 +99,12 @@ impl Endpoint {
             group,
             public,
             nonce,
+            fragmentation: true,
         };
         let datagram = say.emit(|payloads| wire::emit(&header, payloads));
         state.request.clone_from(&datagram);
-        let wait = sa.exchanges.restart_init(datagram.clone(), &mut *self.rng);
+        let sealed = Sealed::plain(datagram.clone());
+        let wait = sa.exchanges.restart_init(sealed, &mut *self.rng);
         self.timers.set(Timer::Retransmit(spi), now + wait);
         self.transmit(path, datagram);
     }
@@ -183,6 +187,7 @@ impl Endpoint {
         sa.exchanges.finish(0);
         sa.heard = received.now;
         sa.remote_spi = received.header.spi_r;
+        sa.fragmentation.agreed = heard.fragmentation;
         if heard.nat && sa.path.remote.port() != NAT_PORT {
             sa.path.local.set_port(NAT_PORT);
             sa.path.remote.set_port(NAT_PORT);
@@ -236,8 +241,8 @@ impl Endpoint {
         payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
         payloads.extend(mesh.then(|| announcement(&peer.announcement)));
         let header = sa.header(ExchangeType::IkeAuth, false, 1);
-        let datagram = sa.seal(&header, &payloads)?;
-        self.send_request(spi, Request::Auth, datagram, now);
+        let sealed = sa.seal(&header, &payloads)?;
+        self.send_request(spi, Request::Auth, sealed, now);
         Ok(())
     }
 

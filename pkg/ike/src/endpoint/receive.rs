@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::Endpoint;
 use crate::event::{Path, Role};
-use crate::exchange::{Incoming, Request};
+use crate::exchange::{Fingerprint, Incoming, Request};
 use crate::sa::{IkeSa, State};
 use crate::wire::{ExchangeType, Header};
 
-/// A datagram with its circumstances.
+/// A datagram with its circumstances. Of a message in fragments it is the last one that came.
 #[derive(Clone, Copy)]
 pub(super) struct Received<'a> {
     pub(super) now: Instant,
@@ -17,6 +17,8 @@ pub(super) struct Received<'a> {
     pub(super) path: Path,
     pub(super) datagram: &'a [u8],
     pub(super) header: Header,
+    /// Of a verified request.
+    pub(super) fingerprint: Fingerprint,
 }
 
 impl Endpoint {
@@ -36,6 +38,7 @@ impl Endpoint {
             path,
             datagram,
             header,
+            fingerprint: Fingerprint::default(),
         };
         let first = header.exchange == ExchangeType::IkeSaInit && !header.flags.response;
         if first {
@@ -67,25 +70,29 @@ impl Endpoint {
     }
 
     fn receive_request(&mut self, spi: u64, received: &Received<'_>) {
-        let Some(sa) = self.sas.get(&spi) else {
+        let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        match sa
-            .exchanges
-            .classify(received.header.message_id, received.datagram)
-        {
+        let id = received.header.message_id;
+        match sa.exchanges.classify(id, received.datagram) {
             Incoming::New => {}
-            Incoming::Repeated(response) => {
-                let response = response.to_vec();
-                return self.transmit(received.path, response);
+            Incoming::Repeated => return self.respond_again(spi, received.path),
+            Incoming::Resembles if sa.is_refragmented(received.datagram) => {
+                return self.respond_again(spi, received.path);
             }
-            Incoming::OutOfWindow => return tracing::trace!("request outside the window dropped"),
+            Incoming::Resembles | Incoming::OutOfWindow => {
+                return tracing::trace!("request outside the window dropped");
+            }
         }
         if !sa.admits_request(received.header.exchange) {
             return tracing::debug!(exchange = ?received.header.exchange, "request not allowed in this state dropped");
         }
-        let Some(opened) = sa.open(received.datagram) else {
-            return tracing::debug!("request that does not authenticate dropped");
+        let Some(opened) = sa.open(received.datagram, received.now) else {
+            return;
+        };
+        let received = &Received {
+            fingerprint: opened.fingerprint,
+            ..*received
         };
         self.heard(spi, received.now);
         match received.header.exchange {
@@ -95,8 +102,18 @@ impl Endpoint {
         }
     }
 
+    /// The request that was answered last came again.
+    pub(super) fn respond_again(&mut self, spi: u64, path: Path) {
+        let response = self
+            .sas
+            .get_mut(&spi)
+            .and_then(|sa| sa.exchanges.response_mut());
+        let datagrams = response.map(|response| response.datagrams.clone());
+        self.transmit_all(path, datagrams.unwrap_or_default());
+    }
+
     fn receive_response(&mut self, spi: u64, received: &Received<'_>) {
-        let Some(sa) = self.sas.get(&spi) else {
+        let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
         let expected = match sa.exchanges.in_flight(received.header.message_id) {
@@ -112,8 +129,8 @@ impl Endpoint {
         if expected == ExchangeType::IkeSaInit {
             return self.receive_init_response(spi, received);
         }
-        let Some(opened) = sa.open(received.datagram) else {
-            return tracing::debug!("response that does not authenticate dropped");
+        let Some(opened) = sa.open(received.datagram, received.now) else {
+            return;
         };
         self.heard(spi, received.now);
         match expected {

@@ -13,7 +13,7 @@ use crate::exchange::Request;
 use crate::limits;
 use crate::sa::init;
 use crate::sa::{
-    ChildRef, Established, Goodbye, IkeSa, Made, Opened, Rekey, State, What, error_notify,
+    ChildRef, Established, Goodbye, IkeSa, Made, Opened, Rekey, Sealed, State, What, error_notify,
 };
 use crate::timers::Timer;
 use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload};
@@ -101,12 +101,12 @@ impl Endpoint {
             crossed: None,
         };
         match self.rekey_datagram(spi, &rekey) {
-            Ok(datagram) => {
+            Ok(sealed) => {
                 tracing::debug!(?what, "rekey started");
                 if let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) {
                     sa.rekey = Some(Box::new(rekey));
                 }
-                self.send_request(spi, Request::Rekey, datagram, now);
+                self.send_request(spi, Request::Rekey, sealed, now);
             }
             Err(error) => {
                 tracing::error!("rekey not started: {error}");
@@ -115,7 +115,7 @@ impl Endpoint {
         }
     }
 
-    fn rekey_datagram(&mut self, spi: u64, rekey: &Rekey) -> Result<Vec<u8>, Failure> {
+    fn rekey_datagram(&mut self, spi: u64, rekey: &Rekey) -> Result<Sealed, Failure> {
         let require_pfs = self.config.rekeying.require_pfs;
         let sa = self.sas.get_mut(&spi).ok_or_else(missing_sa)?;
         let id = sa.exchanges.next_id().ok_or_else(missing_sa)?;
@@ -480,7 +480,7 @@ impl Endpoint {
         let Some(old) = self.sas.get(&spi) else {
             return;
         };
-        let path = old.path;
+        let (path, fragmentation) = (old.path, old.fragmentation.inherited());
         let (peer, mesh, order, confirmed) = match &old.state {
             State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
             _ => (Identity(String::new()), false, 0, false),
@@ -502,7 +502,8 @@ impl Endpoint {
             candidate_of: Some(spi),
         };
         let state = State::Established(Box::new(established));
-        let sa = IkeSa::new(fresh, remote, role, path, now, state);
+        let mut sa = IkeSa::new(fresh, remote, role, path, now, state);
+        sa.fragmentation = fragmentation;
         self.sas.insert(fresh, sa);
         let patience = now + limits::REKEYED_LINGER;
         self.timers.set(Timer::Expire(fresh), patience);

@@ -9,11 +9,11 @@ use crate::config::{Identity, PeerConfig};
 use crate::crypto::{CryptoError, KexGroup, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
-use crate::exchange::Incoming;
+use crate::exchange::{Fingerprint, Incoming};
 use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
-use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, State, notify};
+use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, Sealed, State, notify};
 use crate::timers::Timer;
 use crate::wire::{
     self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload,
@@ -62,9 +62,8 @@ impl Endpoint {
     fn repeat_init(&mut self, spi: u64, received: &Received<'_>) {
         let sa = self.sas.get(&spi);
         let repeated = sa.map(|sa| sa.exchanges.classify(0, received.datagram));
-        if let Some(Incoming::Repeated(response)) = repeated {
-            let response = response.to_vec();
-            self.transmit(received.path, response);
+        if let Some(Incoming::Repeated) = repeated {
+            self.respond_again(spi, received.path);
         }
     }
 
@@ -141,7 +140,8 @@ impl Endpoint {
             responder: &nonce_r,
         };
         let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
-        let sent = init_response(spis, path, chosen, &public, &nonce_r);
+        let fragmentation = heard.fragmentation;
+        let sent = init_response(spis, path, chosen, &public, &nonce_r, fragmentation);
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
             sent: sent.clone(),
@@ -156,7 +156,9 @@ impl Endpoint {
             from: path.remote,
         }));
         let mut sa = IkeSa::new(spi, header.spi_i, Role::Responder, path, now, state);
-        sa.exchanges.respond(datagram, sent.clone());
+        sa.fragmentation.agreed = fragmentation;
+        sa.exchanges
+            .respond(Fingerprint::of(datagram), Sealed::plain(sent.clone()));
         self.sas.insert(spi, sa);
         if let Some(evicted) = self.half_open.insert(path.remote, header.spi_i, spi) {
             self.forget(evicted);
@@ -447,7 +449,14 @@ fn no_state() -> Failure {
     }
 }
 
-fn init_response(spis: Spis, path: Path, chosen: Chosen, public: &[u8], nonce: &[u8]) -> Vec<u8> {
+fn init_response(
+    spis: Spis,
+    path: Path,
+    chosen: Chosen,
+    public: &[u8],
+    nonce: &[u8],
+    fragmentation: bool,
+) -> Vec<u8> {
     let group: KexGroup = chosen.group;
     let say = Say {
         spis,
@@ -457,6 +466,7 @@ fn init_response(spis: Spis, path: Path, chosen: Chosen, public: &[u8], nonce: &
         group,
         public,
         nonce,
+        fragmentation,
     };
     let header = Header {
         spi_i: spis.initiator,

@@ -193,6 +193,8 @@ pub(crate) struct Say<'a> {
     pub(crate) group: KexGroup,
     pub(crate) public: &'a [u8],
     pub(crate) nonce: &'a [u8],
+    /// IKEV2_FRAGMENTATION_SUPPORTED; an answer has it only where the request had it (RFC 7383 §2.3).
+    pub(crate) fragmentation: bool,
 }
 
 impl Say<'_> {
@@ -221,6 +223,9 @@ impl Say<'_> {
             said(NotifyType::SignatureHashAlgorithms, &hashes),
             Payload::VendorId(VendorId(VENDOR)),
         ]);
+        if self.fragmentation {
+            payloads.push(said(NotifyType::FragmentationSupported, &[]));
+        }
         emit(&payloads)
     }
 }
@@ -234,6 +239,8 @@ pub(crate) struct Heard<'a> {
     pub(crate) nonce: &'a [u8],
     pub(crate) mesh: bool,
     pub(crate) hashes: Vec<u16>,
+    /// It joins fragments (RFC 7383).
+    pub(crate) fragmentation: bool,
     /// An address was translated on the way.
     pub(crate) nat: bool,
 }
@@ -265,6 +272,7 @@ impl<'a> Heard<'a> {
             nonce: nonce(payloads).ok_or_else(|| missing("nonce"))?,
             mesh: payloads.contains(&Payload::VendorId(VendorId(VENDOR))),
             hashes: hashes(payloads),
+            fragmentation: notify(payloads, NotifyType::FragmentationSupported).is_some(),
             nat: nat_between(payloads, spis, path),
         })
     }
@@ -431,6 +439,7 @@ mod tests {
             group: KexGroup::X25519,
             public: &[1; 32],
             nonce: &[2; 32],
+            fragmentation: true,
         };
         say.emit(|payloads| {
             let seen = |local, remote| {

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub)] // a test binary has no outside
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod fragments;
+mod fragments_hostile;
 mod handshake;
 mod hostile;
 mod insider;

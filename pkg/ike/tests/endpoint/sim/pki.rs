@@ -32,8 +32,21 @@ impl Ca {
 
     /// A node's certificate, valid until this year.
     pub fn issue_until(&self, name: &str, year: i32) -> Credentials {
+        self.issue_for(vec![name.to_owned()], year)
+    }
+
+    /// A node's certificate of at least `bytes` bytes: it has many other names.
+    pub fn issue_large(&self, name: &str, bytes: usize) -> Credentials {
+        let other = |n: usize| format!("a-long-name-that-nobody-ever-looks-at-{n:04}.{name}");
+        let names = (0..bytes / 45).map(other);
+        self.issue_for([name.to_owned()].into_iter().chain(names).collect(), 2030)
+    }
+
+    /// For names, the node's own first.
+    fn issue_for(&self, names: Vec<String>, year: i32) -> Credentials {
+        let name = &names[0].clone();
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
         let uri = format!("espalier://node/{name}/uid-of-{name}");
         params
             .subject_alt_names

@@ -70,6 +70,18 @@ pub fn init_datagram(
     spi: u64,
     vendor: bool,
 ) -> Vec<u8> {
+    init_datagram_with(kex, nonce, cookie, spi, vendor, &[])
+}
+
+/// The same that says it can do more.
+fn init_datagram_with(
+    kex: &KeyExchange,
+    nonce: &[u8],
+    cookie: &[u8],
+    spi: u64,
+    vendor: bool,
+    supported: &[NotifyType],
+) -> Vec<u8> {
     let transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
@@ -102,6 +114,11 @@ pub fn init_datagram(
     if vendor {
         payloads.push(Payload::VendorId(VendorId(b"Espalier-1")));
     }
+    payloads.extend(
+        supported
+            .iter()
+            .map(|kind| Payload::Notify(Notify::new(*kind, &[]))),
+    );
     wire::emit(
         &header(
             Spis {
@@ -133,12 +150,24 @@ fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
 impl Raw {
     /// Does IKE_SA_INIT with a node from an address.
     pub fn init(net: &mut Net, from: SocketAddr, to: usize, vendor: bool) -> Self {
+        Self::init_with(net, from, to, vendor, &[])
+    }
+
+    /// The same, saying what it can do besides.
+    pub fn init_with(
+        net: &mut Net,
+        from: SocketAddr,
+        to: usize,
+        vendor: bool,
+        supported: &[NotifyType],
+    ) -> Self {
         let path = Path {
             local: from,
             remote: net.nodes[to].address,
         };
         let spi = net.rng.random();
-        let (kex, nonce_i, sent) = init_request(net, &[], spi, vendor);
+        let (kex, nonce_i, _) = init_request(net, &[], spi, vendor);
+        let sent = init_datagram_with(&kex, &nonce_i, &[], spi, vendor, supported);
         let received = ask(net, path, sent.clone()).expect("IKE_SA_INIT answered");
         let message = Message::parse(&received).unwrap();
         let (mut public, mut nonce_r) = (Vec::new(), Vec::new());
@@ -216,6 +245,90 @@ impl Raw {
             first: sk.inner_first,
             bytes,
         })
+    }
+
+    /// Seals the next request in fragments of `size` payload bytes, or whole.
+    pub fn seal(
+        &mut self,
+        exchange: ExchangeType,
+        payloads: &[Payload<'_>],
+        size: Option<usize>,
+    ) -> Vec<Vec<u8>> {
+        let (first, inner) = wire::emit_chain(payloads);
+        let header = header(self.spis, exchange, self.next_id);
+        let sealer = &mut self.keys.sealer;
+        let Some(size) = size else {
+            return vec![sealer.seal_message(&header, first, &inner).unwrap()];
+        };
+        let parts: Vec<&[u8]> = inner.chunks(size).collect();
+        let total = parts.len() as u16;
+        let fragment = |(number, part): (u16, &&[u8])| {
+            let first = if number == 1 {
+                first
+            } else {
+                PayloadType::None
+            };
+            let fragment = sealer.seal_fragment(&header, first, (number, total), part);
+            fragment.unwrap()
+        };
+        (1..).zip(&parts).map(fragment).collect()
+    }
+
+    /// One fragment of the next request, of any kind.
+    pub fn fragment(
+        &mut self,
+        exchange: ExchangeType,
+        first: PayloadType,
+        numbers: (u16, u16),
+        part: &[u8],
+    ) -> Vec<u8> {
+        let header = header(self.spis, exchange, self.next_id);
+        let sealer = &mut self.keys.sealer;
+        sealer.seal_fragment(&header, first, numbers, part).unwrap()
+    }
+
+    /// Hands a datagram to the node; the inner payloads of what it answers, in fragments or whole.
+    pub fn deliver(&self, net: &mut Net, datagram: Vec<u8>) -> Option<Answer> {
+        let before = net.sent.len();
+        ask(net, self.path, datagram)?;
+        let back = |packet: &&Packet| packet.path.remote == self.path.local;
+        let mut answer: Option<Answer> = None;
+        for packet in net.sent[before..].iter().filter(back) {
+            let message = Message::parse(&packet.payload).unwrap();
+            let (first, aad_len) = match message.payloads.last() {
+                Some(Payload::Encrypted(sk)) => (sk.inner_first, sk.aad_len),
+                Some(Payload::Fragment(skf)) => (skf.inner_first, skf.aad_len),
+                _ => panic!("unprotected answer"),
+            };
+            let part = self.keys.opener.open(&packet.payload, aad_len).unwrap();
+            let bytes = Vec::new();
+            let answer = answer.get_or_insert(Answer { first, bytes });
+            answer.bytes.extend_from_slice(&part);
+        }
+        answer
+    }
+
+    /// The request that was sealed last is answered.
+    pub fn next(&mut self) {
+        self.next_id += 1;
+    }
+
+    /// IKE_AUTH as `name` by PSK, sealed in fragments of `size` payload bytes.
+    pub fn seal_auth(
+        &mut self,
+        name: &str,
+        psk: &SecretBytes,
+        child: &[Payload<'_>],
+        size: usize,
+    ) -> Vec<Vec<u8>> {
+        let id = Identification::new(IdType::Fqdn, name.as_bytes());
+        let data = auth::psk_auth(psk, &self.octets(&id)).unwrap();
+        let proof = wire::Auth {
+            method: AuthMethod::SharedKey,
+            data: data.expose(),
+        };
+        let payloads = [&[Payload::IdI(id), Payload::Auth(proof)], child].concat();
+        self.seal(ExchangeType::IkeAuth, &payloads, Some(size))
     }
 
     /// The last request that the node has sent on this IKE SA.
