@@ -6,7 +6,7 @@ use crate::config::{ChildConfig, EspSuite, Identity, TrafficSelector};
 use crate::crypto::{CryptoError, KexGroup, Nonces, SharedSecret, SkD, child_keymat};
 use crate::error::Failure;
 use crate::event::{ChildKeys, ChildSa, Role};
-use crate::sa::init::{GROUPS, describe};
+use crate::sa::init::describe;
 use crate::sa::notify;
 use crate::wire::{
     NotifyType, Payload, Proposal, ProtocolId, Sa, Spi, TrafficSelectors, Transform, TransformType,
@@ -129,8 +129,8 @@ fn choose_in(proposal: &Proposal, config: &ChildConfig) -> Option<Chosen> {
 }
 
 /// Offers a key exchange with a rekey (RFC 7296 §1.3.1), and to do without where that is allowed.
-pub(crate) fn offer_groups(payloads: &mut [Payload<'_>], required: bool) {
-    let groups = GROUPS.iter().map(|group| group.transform_id());
+pub(crate) fn offer_groups(payloads: &mut [Payload<'_>], groups: &[KexGroup], required: bool) {
+    let groups = groups.iter().map(|group| group.transform_id());
     add_ke(payloads, groups.chain((!required).then_some(0)));
 }
 
@@ -155,12 +155,14 @@ fn add_ke(payloads: &mut [Payload<'_>], groups: impl Iterator<Item = u16>) {
 pub(crate) fn choose_group(
     sa: &Sa,
     number: u8,
+    allowed: &[KexGroup],
     ke: Option<u16>,
     required: bool,
 ) -> Option<Option<KexGroup>> {
     let offered = groups(sa.proposals.iter().find(|other| other.number == number)?);
-    let mut ours = GROUPS
-        .into_iter()
+    let mut ours = allowed
+        .iter()
+        .copied()
         .filter(|group| offered.contains(&group.transform_id()));
     let first = ours.clone().next();
     let same = ours.find(|group| ke == Some(group.transform_id()));

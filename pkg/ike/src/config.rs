@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
+use crate::crypto::{KexGroup, Prf, SkCipher};
+
 /// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity(pub String);
@@ -53,6 +55,8 @@ pub struct Config {
     pub trust: crate::identity::TrustAnchors,
     /// When SAs are rekeyed; applies to SAs made from now on.
     pub rekeying: Rekeying,
+    /// How IKE SAs are protected, with peers that have no policy of their own. AES-CBC does not belong here.
+    pub ike: IkePolicy,
 }
 
 impl Config {
@@ -64,6 +68,35 @@ impl Config {
             credentials: None,
             trust: crate::identity::TrustAnchors::default(),
             rekeying: Rekeying::default(),
+            ike: IkePolicy::default(),
+        }
+    }
+}
+
+/// What protects IKE SAs: offered in this order, and nothing else is taken.
+///
+/// A responder does not know its peer at IKE_SA_INIT: it chooses by the policies of the peers that have the source address
+/// (else by [`Config::ike`]), and checks in IKE_AUTH that the choice is allowed for the peer that authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkePolicy {
+    /// Protection of SK payloads. AES-CBC only for a peer that has nothing better ([`PeerConfig::ike`]).
+    pub ciphers: Vec<SkCipher>,
+    /// Pseudo-random functions.
+    pub prfs: Vec<Prf>,
+    /// Key exchange methods; the first one is tried first. In rekeys, too.
+    pub groups: Vec<KexGroup>,
+}
+
+impl Default for IkePolicy {
+    fn default() -> Self {
+        Self {
+            ciphers: vec![
+                SkCipher::Aes256Gcm16,
+                SkCipher::Aes128Gcm16,
+                SkCipher::ChaCha20Poly1305,
+            ],
+            prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
+            groups: vec![KexGroup::X25519, KexGroup::P256, KexGroup::P384],
         }
     }
 }
@@ -146,6 +179,8 @@ pub struct PeerConfig {
     pub addresses: Vec<IpAddr>,
     /// How it proves who it is.
     pub auth: PeerAuth,
+    /// How IKE SAs with it are protected; `None`: as [`Config::ike`] says.
+    pub ike: Option<IkePolicy>,
     /// The CHILD_SA.
     pub child: ChildConfig,
     /// This node's announcement (opaque, at most 64 bytes), carried as a private notify in IKE_AUTH by both sides.
@@ -169,8 +204,14 @@ impl PeerConfig {
             remote,
             addresses: vec![remote.ip()],
             auth,
+            ike: None,
             child,
             announcement: Vec::new(),
         }
+    }
+
+    /// What protects IKE SAs with this peer.
+    pub(crate) fn policy<'a>(&'a self, config: &'a Config) -> &'a IkePolicy {
+        self.ike.as_ref().unwrap_or(&config.ike)
     }
 }

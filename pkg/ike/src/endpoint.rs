@@ -78,9 +78,10 @@ impl Endpoint {
     /// An endpoint without peers. `rng` must be unpredictable: keys, nonces and SPIs come from it.
     ///
     /// # Errors
-    /// [`ConfigError::Identity`].
+    /// [`ConfigError::Identity`], or an [`crate::IkePolicy`] that cannot work.
     pub fn new(config: Config, mut rng: Box<dyn CryptoRng + Send>) -> Result<Self, ConfigError> {
         peer::check_identity(&config.identity)?;
+        peer::check_own_policy(&config)?;
         let cookies = Cookies::new(&mut *rng);
         Ok(Self {
             config,
@@ -108,6 +109,7 @@ impl Endpoint {
             let (is, wanted) = (self.config.identity.clone(), config.identity);
             return Err(ConfigError::IdentityChange { is, wanted });
         }
+        peer::check_own_policy(&config)?;
         for peer in self.peers.values() {
             peer::check(&config, &peer.config)?;
         }
@@ -125,7 +127,7 @@ impl Endpoint {
         let id = peer.identity.clone();
         peer.addresses
             .iter()
-            .for_each(|address| self.half_open.know(*address));
+            .for_each(|address| self.half_open.know(*address, &id));
         let Some(known) = self.peers.get_mut(&id) else {
             self.peers.insert(id, Peer::new(peer));
             return Ok(());
@@ -133,7 +135,7 @@ impl Endpoint {
         let old = known.replace_config(peer);
         old.addresses
             .iter()
-            .for_each(|address| self.half_open.forget(*address));
+            .for_each(|address| self.half_open.forget(*address, &id));
         if known.pending {
             self.talkative.insert(id.clone());
         }
@@ -148,7 +150,7 @@ impl Endpoint {
             peer.config
                 .addresses
                 .iter()
-                .for_each(|address| self.half_open.forget(*address));
+                .for_each(|address| self.half_open.forget(*address, id));
         }
         self.talkative.remove(id);
     }

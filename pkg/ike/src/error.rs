@@ -54,6 +54,19 @@ pub enum ConfigError {
     /// Nobody could ever be this peer.
     #[error("peer {0} has no address: its Node needs an address of type InternalIP")]
     NoAddress(Identity),
+    /// An IKE SA without algorithms.
+    #[error("the IKE policy {of} lists no {what}: name at least one, or leave the policy out")]
+    NoIkeAlgorithm {
+        /// Whose policy.
+        of: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// AES-CBC towards everybody.
+    #[error(
+        "this node's own IKE policy lists AES-CBC: list it in the policy of the one peer that has no AEAD"
+    )]
+    CbcForAll,
     /// A CHILD_SA without algorithms.
     #[error("peer {0} has no ESP suite: name at least one")]
     NoSuites(Identity),
@@ -141,6 +154,10 @@ pub(crate) enum Failure {
     #[error("no IKE proposal in common: the peer offered {offered}; this node takes {own}")]
     NoIkeProposal { offered: String, own: String },
     #[error(
+        "{peer} and this node agreed on {chosen} for the IKE SA by its address, which the policy for {peer} does not allow: set the same IKE policy on both, or give {peer} an address of its own"
+    )]
+    IkePolicy { peer: Identity, chosen: String },
+    #[error(
         "no ESP proposal in common with {peer}: it offered {offered}; this node takes {own}: set the same suites on both"
     )]
     NoChildProposal {
@@ -209,9 +226,10 @@ impl Failure {
     /// The notify that tells the peer (RFC 7296 §2.21.2: in IKE_AUTH everything about identities is one and the same).
     pub(crate) fn notify(&self) -> NotifyType {
         match self {
-            Self::NoIkeProposal { .. } | Self::NoChildProposal { .. } | Self::Mode { .. } => {
-                NotifyType::NoProposalChosen
-            }
+            Self::NoIkeProposal { .. }
+            | Self::IkePolicy { .. }
+            | Self::NoChildProposal { .. }
+            | Self::Mode { .. } => NotifyType::NoProposalChosen,
             Self::Childless { notify, .. } => *notify,
             Self::Selectors { .. } => NotifyType::TsUnacceptable,
             Self::Crossing => NotifyType::TemporaryFailure,

@@ -19,7 +19,8 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, Config, EspSuite, Identity, PeerAuth, PeerConfig, Rekeying, TrafficSelector,
+    ChildConfig, Config, EspSuite, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying,
+    TrafficSelector,
 };
 pub use endpoint::{Connect, Endpoint};
 pub use error::ConfigError;

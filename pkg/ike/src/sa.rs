@@ -9,7 +9,7 @@ mod reassembly;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::Identity;
+use crate::config::{Identity, IkePolicy};
 use crate::crypto::{KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
@@ -52,6 +52,7 @@ pub(crate) struct InitSent {
 /// What IKE_SA_INIT agreed.
 #[derive(Debug)]
 pub(crate) struct Negotiated {
+    pub(crate) chosen: init::Chosen,
     pub(crate) keys: RoleKeys,
     /// IKE_SA_INIT as this side sent it.
     pub(crate) sent: Vec<u8>,
@@ -153,6 +154,8 @@ pub(crate) struct Established {
 #[derive(Debug)]
 pub(crate) struct Rekey {
     pub(crate) what: What,
+    /// What was offered.
+    pub(crate) policy: IkePolicy,
     pub(crate) kex: KeyExchange,
     pub(crate) nonce: Vec<u8>,
     pub(crate) restarts: u32,

@@ -21,6 +21,8 @@ pub enum KexGroup {
     X25519,
     /// 256-bit random ECP group.
     P256,
+    /// 384-bit random ECP group.
+    P384,
 }
 
 impl KexGroup {
@@ -30,6 +32,7 @@ impl KexGroup {
         match id {
             wire::kex::CURVE25519 => Some(Self::X25519),
             wire::kex::P256 => Some(Self::P256),
+            wire::kex::P384 => Some(Self::P384),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl KexGroup {
         match self {
             Self::X25519 => wire::kex::CURVE25519,
             Self::P256 => wire::kex::P256,
+            Self::P384 => wire::kex::P384,
         }
     }
 
@@ -49,6 +53,15 @@ impl KexGroup {
         match self {
             Self::X25519 => 32,
             Self::P256 => 64,
+            Self::P384 => 96,
+        }
+    }
+
+    /// Length in bytes of a private key.
+    fn private_len(self) -> usize {
+        match self {
+            Self::X25519 | Self::P256 => 32,
+            Self::P384 => 48,
         }
     }
 
@@ -56,6 +69,7 @@ impl KexGroup {
         match self {
             Self::X25519 => &agreement::X25519,
             Self::P256 => &agreement::ECDH_P256,
+            Self::P384 => &agreement::ECDH_P384,
         }
     }
 }
@@ -81,10 +95,10 @@ impl KeyExchange {
     /// # Errors
     /// [`CryptoError::KeyGeneration`] when the generator yields no valid scalar.
     pub fn generate(group: KexGroup, rng: &mut dyn CryptoRng) -> Result<Self, CryptoError> {
-        let mut scalar = Zeroizing::new([0; 32]);
+        let mut scalar = Zeroizing::new(vec![0; group.private_len()]);
         for _ in 0..DRAWS {
-            rng.fill_bytes(scalar.as_mut());
-            if let Ok(private) = PrivateKey::from_private_key(group.algorithm(), scalar.as_ref()) {
+            rng.fill_bytes(&mut scalar);
+            if let Ok(private) = PrivateKey::from_private_key(group.algorithm(), &scalar) {
                 return Self::new(group, private);
             }
         }
@@ -97,7 +111,7 @@ impl KeyExchange {
             .map_err(|_| CryptoError::KeyGeneration(group))?;
         let public = match group {
             KexGroup::X25519 => public.as_ref(),
-            KexGroup::P256 => public.as_ref().get(1..).unwrap_or_default(),
+            KexGroup::P256 | KexGroup::P384 => public.as_ref().get(1..).unwrap_or_default(),
         };
         Ok(Self {
             group,
@@ -127,7 +141,7 @@ impl KeyExchange {
         let key = agreement::UnparsedPublicKey::new(self.group.algorithm(), encoded);
         let refused = CryptoError::PublicValueRefused(self.group);
         agreement::agree(&self.private, key, refused.clone(), |secret| {
-            // A point of P-256 may well have x = 0; of X25519 only a point of small order gives it.
+            // A point of P-256 or P-384 may well have x = 0; of X25519 only a point of small order gives it.
             if self.group == KexGroup::X25519 && bool::from(secret.ct_eq(&[0; 32])) {
                 return Err(refused);
             }
@@ -175,7 +189,7 @@ fn encode_peer(group: KexGroup, peer: &[u8]) -> Result<Vec<u8>, CryptoError> {
     }
     Ok(match group {
         KexGroup::X25519 => peer.to_vec(),
-        KexGroup::P256 => [&[UNCOMPRESSED], peer].concat(),
+        KexGroup::P256 | KexGroup::P384 => [&[UNCOMPRESSED], peer].concat(),
     })
 }
 

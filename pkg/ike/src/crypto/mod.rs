@@ -15,7 +15,7 @@ pub use prf::Prf;
 pub use schedule::{
     ChildKeymat, IkeKeys, IkeSuite, Nonces, RoleKeys, SkD, SkE, SkP, SkeySeed, Spis, child_keymat,
 };
-pub use sk::{Opener, Sealer, SkCipher};
+pub use sk::{CbcKey, Opener, Sealer, SkCipher, SkIntegrity};
 
 /// Why something could not be computed or did not verify. None of these carries a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

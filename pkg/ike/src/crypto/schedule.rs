@@ -65,30 +65,30 @@ impl SkeySeed {
         }
     }
 
-    /// `{SK_d | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
+    /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`; SK_ai and SK_ar are
+    /// empty with an AEAD.
     ///
     /// # Errors
     /// None with the suites there are: all keys fit into 255 blocks.
     pub fn into_keys(self, nonces: Nonces<'_>, spis: Spis) -> Result<IkeKeys, CryptoError> {
         let IkeSuite { prf, cipher } = self.suite;
         let (d, e) = (prf.output_len(), cipher.keymat_len());
+        let a = cipher.integrity_key_len();
         let (spi_i, spi_r) = (spis.initiator.to_be_bytes(), spis.responder.to_be_bytes());
         let seed: [&[u8]; 4] = [nonces.initiator, nonces.responder, &spi_i, &spi_r];
-        let keymat = prf.plus(self.seed.expose(), &seed, 3 * d + 2 * e)?;
+        let keymat = prf.plus(self.seed.expose(), &seed, 3 * d + 2 * a + 2 * e)?;
         let mut cut = Cutter(keymat.expose());
+        let sk_d = cut.take(d);
+        let (sk_ai, sk_ar) = (cut.take(a), cut.take(a));
+        let mut sk_e = |sk_a: &SecretBytes| SkE {
+            cipher,
+            key: SecretBytes::new([cut.take(e).expose(), sk_a.expose()].concat()),
+        };
+        let (sk_ei, sk_er) = (sk_e(&sk_ai), sk_e(&sk_ar));
         Ok(IkeKeys {
-            sk_d: SkD {
-                prf,
-                key: cut.take(d),
-            },
-            sk_ei: SkE {
-                cipher,
-                key: cut.take(e),
-            },
-            sk_er: SkE {
-                cipher,
-                key: cut.take(e),
-            },
+            sk_d: SkD { prf, key: sk_d },
+            sk_ei,
+            sk_er,
             sk_pi: SkP {
                 prf,
                 key: cut.take(d),
@@ -159,7 +159,7 @@ pub struct SkD {
     key: SecretBytes,
 }
 
-/// SK_ei or SK_er: key and salt of one direction. Becomes one sealer or one opener, so that no two counters share a key.
+/// SK_ei or SK_er: key and salt of one direction, or with CBC the key followed by SK_ai or SK_ar. Becomes one sealer or one opener, so that no two counters share a key.
 #[derive(Debug)]
 pub struct SkE {
     cipher: SkCipher,

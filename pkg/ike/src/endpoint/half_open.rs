@@ -7,6 +7,7 @@ use std::time::Instant;
 use aws_lc_rs::{constant_time, hmac};
 use rand_core::CryptoRng;
 
+use crate::config::Identity;
 use crate::limits;
 
 /// Which half-open IKE SAs there are.
@@ -15,7 +16,8 @@ pub(crate) struct HalfOpen {
     by_request: BTreeMap<(SocketAddr, u64), Entry>,
     by_address: BTreeMap<IpAddr, VecDeque<(SocketAddr, u64)>>,
     unknown: usize,
-    known: BTreeMap<IpAddr, usize>,
+    /// Whose addresses they are: seldom more than one peer's.
+    known: BTreeMap<IpAddr, Vec<Identity>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,19 +39,27 @@ pub(crate) enum Admission {
 }
 
 impl HalfOpen {
-    /// `address` belongs to one configured peer more.
-    pub(crate) fn know(&mut self, address: IpAddr) {
-        *self.known.entry(address).or_default() += 1;
+    /// `address` is one of `peer`'s.
+    pub(crate) fn know(&mut self, address: IpAddr, peer: &Identity) {
+        self.known.entry(address).or_default().push(peer.clone());
     }
 
-    /// `address` belongs to one configured peer less.
-    pub(crate) fn forget(&mut self, address: IpAddr) {
-        if let Some(count) = self.known.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                self.known.remove(&address);
-            }
+    /// `address` is not `peer`'s any more.
+    pub(crate) fn forget(&mut self, address: IpAddr, peer: &Identity) {
+        let Some(peers) = self.known.get_mut(&address) else {
+            return;
+        };
+        if let Some(at) = peers.iter().position(|other| other == peer) {
+            peers.remove(at);
         }
+        if peers.is_empty() {
+            self.known.remove(&address);
+        }
+    }
+
+    /// The configured peers that have `address`.
+    pub(crate) fn peers_at(&self, address: IpAddr) -> impl Iterator<Item = &Identity> {
+        self.known.get(&address).into_iter().flatten()
     }
 
     /// True when a configured peer has `address`.
@@ -254,7 +264,7 @@ mod tests {
     #[test]
     fn unknown_addresses_fill_their_own_share_only() {
         let mut table = HalfOpen::default();
-        table.know(at(1, 0).ip());
+        table.know(at(1, 0).ip(), &Identity("a".into()));
         for spi in 0..limits::HALF_OPEN_UNKNOWN as u64 {
             let remote = SocketAddr::from(([172, 16, (spi / 200) as u8, (spi % 200) as u8], 500));
             assert_ne!(table.admission(remote.ip()), Admission::Full);
@@ -267,7 +277,7 @@ mod tests {
     #[test]
     fn the_oldest_of_an_address_makes_room_and_the_order_is_kept() {
         let mut table = HalfOpen::default();
-        table.know(at(1, 0).ip());
+        table.know(at(1, 0).ip(), &Identity("a".into()));
         for spi in 0..limits::HALF_OPEN_PER_ADDRESS as u64 {
             assert_eq!(table.insert(at(1, 500), spi, 100 + spi), None);
         }

@@ -38,7 +38,8 @@ impl Endpoint {
             local: config.local,
             remote: config.remote,
         };
-        let group = init::GROUPS.first().copied().unwrap_or(KexGroup::X25519);
+        let groups = &config.policy(&self.config).groups;
+        let group = groups.first().copied().unwrap_or(KexGroup::X25519);
         let kex = match KeyExchange::generate(group, &mut *self.rng) {
             Ok(kex) => kex,
             Err(error) => {
@@ -85,6 +86,9 @@ impl Endpoint {
         let State::InitSent(state) = &mut sa.state else {
             return;
         };
+        let Some(peer) = self.peers.get(&state.peer) else {
+            return;
+        };
         let (cookie, nonce, public, group) = (
             &state.cookie,
             &state.nonce,
@@ -95,7 +99,7 @@ impl Endpoint {
             spis,
             path,
             cookie,
-            sa: init::offer(),
+            sa: init::offer(peer.config.policy(&self.config)),
             group,
             public,
             nonce,
@@ -139,9 +143,10 @@ impl Endpoint {
         match retry {
             Retry::Cookie(cookie) if state.cookie != cookie => state.cookie = cookie.to_vec(),
             Retry::Group(group) if group != state.kex.group().transform_id() => {
-                let group = init::GROUPS
-                    .into_iter()
-                    .find(|known| known.transform_id() == group);
+                let peer = self.peers.get(&state.peer);
+                let groups = peer.map(|peer| &peer.config.policy(&self.config).groups);
+                let mut groups = groups.into_iter().flatten().copied();
+                let group = groups.find(|known| known.transform_id() == group);
                 match group.map(|group| KeyExchange::generate(group, &mut *self.rng)) {
                     Some(Ok(kex)) => state.kex = kex,
                     _ => {
@@ -174,7 +179,11 @@ impl Endpoint {
         let State::InitSent(state) = &sa.state else {
             return;
         };
-        let chosen = init::check_answer(heard.sa, state.kex.group());
+        let Some(peer) = self.peers.get(&state.peer) else {
+            return;
+        };
+        let policy = peer.config.policy(&self.config);
+        let chosen = init::check_answer(heard.sa, policy, state.kex.group());
         let Some(chosen) = chosen.filter(|chosen| chosen.group.transform_id() == heard.group)
         else {
             let told = format!("it chose {} out of another offer", init::describe(heard.sa));
@@ -412,6 +421,7 @@ fn negotiate(
         received: received.datagram.to_vec(),
         nonce_i,
         nonce_r,
+        chosen,
         mesh: heard.mesh,
         hashes: heard.hashes.clone(),
     })

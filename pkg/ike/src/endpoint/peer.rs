@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{Connect, Endpoint};
-use crate::config::{Config, Identity, PeerAuth, PeerConfig, TrafficSelector};
+use crate::config::{Config, Identity, IkePolicy, PeerAuth, PeerConfig, TrafficSelector};
+use crate::crypto::SkCipher;
 use crate::error::ConfigError;
 use crate::limits;
 use crate::sa::auth::is_node_name;
@@ -161,8 +162,9 @@ impl Endpoint {
             })
         };
         let unfit = other_auth || peer.sas.iter().any(moved);
-        let restart =
-            unfit || (old.remote, old.local, &old.child) != (new.remote, new.local, &new.child);
+        let restart = unfit
+            || (old.remote, old.local, &old.child, &old.ike)
+                != (new.remote, new.local, &new.child, &new.ike);
         if unfit {
             self.close_all(id, crate::event::CloseReason::Local);
         }
@@ -207,10 +209,40 @@ pub(super) fn check(config: &Config, peer: &PeerConfig) -> Result<(), ConfigErro
     check_content(peer)
 }
 
+/// This node's own policy: for anybody, so AES-CBC has no place in it.
+pub(super) fn check_own_policy(config: &Config) -> Result<(), ConfigError> {
+    let is_cbc = |cipher: &SkCipher| cipher.integrity().is_some();
+    if config.ike.ciphers.iter().any(is_cbc) {
+        return Err(ConfigError::CbcForAll);
+    }
+    check_policy(&config.ike, || "of this node".into())
+}
+
+fn check_policy(policy: &IkePolicy, of: impl Fn() -> String) -> Result<(), ConfigError> {
+    let IkePolicy {
+        ciphers,
+        prfs,
+        groups,
+    } = policy;
+    for (empty, what) in [
+        (ciphers.is_empty(), "cipher"),
+        (prfs.is_empty(), "PRF"),
+        (groups.is_empty(), "key exchange method"),
+    ] {
+        if empty {
+            return Err(ConfigError::NoIkeAlgorithm { of: of(), what });
+        }
+    }
+    Ok(())
+}
+
 fn check_content(peer: &PeerConfig) -> Result<(), ConfigError> {
     let who = || peer.identity.clone();
     if peer.addresses.is_empty() {
         return Err(ConfigError::NoAddress(who()));
+    }
+    if let Some(policy) = &peer.ike {
+        check_policy(policy, || format!("for peer {}", peer.identity))?;
     }
     if peer.child.suites.is_empty() {
         return Err(ConfigError::NoSuites(who()));

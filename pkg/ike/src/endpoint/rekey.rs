@@ -1,20 +1,21 @@
 //! The initiator's side of CREATE_CHILD_SA: rekeys of CHILD_SAs and of the IKE SA (RFC 7296 §1.3.2, §1.3.3, §2.8, §2.18).
 
+mod answered;
+mod heir;
+
 use std::time::Instant;
 
 use super::Endpoint;
 use super::receive::Received;
 use crate::child;
-use crate::config::Identity;
-use crate::crypto::{KexGroup, KeyExchange, Nonces, SharedSecret, SkD, SkeySeed, Spis};
+use crate::config::IkePolicy;
+use crate::crypto::{KexGroup, KeyExchange, SharedSecret};
 use crate::error::Failure;
-use crate::event::{ChildSa, Event, Role};
+use crate::event::Role;
 use crate::exchange::Request;
 use crate::limits;
 use crate::sa::init;
-use crate::sa::{
-    ChildRef, Established, Goodbye, IkeSa, Made, Opened, Rekey, Sealed, State, What, error_notify,
-};
+use crate::sa::{ChildRef, Made, Opened, Rekey, Sealed, State, What, error_notify};
 use crate::timers::Timer;
 use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload};
 
@@ -62,7 +63,8 @@ impl Endpoint {
             old: spi_in,
             spi_in: fresh,
         };
-        self.begin_rekey(spi, what, KexGroup::X25519, 0, now);
+        let group = self.first_group(spi);
+        self.begin_rekey(spi, what, group, 0, now);
     }
 
     pub(super) fn rekey_ike_due(&mut self, spi: u64, now: Instant) {
@@ -72,7 +74,8 @@ impl Endpoint {
         let what = What::Ike {
             spi: self.fresh_ike_spi(),
         };
-        self.begin_rekey(spi, what, KexGroup::X25519, 0, now);
+        let group = self.first_group(spi);
+        self.begin_rekey(spi, what, group, 0, now);
     }
 
     /// Only on the newest IKE SA of a peer, which it is known to have, and one exchange at a time.
@@ -87,6 +90,18 @@ impl Endpoint {
         })
     }
 
+    /// What protects IKE SAs with the peer of an established one.
+    pub(super) fn policy_of(&self, spi: u64) -> &IkePolicy {
+        let peer = self.sas.get(&spi).and_then(|sa| sa.established());
+        let peer = peer.and_then(|sa| self.peers.get(&sa.peer));
+        peer.map_or(&self.config.ike, |peer| peer.config.policy(&self.config))
+    }
+
+    fn first_group(&self, spi: u64) -> KexGroup {
+        let first = self.policy_of(spi).groups.first().copied();
+        first.unwrap_or(KexGroup::X25519)
+    }
+
     fn begin_rekey(&mut self, spi: u64, what: What, group: KexGroup, restarts: u32, now: Instant) {
         let nonce = self.fresh_nonce();
         let kex = match KeyExchange::generate(group, &mut *self.rng) {
@@ -95,6 +110,7 @@ impl Endpoint {
         };
         let rekey = Rekey {
             what,
+            policy: self.policy_of(spi).clone(),
             kex,
             nonce,
             restarts,
@@ -123,15 +139,16 @@ impl Endpoint {
         let peer = peer
             .and_then(|id| self.peers.get(id))
             .ok_or_else(missing_sa)?;
+        let policy = &rekey.policy;
         let mut payloads = match rekey.what {
             What::Child { old, spi_in } => {
                 let old = Notify::about_esp(NotifyType::RekeySa, old);
                 let mut payloads = vec![Payload::Notify(old)];
                 payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
-                child::offer_groups(&mut payloads, require_pfs);
+                child::offer_groups(&mut payloads, &policy.groups, require_pfs);
                 payloads
             }
-            What::Ike { spi } => vec![Payload::Sa(init::with_spi(init::offer(), spi))],
+            What::Ike { spi } => vec![Payload::Sa(init::with_spi(init::offer(policy), spi))],
         };
         payloads.extend([
             Payload::Nonce(Nonce(&rekey.nonce)),
@@ -209,7 +226,7 @@ impl Endpoint {
         now: Instant,
     ) {
         let timer = rekey.timer(spi);
-        if let Some(other) = self.other_group(&rekey, kind, data) {
+        if let Some(other) = self.other_group(spi, &rekey, kind, data) {
             return self.begin_rekey(spi, rekey.what, other, rekey.restarts + 1, now);
         }
         if let Some(candidate) = rekey.candidate().filter(|spi| self.is_heir(*spi)) {
@@ -239,7 +256,13 @@ impl Endpoint {
     }
 
     /// INVALID_KE_PAYLOAD: the peer wants another method that was offered.
-    fn other_group(&self, rekey: &Rekey, kind: NotifyType, data: &[u8]) -> Option<KexGroup> {
+    fn other_group(
+        &self,
+        spi: u64,
+        rekey: &Rekey,
+        kind: NotifyType,
+        data: &[u8],
+    ) -> Option<KexGroup> {
         if kind != NotifyType::InvalidKePayload
             || rekey.restarts >= limits::REKEY_RESTARTS
             || rekey.crossed.is_some()
@@ -247,7 +270,8 @@ impl Endpoint {
             return None;
         }
         let wanted = KexGroup::from_transform_id(u16::from_be_bytes(data.try_into().ok()?))?;
-        (init::GROUPS.contains(&wanted) && wanted != rekey.kex.group()).then_some(wanted)
+        (self.policy_of(spi).groups.contains(&wanted) && wanted != rekey.kex.group())
+            .then_some(wanted)
     }
 
     /// The peer makes no further SAs under this IKE SA: a new one is to replace it.
@@ -276,257 +300,6 @@ impl Endpoint {
         self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
         if let What::Child { spi_in, .. } = rekey.what {
             self.owe_delete(spi, unborn(spi_in, 0), now);
-        }
-    }
-
-    fn child_rekeyed(
-        &mut self,
-        spi: u64,
-        rekey: Rekey,
-        (old, spi_in): (u32, u32),
-        payloads: &[Payload<'_>],
-        now: Instant,
-    ) {
-        let (timer, what, own, crossed) = (
-            rekey.timer(spi),
-            rekey.what,
-            rekey.nonce.clone(),
-            rekey.crossed,
-        );
-        let judged = self.judge_child_response(spi, rekey.kex, &own, spi_in, payloads);
-        let (id, child, theirs) = match judged {
-            Ok(judged) => judged,
-            Err(failure) => {
-                tracing::warn!(?what, "rekey failed: {failure}");
-                self.spis.remove(&spi_in);
-                self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
-                return self.owe_delete(spi, unborn(spi_in, 0), now);
-            }
-        };
-        // RFC 7296 §2.8.1: of two successors, the one of the exchange with the lowest nonce goes, by the end that began it.
-        let lost = crossed.is_some_and(|crossed| {
-            let there =
-                matches!(crossed.made, Made::Child(made) if self.find_child(spi, made).is_some());
-            there && own.min(theirs) < crossed.nonce
-        });
-        if lost || self.newest_sa(&id) != Some(spi) {
-            self.spis.remove(&spi_in);
-            return self.owe_delete(spi, unborn(spi_in, child.spi_out), now);
-        }
-        self.install_rekeyed(spi, &id, child, old, now);
-        let mesh = self.sas.get(&spi).and_then(|sa| sa.established());
-        let mesh = mesh.is_some_and(|sa| sa.mesh);
-        if let Some(peer) = self.peers.get_mut(&id).filter(|_| mesh) {
-            // Tells the responder that this end is ready, too.
-            peer.pending = true;
-        }
-        if !mesh {
-            self.child_confirmed(spi, spi_in, now);
-        }
-    }
-
-    /// Whose, the CHILD_SA, and the peer's nonce.
-    fn judge_child_response(
-        &self,
-        spi: u64,
-        kex: KeyExchange,
-        own: &[u8],
-        spi_in: u32,
-        payloads: &[Payload<'_>],
-    ) -> Result<(Identity, ChildSa, Vec<u8>), Failure> {
-        let established = self.sas.get(&spi).and_then(|sa| sa.established());
-        let established = established.ok_or_else(missing_sa)?;
-        let peer = self.peers.get(&established.peer).ok_or_else(missing_sa)?;
-        let (id, config) = (&peer.config.identity, &peer.config.child);
-        let heard = child::Heard::read(payloads)?;
-        let required = self.config.rekeying.require_pfs;
-        let (agreed, with_ke) = child::check_rekey(id, config, &heard, kex.group(), required)?;
-        self.check_spi_out(spi, agreed.chosen.spi)?;
-        let theirs = init::nonce(payloads).ok_or_else(|| missing("nonce"))?;
-        let shared = with_ke.then(|| agree(kex, payloads)).transpose()?;
-        let nonces = Nonces {
-            initiator: own,
-            responder: theirs,
-        };
-        let sk_d = &established.sk_d;
-        let child = agreed.key(spi_in, Role::Initiator, sk_d, nonces, shared.as_ref())?;
-        Ok((id.clone(), child, theirs.to_vec()))
-    }
-
-    /// Two CHILD_SAs of one peer never have the same outbound SPI.
-    pub(super) fn check_spi_out(&self, spi: u64, spi_out: u32) -> Result<(), Failure> {
-        let taken = |child: &ChildRef| child.spi_out == spi_out;
-        if self.children(spi).iter().any(taken) {
-            return Err(missing("SPI that is not in use"));
-        }
-        Ok(())
-    }
-
-    /// Adds the successor of a CHILD_SA and tells the driver.
-    pub(super) fn install_rekeyed(
-        &mut self,
-        spi: u64,
-        id: &Identity,
-        child: ChildSa,
-        old: u32,
-        now: Instant,
-    ) {
-        let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) else {
-            return;
-        };
-        sa.children.push(ChildRef::new(&child, Some(old)));
-        self.timers.cancel(&Timer::RekeyChild(old));
-        self.start_child_lifetime(id, child.spi_in, now);
-        let (spi_in, spi_out) = (
-            format_args!("{:08x}", child.spi_in),
-            format_args!("{:08x}", child.spi_out),
-        );
-        tracing::info!(peer = %id, role = ?child.role, %spi_in, %spi_out, "CHILD_SA rekeyed");
-        self.events.push_back(Event::ChildUp {
-            peer: id.clone(),
-            child: Box::new(child),
-            announcement: None,
-        });
-    }
-
-    fn ike_rekeyed(
-        &mut self,
-        spi: u64,
-        rekey: Rekey,
-        fresh: u64,
-        payloads: &[Payload<'_>],
-        now: Instant,
-    ) {
-        let (timer, own, candidate) = (rekey.timer(spi), rekey.nonce.clone(), rekey.candidate());
-        let crossed = rekey.crossed.as_ref().map(|crossed| crossed.nonce.clone());
-        let sk_d = self.sas.get(&spi).and_then(|sa| sa.established());
-        let Some(sk_d) = sk_d.map(|sa| sa.sk_d.clone()) else {
-            return;
-        };
-        let theirs = match self.create_heir(spi, rekey, &sk_d, fresh, payloads, now) {
-            Ok(theirs) => theirs,
-            Err(failure) => {
-                tracing::warn!("rekey of the IKE SA failed: {failure}");
-                return match candidate.filter(|spi| self.is_heir(*spi)) {
-                    Some(candidate) => self.inherit(spi, candidate, None, now),
-                    None => self.put_off(timer, limits::REKEY_REFUSED_RETRY, now),
-                };
-            }
-        };
-        let candidate = candidate.filter(|spi| self.is_heir(*spi));
-        let lost = crossed.is_some_and(|nonce| own.min(theirs) < nonce);
-        match candidate {
-            Some(candidate) if lost => {
-                self.begin_closing(fresh, Some(Goodbye::Plain), now);
-                self.inherit(spi, candidate, None, now);
-            }
-            candidate => {
-                if let Some(candidate) = candidate {
-                    // Its initiator deletes it.
-                    self.begin_closing(candidate, None, now);
-                }
-                self.inherit(spi, fresh, Some(Goodbye::Plain), now);
-            }
-        }
-    }
-
-    /// Makes the new IKE SA of this end's own rekey, without CHILD_SAs; returns the peer's nonce.
-    fn create_heir(
-        &mut self,
-        spi: u64,
-        rekey: Rekey,
-        sk_d: &SkD,
-        fresh: u64,
-        payloads: &[Payload<'_>],
-        now: Instant,
-    ) -> Result<Vec<u8>, Failure> {
-        let sa = payloads.iter().find_map(|payload| match payload {
-            Payload::Sa(sa) => Some(sa.clone()),
-            _ => None,
-        });
-        let taken = init::take_spi(sa.ok_or_else(|| missing("SA payload"))?);
-        let (remote, sa) = taken.ok_or_else(|| missing("SPI of the new IKE SA"))?;
-        let refused = || Failure::NoIkeProposal {
-            offered: init::describe(&sa),
-            own: init::describe(&init::offer()),
-        };
-        let chosen = init::check_answer(&sa, rekey.kex.group()).ok_or_else(refused)?;
-        let theirs = init::nonce(payloads).ok_or_else(|| missing("nonce"))?;
-        let shared = agree(rekey.kex, payloads)?;
-        let nonces = Nonces {
-            initiator: &rekey.nonce,
-            responder: theirs,
-        };
-        let spis = Spis {
-            initiator: fresh,
-            responder: remote,
-        };
-        let seed = SkeySeed::rekey(sk_d, chosen.suite, nonces, &shared);
-        let keys = seed.into_keys(nonces, spis)?.for_role(Role::Initiator)?;
-        self.add_heir(spi, fresh, remote, Role::Initiator, keys, now);
-        Ok(theirs.to_vec())
-    }
-
-    /// Adds an IKE SA that a rekey of `spi` made; its CHILD_SAs come later ([`Endpoint::inherit`]).
-    pub(super) fn add_heir(
-        &mut self,
-        spi: u64,
-        fresh: u64,
-        remote: u64,
-        role: Role,
-        keys: crate::crypto::RoleKeys,
-        now: Instant,
-    ) {
-        let Some(old) = self.sas.get(&spi) else {
-            return;
-        };
-        let (path, fragmentation) = (old.path, old.fragmentation.inherited());
-        let (peer, mesh, order, confirmed) = match &old.state {
-            State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
-            _ => (Identity(String::new()), false, 0, false),
-        };
-        let established = Established {
-            peer,
-            sealer: keys.sealer,
-            opener: keys.opener,
-            sk_d: keys.sk_d,
-            mesh,
-            children: Vec::new(),
-            order,
-            proven: role == Role::Initiator,
-            confirmed,
-            carried: None,
-            rekey: None,
-            deletes: Vec::new(),
-            heir: true,
-            candidate_of: Some(spi),
-        };
-        let state = State::Established(Box::new(established));
-        let mut sa = IkeSa::new(fresh, remote, role, path, now, state);
-        sa.fragmentation = fragmentation;
-        self.sas.insert(fresh, sa);
-        let patience = now + limits::REKEYED_LINGER;
-        self.timers.set(Timer::Expire(fresh), patience);
-    }
-
-    /// The IKE SA went while its rekey was under way: what the peer made of it must go, too.
-    fn bury_unborn(
-        &mut self,
-        spi: u64,
-        rekey: Rekey,
-        sk_d: &SkD,
-        payloads: &[Payload<'_>],
-        now: Instant,
-    ) {
-        let What::Ike { spi: fresh } = rekey.what else {
-            return;
-        };
-        if error_notify(payloads).is_none()
-            && self
-                .create_heir(spi, rekey, sk_d, fresh, payloads, now)
-                .is_ok()
-        {
-            self.begin_closing(fresh, Some(Goodbye::Plain), now);
         }
     }
 

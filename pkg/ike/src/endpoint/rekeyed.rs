@@ -161,7 +161,8 @@ impl Endpoint {
         let required = self.config.rekeying.require_pfs;
         let refused = || Refusal::new(NotifyType::NoProposalChosen);
         let (sa, method) = (find_sa(payloads)?, ke.map(|ke| ke.group));
-        let group = child::choose_group(sa, agreed.chosen.number, method, required);
+        let allowed = &self.policy_of(spi).groups;
+        let group = child::choose_group(sa, agreed.chosen.number, allowed, method, required);
         let group = group.ok_or_else(refused)?;
         let keyed = self.key(payloads, group)?;
         let spi_in = self.fresh_esp_spi();
@@ -239,11 +240,12 @@ impl Endpoint {
         }
         let (remote, sa) = init::take_spi(sa.clone()).ok_or_else(|| missing("SPI"))?;
         let ke = key_exchange(payloads).ok_or_else(|| missing("KE payload"))?;
+        let policy = self.policy_of(spi);
         let refused = || Failure::NoIkeProposal {
             offered: init::describe(&sa),
-            own: init::describe(&init::offer()),
+            own: init::describe(&init::offer(policy)),
         };
-        let chosen = init::choose(&sa, ke.group).ok_or_else(refused)?;
+        let chosen = init::choose(&sa, policy, ke.group).ok_or_else(refused)?;
         let keyed = self.key(payloads, Some(chosen.group))?;
         let fresh = self.fresh_ike_spi();
         let spis = Spis {

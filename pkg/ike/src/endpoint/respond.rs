@@ -1,11 +1,13 @@
 //! The responder's side of IKE_SA_INIT and IKE_AUTH (RFC 7296 §1.2, §2.6, §2.21.1, §2.21.2).
 
+use std::net::IpAddr;
+
 use super::Endpoint;
 use super::half_open::Admission;
 use super::informational::{announced, announcement};
 use super::receive::Received;
 use crate::child::{self, Agreed};
-use crate::config::{Identity, PeerConfig};
+use crate::config::{Identity, IkePolicy, PeerConfig};
 use crate::crypto::{CryptoError, KexGroup, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
@@ -103,7 +105,9 @@ impl Endpoint {
                 return self.refuse_init(received, error.notify(), &[]);
             }
         };
-        let Some(chosen) = init::choose(heard.sa, heard.group) else {
+        let policies = self.policies_at(received.path.remote.ip());
+        let choose = |policy: &&IkePolicy| init::choose(heard.sa, policy, heard.group);
+        let Some(chosen) = policies.iter().find_map(choose) else {
             return self.refuse_proposals(received, heard.sa);
         };
         if chosen.group.transform_id() != heard.group {
@@ -113,6 +117,22 @@ impl Endpoint {
         if let Err(error) = self.open_half(received, &heard, chosen) {
             tracing::debug!("IKE_SA_INIT dropped: {error}");
         }
+    }
+
+    /// By which policies an IKE_SA_INIT from `address` is judged, in this order.
+    fn policies_at(&self, address: IpAddr) -> Vec<&IkePolicy> {
+        let peers = self.half_open.peers_at(address);
+        let peers = peers.filter_map(|id| self.peers.get(id));
+        let mut policies: Vec<&IkePolicy> = Vec::new();
+        for policy in peers.map(|peer| peer.config.policy(&self.config)) {
+            if !policies.contains(&policy) {
+                policies.push(policy);
+            }
+        }
+        if policies.is_empty() {
+            policies.push(&self.config.ike);
+        }
+        policies
     }
 
     /// Makes a half-open IKE SA and answers.
@@ -148,6 +168,7 @@ impl Endpoint {
             received: datagram.to_vec(),
             nonce_i: heard.nonce.to_vec(),
             nonce_r,
+            chosen,
             mesh: heard.mesh,
             hashes: heard.hashes.clone(),
         };
@@ -170,7 +191,12 @@ impl Endpoint {
     }
 
     fn refuse_proposals(&mut self, received: &Received<'_>, offered: &wire::Sa) {
-        let (offered, own) = (init::describe(offered), init::describe(&init::offer()));
+        let policies = self.policies_at(received.path.remote.ip());
+        let own = policies
+            .iter()
+            .map(|policy| init::describe(&init::offer(policy)));
+        let own = own.collect::<Vec<_>>().join("; ");
+        let offered = init::describe(offered);
         let failure = Failure::NoIkeProposal { offered, own };
         self.refuse_init(received, failure.notify(), &[]);
         // From elsewhere it is noise that anybody can make.
@@ -277,6 +303,11 @@ impl Endpoint {
             received.unix,
         )?;
         self.check_wanted_name(&claimed, payloads)?;
+        let chosen = &state.negotiated.chosen;
+        if !chosen.is_allowed(peer.policy(&self.config)) {
+            let (peer, chosen) = (claimed, init::describe(&chosen.answer()));
+            return Err(Failure::IkePolicy { peer, chosen });
+        }
         Ok(peer)
     }
 

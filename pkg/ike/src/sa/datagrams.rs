@@ -6,15 +6,15 @@ use zeroize::Zeroizing;
 
 use super::IkeSa;
 use super::reassembly::Reassembly;
-use crate::crypto::{CryptoError, sk::SK_OVERHEAD};
+use crate::crypto::{CryptoError, Sealer};
 use crate::exchange::Fingerprint;
 use crate::limits;
 use crate::wire::{
     self, Fragment, HEADER_LEN, Header, Message, PAYLOAD_HEADER_LEN, Payload, PayloadType,
 };
 
-/// Bytes of a message around the inner payloads.
-const SK_AROUND: usize = HEADER_LEN + PAYLOAD_HEADER_LEN + SK_OVERHEAD;
+/// Bytes of a message around the body of its SK payload.
+const SK_AROUND: usize = HEADER_LEN + PAYLOAD_HEADER_LEN;
 /// The same of a fragment: SKF has its number and the total besides.
 const SKF_AROUND: usize = SK_AROUND + 4;
 
@@ -96,9 +96,11 @@ impl IkeSa {
             inner: Zeroizing::new(inner),
         };
         let datagrams = self.seal_whole(&whole)?;
-        let divisible = self.fragmentation.agreed
-            && !self.fragmentation.small
-            && SK_AROUND + whole.inner.len() > limits::MESSAGE_SMALL;
+        let fits = self
+            .sealer_now()?
+            .inner_room(limits::MESSAGE_SMALL - SK_AROUND);
+        let divisible =
+            self.fragmentation.agreed && !self.fragmentation.small && whole.inner.len() > fits;
         Ok(Sealed {
             datagrams,
             whole: divisible.then(|| Box::new(whole)),
@@ -112,16 +114,14 @@ impl IkeSa {
             first,
             inner,
         } = whole;
-        let fragmented = self.fragmentation.agreed && SK_AROUND + inner.len() > most;
-        let sealer = self
-            .sealer()
-            .ok_or(CryptoError::SkLimit("it has no keys in this state"))?;
-        if !fragmented {
+        let agreed = self.fragmentation.agreed;
+        let sealer = self.sealer_now()?;
+        if !agreed || inner.len() <= sealer.inner_room(most - SK_AROUND) {
             let mut datagram = sealer.seal_message(header, *first, inner)?;
             datagram.shrink_to_fit();
             return Ok(vec![datagram]);
         }
-        let parts = inner.chunks(most - SKF_AROUND);
+        let parts = inner.chunks(sealer.inner_room(most - SKF_AROUND));
         let total = u16::try_from(parts.len());
         let total = total.map_err(|_| CryptoError::SkLimit("too many fragments, send less"))?;
         let mut datagrams = Vec::with_capacity(parts.len());
@@ -137,6 +137,11 @@ impl IkeSa {
             datagrams.push(datagram);
         }
         Ok(datagrams)
+    }
+
+    fn sealer_now(&mut self) -> Result<&mut Sealer, CryptoError> {
+        let none = CryptoError::SkLimit("it has no keys in this state");
+        self.sealer().ok_or(none)
     }
 
     fn largest_message(&self) -> usize {

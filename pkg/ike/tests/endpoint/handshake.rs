@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use espalier_ike::wire::{Message, Payload};
 use espalier_ike::{Connect, Event, IkeStatus, PeerAuth, Role};
 
 use crate::sim::pki::Ca;
@@ -199,6 +200,12 @@ fn another_group_is_agreed_on_when_the_responder_asks_for_it() {
         "{:?}",
         net.failures(0)
     );
-    let ke = |payload: &[u8]| payload.windows(4).any(|bytes| bytes == [0, 19, 0, 0]);
-    assert!(!ke(&net.sent[0].payload) && ke(&net.sent[1].payload));
+    let groups = net.sent[..2].iter().flat_map(|packet| {
+        let payloads = Message::parse(&packet.payload).unwrap().payloads;
+        payloads.into_iter().filter_map(|payload| match payload {
+            Payload::Ke(ke) => Some(ke.group),
+            _ => None,
+        })
+    });
+    assert_eq!(groups.collect::<Vec<_>>(), [31, 19]);
 }

@@ -11,6 +11,7 @@ mod insider;
 mod keys;
 mod lifecycle;
 mod mesh;
+mod policy;
 mod refused;
 mod rekey;
 mod rekey_raw;

@@ -7,7 +7,8 @@ import hmac
 import json
 
 PRFS = {"HmacSha256": hashlib.sha256, "HmacSha384": hashlib.sha384, "HmacSha512": hashlib.sha512}
-IKE_CIPHERS = {"Aes256Gcm16": 36, "Aes128Gcm16": 20}
+# Bytes of SK_e and of SK_a.
+IKE_CIPHERS = {"Aes256Gcm16": (36, 0), "Aes128Gcm16": (20, 0), "Aes256CbcSha384": (32, 48)}
 ESP_SUITES = {"Aes256Gcm16": 36, "Aes128Gcm16": 20, "ChaCha20Poly1305": 36}
 
 
@@ -39,9 +40,11 @@ def made(label, length):
 
 
 def ike_keys(name, cipher, skeyseed, ni, nr, spi_i, spi_r):
-    d, e = PRFS[name]().digest_size, IKE_CIPHERS[cipher]
-    keymat = prf_plus(name, skeyseed, ni + nr + spi_i + spi_r, 3 * d + 2 * e)
-    return dict(zip(["sk_d", "sk_ei", "sk_er", "sk_pi", "sk_pr"], cut(keymat, d, e, e, d, d)))
+    d, (e, a) = PRFS[name]().digest_size, IKE_CIPHERS[cipher]
+    keymat = prf_plus(name, skeyseed, ni + nr + spi_i + spi_r, 3 * d + 2 * a + 2 * e)
+    sk_d, sk_ai, sk_ar, sk_ei, sk_er, sk_pi, sk_pr = cut(keymat, d, a, a, e, e, d, d)
+    # SK_a goes with SK_e to the one sealer or opener that uses both.
+    return {"sk_d": sk_d, "sk_ei": sk_ei + sk_ai, "sk_er": sk_er + sk_ar, "sk_pi": sk_pi, "sk_pr": sk_pr}
 
 
 def child(name, sk_d, shared, ni, nr, suite):

