@@ -41,6 +41,12 @@ const PLANE_WAIT: Duration = Duration::from_secs(3);
 /// A due timer waits at least this long, so that one that cannot be met does not spin.
 const MIN_SLEEP: Duration = Duration::from_millis(5);
 
+/// IKE datagrams taken in before the next settling, at most; answers wait for it.
+const DATAGRAMS_AT_ONCE: usize = 64;
+
+/// What [`IkeIo::recv`] gives.
+type Received = std::io::Result<(espalier_ike::Path, Vec<u8>)>;
+
 /// What others ask of the mesh.
 pub(crate) enum Query {
     Status(oneshot::Sender<StatusReply>),
@@ -118,7 +124,7 @@ impl<D: Dataplane> Mesh<D> {
                 Some(query) = self.parts.queries.recv() => self.answer(query).await,
                 Some(fact) = self.parts.plane_facts.recv() => self.take_plane_fact(fact).await,
                 Ok(()) = self.parts.snapshots.changed() => self.take_snapshot().await,
-                received = self.parts.io.recv() => self.take_datagram(received),
+                received = self.parts.io.recv() => self.take_datagrams(received).await,
                 () = tokio::time::sleep(sleep) => self.take_time().await,
             }
         }
@@ -133,7 +139,18 @@ impl<D: Dataplane> Mesh<D> {
         }
     }
 
-    fn take_datagram(&mut self, received: std::io::Result<(espalier_ike::Path, Vec<u8>)>) {
+    /// This datagram and what else waits: to settle costs as much as there are peers, and when a mesh starts all of them write.
+    async fn take_datagrams(&mut self, first: Received) {
+        self.take_datagram(first);
+        for _ in 1..DATAGRAMS_AT_ONCE {
+            match tokio::time::timeout(Duration::ZERO, self.parts.io.recv()).await {
+                Ok(received) => self.take_datagram(received),
+                Err(_none_waits) => return,
+            }
+        }
+    }
+
+    fn take_datagram(&mut self, received: Received) {
         match received {
             Ok((path, datagram)) => {
                 self.parts
