@@ -13,6 +13,7 @@ mod receive;
 mod rekey;
 mod rekeyed;
 mod respond;
+mod stray;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::timers::{Timer, Timers};
 
 use half_open::{Cookies, HalfOpen};
 use peer::Peer;
+use stray::Strays;
 
 /// When to start towards a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +52,7 @@ pub struct Endpoint {
     sas: BTreeMap<u64, IkeSa>,
     half_open: HalfOpen,
     cookies: Cookies,
+    strays: Strays,
     /// Inbound ESP SPIs that must not be chosen: given out and not yet down, or reserved.
     spis: BTreeSet<u32>,
     timers: Timers,
@@ -90,6 +93,7 @@ impl Endpoint {
             peers: BTreeMap::new(),
             sas: BTreeMap::new(),
             half_open: HalfOpen::default(),
+            strays: Strays::default(),
             spis: BTreeSet::new(),
             timers: Timers::default(),
             events: VecDeque::new(),

@@ -81,7 +81,8 @@ pub enum CloseReason {
     Peer,
     /// A newer one took its place and is confirmed.
     Replaced,
-    /// The peer did not answer. CHILD_SAs stay in the data plane: they may still carry traffic.
+    /// The peer did not answer, or one end could not read what the other said. CHILD_SAs stay in the data plane: they may
+    /// still carry traffic.
     Timeout,
 }
 

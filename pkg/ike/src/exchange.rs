@@ -8,6 +8,7 @@ use rand_core::CryptoRng;
 use crate::limits;
 use crate::sa::{ChildRef, Sealed};
 use crate::timers::{backoff, jittered};
+use crate::wire::ExchangeType;
 
 /// Why a request was sent: what its response, or the lack of one, means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,18 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// Of which exchange type request and response are.
+    pub(crate) fn exchange(&self) -> ExchangeType {
+        match self {
+            Self::Init => ExchangeType::IkeSaInit,
+            Self::Auth => ExchangeType::IkeAuth,
+            Self::Rekey => ExchangeType::CreateChildSa,
+            Self::Liveness | Self::Announce(_) | Self::Delete | Self::DeleteChildren(_) => {
+                ExchangeType::Informational
+            }
+        }
+    }
+
     fn tries(&self) -> u32 {
         match self {
             Self::Init | Self::Auth => limits::HANDSHAKE_TRIES,

@@ -97,6 +97,14 @@ pub const INIT_RESTARTS: u32 = 4;
 /// IKE_SA_INIT requests above this are not answered: it is kept for AUTH (RFC 7296 §2.15), before anything is proven.
 pub const INIT_BYTES: usize = 4096;
 
+// --- Messages outside an IKE SA (RFC 7296 §1.5, §2.5, §2.21.4; docs/ike-transport.md) ---
+
+/// Unprotected answers (INVALID_IKE_SPI, INVALID_MAJOR_VERSION) per second, to all configured peers together: enough for a
+/// mesh whose nodes ask a restarted one, too few to be of use to anybody who forges sources.
+pub const STRAY_ANSWERS: u32 = 50;
+/// After anything authenticated from the peer, an INVALID_IKE_SPI is not worth a question for this long.
+pub const STRAY_LIVENESS: Duration = Duration::from_secs(5);
+
 // --- Fragmentation (RFC 7383; docs/ike-transport.md) ---
 
 /// Largest IKE message in one datagram over IPv6: the least MTU of IPv6 (1280) less IP header (40), UDP header (8) and non-ESP

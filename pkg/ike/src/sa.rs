@@ -365,3 +365,6 @@ pub(crate) fn error_notify<'a>(payloads: &[Payload<'a>]) -> Option<(wire::Notify
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use crate::config::Identity;
 use crate::event::{CloseReason, Event, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::{ChildRef, Closing, Goodbye, State, What};
+use crate::sa::{ChildRef, Closing, Established, Goodbye, State, What};
 use crate::timers::Timer;
 use crate::wire::{Delete, Notify, NotifyType, Payload};
 
@@ -258,12 +258,33 @@ impl Endpoint {
             return;
         };
         self.timers.cancel_sa(spi);
+        tracing::warn!(peer = %established.peer, "no answer on the IKE SA: it is dropped, its CHILD_SAs stay");
+        self.lost(spi, *established, now);
+    }
+
+    /// One end told the other INVALID_SYNTAX: both drop the IKE SA without another word (RFC 7296 §2.21.3). What it made stays
+    /// until it is replaced, as the rule is for everything but a DELETE. The answer stays for repetitions.
+    pub(super) fn broken_off(&mut self, spi: u64, now: Instant) {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return;
+        };
+        let state = std::mem::replace(&mut sa.state, State::Closed);
+        self.timers.cancel_sa(spi);
+        self.timers
+            .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
+        if let State::Established(established) = state {
+            tracing::warn!(peer = %established.peer, "malformed message on the IKE SA: it is dropped, its CHILD_SAs stay");
+            self.lost(spi, *established, now);
+        }
+    }
+
+    /// An IKE SA is gone without a DELETE.
+    fn lost(&mut self, spi: u64, established: Established, now: Instant) {
         self.drop_rekey_of(established.rekey.as_deref());
         let id = established.peer;
         if established.children.is_empty() {
             return;
         }
-        tracing::warn!(peer = %id, "no answer on the IKE SA: it is dropped, its CHILD_SAs stay");
         self.leave_peer(&id, spi, established.order);
         let others = self.peers.get(&id).is_some_and(|peer| !peer.sas.is_empty());
         for child in established.children {

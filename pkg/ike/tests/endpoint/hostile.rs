@@ -80,8 +80,10 @@ fn tampered_datagrams_change_nothing() {
             let sent = net.sent.len();
             net.deliver(&tampered);
             let answered = net.sent.len() > sent;
+            // Other SPIs, another version, another side: an IKE SA that is not known here.
+            let stray = at < 16 || at == 17 || at == 19;
             assert!(
-                !answered || packet.kind().0 == INIT,
+                !answered || packet.kind().0 == INIT || stray,
                 "{:?}, byte {at}",
                 packet.kind()
             );

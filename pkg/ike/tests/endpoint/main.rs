@@ -18,3 +18,5 @@ mod rekey_raw;
 mod restart;
 mod schedules;
 mod sim;
+mod stray;
+mod whitelist;

@@ -274,6 +274,41 @@ impl Raw {
         (1..).zip(&parts).map(fragment).collect()
     }
 
+    /// Seals the next request, its inner payloads as bytes.
+    pub fn seal_bytes(
+        &mut self,
+        exchange: ExchangeType,
+        first: PayloadType,
+        inner: &[u8],
+    ) -> Vec<u8> {
+        let header = header(self.spis, exchange, self.next_id);
+        let sealer = &mut self.keys.sealer;
+        sealer.seal_message(&header, first, inner).unwrap()
+    }
+
+    /// An empty INFORMATIONAL request that is `ahead` of the window.
+    pub fn skip(&mut self, ahead: u32) -> Vec<u8> {
+        let header = header(self.spis, ExchangeType::Informational, self.next_id + ahead);
+        let sealer = &mut self.keys.sealer;
+        sealer
+            .seal_message(&header, PayloadType::None, &[])
+            .unwrap()
+    }
+
+    /// Seals a response that nobody has asked for.
+    pub fn seal_response(
+        &mut self,
+        exchange: ExchangeType,
+        message_id: u32,
+        payloads: &[Payload<'_>],
+    ) -> Vec<u8> {
+        let mut header = header(self.spis, exchange, message_id);
+        header.flags.response = true;
+        let (first, inner) = wire::emit_chain(payloads);
+        let sealer = &mut self.keys.sealer;
+        sealer.seal_message(&header, first, &inner).unwrap()
+    }
+
     /// One fragment of the next request, of any kind.
     pub fn fragment(
         &mut self,
