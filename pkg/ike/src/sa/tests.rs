@@ -41,6 +41,11 @@ fn negotiated() -> Negotiated {
         nonce_r: Vec::new(),
         mesh: true,
         hashes: Vec::new(),
+        chosen: init::Chosen {
+            number: 1,
+            suite,
+            group: KexGroup::X25519,
+        },
     }
 }
 
