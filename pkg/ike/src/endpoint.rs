@@ -1,7 +1,8 @@
 //! One node's IKE engine: peers, IKE SAs, timers. Reports facts as events; see the files below in the order of a
 //! handshake: [`peer`] decides when to start, [`receive`] sorts datagrams, [`initiate`] and [`respond`] are the two sides,
-//! [`establish`] and [`informational`] what follows, [`close`] how it ends.
+//! [`establish`] and [`informational`] what follows, [`close`] how it ends, [`audit`] whether it all fits.
 
+mod audit;
 mod close;
 mod establish;
 mod half_open;
@@ -27,6 +28,7 @@ use crate::exchange::Request;
 use crate::sa::{IkeSa, Sealed};
 use crate::timers::{Timer, Timers};
 
+pub use audit::Holdings;
 use half_open::{Cookies, HalfOpen};
 use peer::Peer;
 use stray::Strays;
@@ -181,9 +183,21 @@ impl Endpoint {
         self.close_all(id, CloseReason::Local);
     }
 
-    /// An inbound SPI that is in use in a data plane already: never chosen.
+    /// An inbound SPI that is in use in a data plane already: not chosen until [`Endpoint::release_spi`].
     pub fn reserve_spi(&mut self, spi: u32) {
         self.spis.insert(spi);
+    }
+
+    /// What was reserved is out of use. One that a CHILD_SA of this endpoint has stays with it.
+    pub fn release_spi(&mut self, spi: u32) {
+        let of_child = |spi_in: u32| self.sa_of_child(spi_in).is_some();
+        let of_orphan = |spi_in: u32| {
+            let mut orphans = self.peers.values().flat_map(|peer| &peer.orphans);
+            orphans.any(|(_, child)| child.spi_in == spi_in)
+        };
+        if !of_child(spi) && !of_orphan(spi) {
+            self.spis.remove(&spi);
+        }
     }
 
     /// Tells a peer something; the newest value wins. Sent reliably as soon as there is an IKE SA, acknowledged by

@@ -22,7 +22,7 @@ pub use config::{
     ChildConfig, Config, EspSuite, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying,
     TrafficSelector,
 };
-pub use endpoint::{Connect, Endpoint};
+pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;
 pub use event::{
     ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit,

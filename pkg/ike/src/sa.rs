@@ -161,6 +161,8 @@ pub(crate) struct Rekey {
     pub(crate) restarts: u32,
     /// The peer's request for the same SA, answered meanwhile.
     pub(crate) crossed: Option<Crossed>,
+    /// SPIs of CHILD_SAs that the peer deleted meanwhile and that this end does not know.
+    pub(crate) deleted: Vec<u32>,
 }
 
 /// What is being rekeyed, and the SPI for its successor.

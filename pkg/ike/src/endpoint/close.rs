@@ -179,6 +179,7 @@ impl Endpoint {
             return;
         }
         let (id, order) = (established.peer, established.order);
+        let listed = self.is_listed(&id, spi);
         let superseded = self.leave_peer(&id, spi, order);
         let reason = if superseded {
             CloseReason::Replaced
@@ -190,9 +191,15 @@ impl Endpoint {
         }
         // What the peer had before this one it has no more either.
         self.orphans_down(&id, order, reason);
-        if !established.children.is_empty() {
+        if listed {
             self.after_loss(&id, CloseReason::Peer, now);
         }
+    }
+
+    /// It is one of the IKE SAs in use with this peer.
+    fn is_listed(&self, id: &Identity, spi: u64) -> bool {
+        let peer = self.peers.get(id);
+        peer.is_some_and(|peer| peer.sas.contains(&spi))
     }
 
     /// Takes an IKE SA from its peer's list; returns whether a newer one is there.
@@ -245,9 +252,21 @@ impl Endpoint {
             self.child_down(&id, *child, reason);
         }
         self.rearm(spi, now);
+        self.close_if_childless(spi, now);
         if empty {
-            self.retire(spi, CloseReason::Peer, Some(Goodbye::Plain));
             self.orphans_down(&id, order, CloseReason::Peer);
+        }
+    }
+
+    /// An IKE SA whose last CHILD_SA the peer deleted goes, unless the answer to this end's own rekey may bring another: a peer
+    /// that deletes what it has granted a successor for may be faster than its answer.
+    pub(super) fn close_if_childless(&mut self, spi: u64, now: Instant) {
+        let Some(established) = self.sas.get(&spi).and_then(|sa| sa.established()) else {
+            return;
+        };
+        let id = established.peer.clone();
+        if self.is_listed(&id, spi) && established.children.is_empty() && established.rekey.is_none() {
+            self.retire(spi, CloseReason::Peer, Some(Goodbye::Plain));
             self.after_loss(&id, CloseReason::Peer, now);
         }
     }
@@ -282,7 +301,7 @@ impl Endpoint {
     fn lost(&mut self, spi: u64, established: Established, now: Instant) {
         self.drop_rekey_of(established.rekey.as_deref());
         let id = established.peer;
-        if established.children.is_empty() {
+        if !self.is_listed(&id, spi) {
             return;
         }
         self.leave_peer(&id, spi, established.order);

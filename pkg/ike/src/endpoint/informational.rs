@@ -61,6 +61,7 @@ impl Endpoint {
             return self.closed_by_peer(spi, received.now);
         }
         let gone = self.children_named(spi, &payloads);
+        self.note_unknown(spi, &payloads);
         if gone.is_empty() {
             self.respond(spi, received, &[]);
         } else {
@@ -84,6 +85,22 @@ impl Endpoint {
         if let Some(peer) = established.map(|established| established.peer.clone()) {
             let failure = Failure::RefusedByPeer { peer: peer.clone() };
             self.handshake_failed(Some(peer), received.path, failure);
+        }
+    }
+
+    /// A DELETE of a CHILD_SA that this end does not know may be about what the answer to its own rekey will bring.
+    fn note_unknown(&mut self, spi: u64, payloads: &[Payload<'_>]) {
+        let known: Vec<u32> = self.children(spi).iter().map(|c| c.spi_out).collect();
+        let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
+        let Some(rekey) = established.and_then(|sa| sa.rekey.as_mut()) else {
+            return;
+        };
+        for payload in payloads {
+            if let Payload::Delete(Delete::Child { spis, .. }) = payload {
+                let room = limits::CHILDREN_PER_SA.saturating_sub(rekey.deleted.len());
+                let unknown = spis.iter().filter(|spi| !known.contains(spi));
+                rekey.deleted.extend(unknown.take(room));
+            }
         }
     }
 

@@ -115,6 +115,7 @@ impl Endpoint {
             nonce,
             restarts,
             crossed: None,
+            deleted: Vec::new(),
         };
         match self.rekey_datagram(spi, &rekey) {
             Ok(sealed) => {
@@ -189,6 +190,7 @@ impl Endpoint {
         };
         self.rekey_answered(spi, *rekey, payloads, now);
         self.flush_deletes(spi, now);
+        self.close_if_childless(spi, now);
         let peer = self.sas.get(&spi).and_then(|sa| sa.established());
         if let Some(peer) = peer.map(|sa| sa.peer.clone()) {
             self.talkative.insert(peer);

@@ -5,6 +5,7 @@
 
 mod fragments;
 mod fragments_hostile;
+mod collisions;
 mod handshake;
 mod hostile;
 mod insider;

@@ -23,11 +23,12 @@ impl Endpoint {
         payloads: &[Payload<'_>],
         now: Instant,
     ) {
-        let (timer, what, own, crossed) = (
+        let (timer, what, own, crossed, deleted) = (
             rekey.timer(spi),
             rekey.what,
             rekey.nonce.clone(),
             rekey.crossed,
+            rekey.deleted,
         );
         let judged = self.judge_child_response(spi, rekey.kex, &own, spi_in, payloads);
         let (id, child, theirs) = match judged {
@@ -39,6 +40,11 @@ impl Endpoint {
                 return self.owe_delete(spi, unborn(spi_in, 0), now);
             }
         };
+        if deleted.contains(&child.spi_out) {
+            tracing::warn!(?what, "the peer deleted the new CHILD_SA before its answer came");
+            self.spis.remove(&spi_in);
+            return self.put_off(timer, limits::REKEY_RETRY, now);
+        }
         // RFC 7296 §2.8.1: of two successors, the one of the exchange with the lowest nonce goes, by the end that began it.
         let lost = crossed.is_some_and(|crossed| {
             let there =

@@ -2,24 +2,31 @@
 //! and a driver per node that acts as the agent does. After every step it checks that no node seals with an SPI that the
 //! other side cannot open.
 
+mod checks;
+mod hands;
+mod network;
 pub mod pki;
 pub mod plane;
 pub mod raw;
+mod rng;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
     ChildConfig, Config, Connect, Endpoint, Event, Identity, Path, PeerAuth, PeerConfig, Rekeying,
-    Role, TrafficSelector, Transmit,
+    TrafficSelector,
 };
 use espalier_secret::SecretBytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+pub use hands::{ANSWER, ASK};
+use network::Agenda;
 use pki::{Ca, NOW};
 use plane::Plane;
+use rng::{FirstByte, SimRng};
 
 /// How bad the network is.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +77,10 @@ pub struct Node {
     pub id: Identity,
     pub address: SocketAddr,
     pub endpoint: Endpoint,
+    /// What the endpoint, and one that takes its place, is made with.
+    pub config: Config,
+    /// Of its nonces.
+    pub first_byte: FirstByte,
     pub plane: Plane,
     /// All events so far, oldest first.
     pub log: Vec<Event>,
@@ -90,11 +101,17 @@ pub struct Net {
     pub filter: Option<Filter>,
     /// Every datagram that was sent, whatever became of it.
     pub sent: Vec<Packet>,
-    queue: BTreeMap<(Instant, u64), Packet>,
-    count: u64,
-    /// Checks [`Net::check_spis`] after each step. Off where one side deletes what the other still uses, as after a
-    /// disconnect.
+    /// Whether `sent` and the nodes' logs are kept: not where there are very many.
+    pub record: bool,
+    agenda: Agenda,
+    /// Datagrams that wait for a hand to move them, in the order in which they were sent; see [`Net::by_hand`].
+    held: Option<Vec<Packet>>,
+    /// Checks [`Net::check_spis`] of what each step touched, and of all after a run. Off where one side deletes what the other still
+    /// uses, as after a disconnect.
     pub strict: bool,
+    touched: Vec<Identity>,
+    by_name: HashMap<Identity, usize>,
+    by_ip: HashMap<IpAddr, usize>,
 }
 
 pub fn id(index: usize) -> Identity {
@@ -106,7 +123,8 @@ pub fn address(index: usize) -> SocketAddr {
 }
 
 pub fn ip(index: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 9, 0, u8::try_from(index + 1).unwrap()))
+    let [high, low] = u16::try_from(index + 1).unwrap().to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(10, 9, high, low))
 }
 
 pub fn psk(seed: u8) -> PeerAuth {
@@ -146,9 +164,13 @@ impl Net {
             nodes: Vec::new(),
             filter: None,
             sent: Vec::new(),
-            queue: BTreeMap::new(),
-            count: 0,
+            record: true,
+            agenda: Agenda::default(),
+            held: None,
             strict: true,
+            touched: Vec::new(),
+            by_name: HashMap::new(),
+            by_ip: HashMap::new(),
         };
         for index in 0..size {
             let credentials = ca.map(|ca| ca.issue(&id(index).0));
@@ -185,11 +207,16 @@ impl Net {
     }
 
     pub fn add(&mut self, address: SocketAddr, config: Config) {
-        let seed = self.rng.random();
+        let (rng, first_byte) = SimRng::new(self.rng.random());
+        let index = self.nodes.len();
+        self.by_name.insert(config.identity.clone(), index);
+        self.by_ip.insert(address.ip(), index);
         self.nodes.push(Node {
             id: config.identity.clone(),
             address,
-            endpoint: Endpoint::new(config, Box::new(StdRng::seed_from_u64(seed))).unwrap(),
+            endpoint: Endpoint::new(config.clone(), Box::new(rng)).unwrap(),
+            config,
+            first_byte,
             plane: Plane::new(),
             log: Vec::new(),
             up: true,
@@ -198,9 +225,9 @@ impl Net {
 
     /// A new process on a node: the endpoint forgets, the data plane does not.
     pub fn restart(&mut self, node: usize, auth: &PeerAuth) {
-        let seed = self.rng.random();
-        let config = Config::new(id(node));
-        let mut endpoint = Endpoint::new(config, Box::new(StdRng::seed_from_u64(seed))).unwrap();
+        let (rng, first_byte) = SimRng::new(self.rng.random());
+        let config = self.nodes[node].config.clone();
+        let mut endpoint = Endpoint::new(config, Box::new(rng)).unwrap();
         for pair in self.nodes[node].plane.values_mut() {
             pair.inbound
                 .keys()
@@ -208,6 +235,7 @@ impl Net {
             pair.adopt();
         }
         self.nodes[node].endpoint = endpoint;
+        self.nodes[node].first_byte = first_byte;
         self.nodes[node].log.clear();
         self.introduce(node, auth);
     }
@@ -230,9 +258,24 @@ impl Net {
     pub fn set_rekeying(&mut self, node: usize, rekeying: Rekeying) {
         let config = Config {
             rekeying,
-            ..Config::new(id(node))
+            ..self.nodes[node].config.clone()
         };
-        self.nodes[node].endpoint.set_config(config).unwrap();
+        self.set_config(node, config);
+    }
+
+    pub fn set_config(&mut self, node: usize, config: Config) {
+        self.nodes[node]
+            .endpoint
+            .set_config(config.clone())
+            .unwrap();
+        self.nodes[node].config = config;
+    }
+
+    /// Not wanted any more by `own`.
+    pub fn disconnect(&mut self, own: usize, peer: usize) {
+        let now = self.now;
+        self.nodes[own].endpoint.disconnect(&id(peer), now);
+        self.pump(own);
     }
 
     pub fn rekey_child(&mut self, own: usize, peer: usize) {
@@ -270,9 +313,11 @@ impl Net {
                     let (now, unix) = (self.now, self.unix());
                     self.nodes[node].endpoint.handle_timeout(now, unix);
                 }
-                None => return,
+                None => break,
             }
         }
+        self.plan(node);
+        self.check_touched(node);
     }
 
     /// What the agent does with an event.
@@ -284,6 +329,7 @@ impl Net {
             log,
             ..
         } = &mut self.nodes[node];
+        self.touched.extend(about(&event).cloned());
         match &event {
             Event::ChildUp { peer, child, .. } => plane.entry(peer.clone()).or_default().up(child),
             Event::ChildDown {
@@ -313,199 +359,19 @@ impl Net {
             }
             _ => {}
         }
-        log.push(event);
-    }
-
-    fn send(&mut self, node: usize, transmit: Transmit) {
-        let packet = Packet {
-            path: transmit.path,
-            payload: transmit.payload,
-        };
-        assert_eq!(packet.path.local.ip(), self.nodes[node].address.ip());
-        if self.nodes[node].up {
-            self.sent.push(packet.clone());
-            self.carry(packet);
+        if self.record {
+            log.push(event);
         }
     }
+}
 
-    /// Puts a datagram on the network.
-    pub fn carry(&mut self, packet: Packet) {
-        if self.filter.as_mut().is_some_and(|keep| !keep(&packet)) {
-            return;
-        }
-        let copies = 1 + u32::from(self.rng.random_range(0..100) < self.weather.duplication);
-        for _ in 0..copies {
-            if self.rng.random_range(0..100) >= self.weather.loss {
-                let (least, most) = self.weather.latency_ms;
-                let way = Duration::from_millis(self.rng.random_range(least..=most));
-                self.count += 1;
-                self.queue
-                    .insert((self.now + way, self.count), packet.clone());
-            }
-        }
-    }
-
-    /// Hands a datagram to the node at its destination, at once.
-    pub fn deliver(&mut self, packet: &Packet) {
-        let path = Path {
-            local: packet.path.remote,
-            remote: packet.path.local,
-        };
-        let to = self
-            .nodes
-            .iter()
-            .position(|node| node.address.ip() == path.local.ip() && node.up);
-        if let Some(to) = to {
-            let (now, unix) = (self.now, self.unix());
-            self.nodes[to]
-                .endpoint
-                .handle_datagram(now, unix, path, &packet.payload);
-            self.pump(to);
-        }
-    }
-
-    /// Jumps to what is next and does it. False when nothing will ever happen.
-    pub fn step(&mut self) -> bool {
-        let timer = |(index, node): (usize, &Node)| {
-            node.endpoint
-                .poll_timeout()
-                .filter(|_| node.up)
-                .map(|at| (at, index))
-        };
-        let timeout = self.nodes.iter().enumerate().filter_map(timer).min();
-        let packet = self.queue.keys().next().copied();
-        match (packet, timeout) {
-            (Some(key), timeout) if timeout.is_none_or(|(at, _)| key.0 <= at) => {
-                self.now = self.now.max(key.0);
-                if let Some(packet) = self.queue.remove(&key) {
-                    self.deliver(&packet);
-                }
-            }
-            (_, Some((at, index))) => {
-                self.now = self.now.max(at);
-                let (now, unix) = (self.now, self.unix());
-                self.nodes[index].endpoint.handle_timeout(now, unix);
-                self.pump(index);
-            }
-            _ => return false,
-        }
-        if self.strict {
-            self.check_spis();
-        }
-        true
-    }
-
-    /// Runs for so long.
-    pub fn run(&mut self, time: Duration) {
-        let until = self.now + time;
-        while self.next_at().is_some_and(|at| at <= until) {
-            self.step();
-        }
-        self.now = until;
-    }
-
-    /// Runs until `done`, at most `time`. Returns whether it is done.
-    pub fn run_until(&mut self, time: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
-        let until = self.now + time;
-        while !done(self) {
-            if self.next_at().is_none_or(|at| at > until) {
-                return false;
-            }
-            self.step();
-        }
-        true
-    }
-
-    fn next_at(&self) -> Option<Instant> {
-        let timers = self
-            .nodes
-            .iter()
-            .filter(|node| node.up)
-            .filter_map(|node| node.endpoint.poll_timeout());
-        timers
-            .chain(self.queue.keys().next().map(|(at, _)| *at))
-            .min()
-    }
-
-    pub fn unix(&self) -> Duration {
-        self.unix + (self.now - self.start)
-    }
-
-    /// What a node seals with, the other one can open, with the same key.
-    pub fn check_spis(&self) {
-        for (index, node) in self.nodes.iter().enumerate() {
-            for (peer, pair) in &node.plane {
-                let (Some(seals), Some(other)) = (pair.seals, self.index_of(peer)) else {
-                    continue;
-                };
-                let theirs = self.nodes[other].plane.get(&self.nodes[index].id);
-                let opens = theirs.and_then(|theirs| theirs.inbound.get(&seals));
-                let key = pair
-                    .outbound
-                    .iter()
-                    .find(|(spi, _)| *spi == seals)
-                    .map(|(_, key)| key);
-                assert_eq!(
-                    opens, key,
-                    "{} seals towards {peer} with {seals:08x}, which it cannot open",
-                    node.id
-                );
-            }
-        }
-    }
-
-    pub fn index_of(&self, id: &Identity) -> Option<usize> {
-        self.nodes.iter().position(|node| node.id == *id)
-    }
-
-    /// Both ends have exactly one CHILD_SA of each other, the same one, and seal with it.
-    pub fn settled(&self, a: usize, b: usize) -> bool {
-        let pair = |own: usize, peer: usize| self.nodes[own].plane.get(&self.nodes[peer].id);
-        let (Some(here), Some(there)) = (pair(a, b), pair(b, a)) else {
-            return false;
-        };
-        let one = |pair: &plane::Pair| pair.inbound.len() == 1 && pair.outbound.len() == 1;
-        let fits = |from: &plane::Pair, to: &plane::Pair| {
-            from.seals.is_some_and(|spi| to.inbound.contains_key(&spi))
-        };
-        one(here) && one(there) && fits(here, there) && fits(there, here)
-    }
-
-    pub fn all_settled(&self) -> bool {
-        let size = self.nodes.len();
-        (0..size).all(|a| (a + 1..size).all(|b| self.settled(a, b)))
-    }
-
-    /// Number of IKE SAs that a node holds in any state, after all lingering ones had time to go.
-    pub fn ike_sas(&self, node: usize) -> usize {
-        self.nodes[node].endpoint.ike_sas()
-    }
-
-    pub fn failures(&self, node: usize) -> Vec<String> {
-        let text = |event: &Event| match event {
-            Event::HandshakeFailed { error, .. } => Some(error.to_string()),
-            _ => None,
-        };
-        self.nodes[node].log.iter().filter_map(text).collect()
-    }
-
-    pub fn count(&self, node: usize, matches: impl Fn(&Event) -> bool) -> usize {
-        self.nodes[node]
-            .log
-            .iter()
-            .filter(|event| matches(event))
-            .count()
-    }
-
-    pub fn child_ups(&self, node: usize) -> Vec<(Role, espalier_ike::ChildSa, Option<Vec<u8>>)> {
-        let up = |event: &Event| match event {
-            Event::ChildUp {
-                child,
-                announcement,
-                ..
-            } => Some((child.role, (**child).clone(), announcement.clone())),
-            _ => None,
-        };
-        self.nodes[node].log.iter().filter_map(up).collect()
+/// Whose SAs an event may change.
+fn about(event: &Event) -> Option<&Identity> {
+    match event {
+        Event::ChildUp { peer, .. }
+        | Event::ChildDown { peer, .. }
+        | Event::Announcement { peer, .. }
+        | Event::AnnouncementAcked { peer, .. } => Some(peer),
+        _ => None,
     }
 }
