@@ -223,6 +223,9 @@ impl<D: Dataplane> Mesh<D> {
         for (name, sas) in drained {
             for (direction, spi) in sas {
                 self.remove_sa(&name, direction, spi).await;
+                if direction == Direction::In {
+                    self.parts.endpoint.release_spi(spi.0);
+                }
             }
         }
     }

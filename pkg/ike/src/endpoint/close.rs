@@ -265,7 +265,10 @@ impl Endpoint {
             return;
         };
         let id = established.peer.clone();
-        if self.is_listed(&id, spi) && established.children.is_empty() && established.rekey.is_none() {
+        if self.is_listed(&id, spi)
+            && established.children.is_empty()
+            && established.rekey.is_none()
+        {
             self.retire(spi, CloseReason::Peer, Some(Goodbye::Plain));
             self.after_loss(&id, CloseReason::Peer, now);
         }

@@ -3,9 +3,9 @@
 #![allow(unreachable_pub)] // a test binary has no outside
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod collisions;
 mod fragments;
 mod fragments_hostile;
-mod collisions;
 mod handshake;
 mod hostile;
 mod insider;

@@ -138,12 +138,15 @@ const NEW: u32 = 4712;
 /// Node 0 and a peer with an IKE SA that node 0 knows it has. The real node 1 answers what node 0 begins anew.
 fn foreign() -> (Net, Raw) {
     let mut net = Net::psk_mesh(1, 2);
-    net.strict = false;
     let mut raw = Raw::init(&mut net, address(1), 0, true);
     let child = raw::child(OLD, address(1), address(0));
     let psk = SecretBytes::copy_from(&[7; 32]);
     raw.auth_psk(&mut net, "node-01", &psk, &child).unwrap();
-    raw.ask(&mut net, ExchangeType::Informational, &[]).unwrap();
+    // It is ready: node 0 seals from here on.
+    let ready = Notify::new(NotifyType::EspalierAnnouncement, b"ready");
+    let ready = [Payload::Notify(ready)];
+    raw.ask(&mut net, ExchangeType::Informational, &ready)
+        .unwrap();
     net.connect(0, 1, Connect::Policy);
     (net, raw)
 }
@@ -198,7 +201,11 @@ fn grant(net: &mut Net, raw: &mut Raw, new: u32, nonce: u8) {
     // A real key of the other end: its half of the exchange is not needed here.
     let kex = KeyExchange::generate(group, &mut net.rng).unwrap();
     let nonce = [nonce; 32];
+    let selectors = asked.payloads().into_iter();
+    let selectors = selectors.filter(|p| matches!(p, Payload::TsI(_) | Payload::TsR(_)));
     let mut payloads = raw::child(new, address(0), address(1));
+    payloads.retain(|p| !matches!(p, Payload::TsI(_) | Payload::TsR(_)));
+    payloads.extend(selectors);
     offer_group(&mut payloads, group.transform_id());
     payloads.push(Payload::Nonce(Nonce(&nonce)));
     payloads.push(Payload::Ke(wire::KeyExchange {

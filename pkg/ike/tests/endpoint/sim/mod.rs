@@ -348,13 +348,13 @@ impl Net {
                 if let Some(spi_in) = pair.switch() {
                     endpoint.confirm_child(peer, spi_in, now);
                     // The peer has switched to this SA before it announced: nothing comes on adopted ones any more.
-                    pair.drop_adopted();
+                    pair.drop_adopted(endpoint);
                 }
             }
             Event::AnnouncementAcked { peer, .. } => {
                 let pair = plane.entry(peer.clone()).or_default();
                 if pair.newest.is_some() {
-                    pair.drop_adopted();
+                    pair.drop_adopted(endpoint);
                 }
             }
             _ => {}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use espalier_ike::{ChildSa, Identity, Role};
+use espalier_ike::{ChildSa, Endpoint, Identity, Role};
 
 /// What one node has of one peer. It outlives the endpoint, as the real one does.
 #[derive(Clone, Debug, Default)]
@@ -70,9 +70,10 @@ impl Pair {
     }
 
     /// The successor of adopted SAs is confirmed.
-    pub fn drop_adopted(&mut self) {
+    pub fn drop_adopted(&mut self, endpoint: &mut Endpoint) {
         for (spi_in, spi_out) in std::mem::take(&mut self.adopted) {
             self.down(spi_in, spi_out);
+            endpoint.release_spi(spi_in);
         }
     }
 }

@@ -161,6 +161,8 @@ impl Raw {
         vendor: bool,
         supported: &[NotifyType],
     ) -> Self {
+        // Such a peer has no data plane whose SPIs could be compared.
+        net.strict = false;
         let path = Path {
             local: from,
             remote: net.nodes[to].address,
