@@ -41,7 +41,10 @@ impl Endpoint {
             }
         };
         if deleted.contains(&child.spi_out) {
-            tracing::warn!(?what, "the peer deleted the new CHILD_SA before its answer came");
+            tracing::warn!(
+                ?what,
+                "the peer deleted the new CHILD_SA before its answer came"
+            );
             self.spis.remove(&spi_in);
             return self.put_off(timer, limits::REKEY_RETRY, now);
         }
