@@ -7,6 +7,7 @@ use std::time::Duration;
 use espalier_secret::SecretBytes;
 
 use crate::crypto::{KexGroup, Prf, SkCipher};
+use crate::suite::{ChildSuite, EspSuite};
 
 /// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,17 +17,6 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// ESP algorithms, in the order in which they are offered (RFC 4106, RFC 7634).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EspSuite {
-    /// ENCR_AES_GCM_16 with a 256-bit key.
-    Aes256Gcm16,
-    /// ENCR_AES_GCM_16 with a 128-bit key.
-    Aes128Gcm16,
-    /// ENCR_CHACHA20_POLY1305.
-    ChaCha20Poly1305,
 }
 
 /// One traffic selector (RFC 7296 §3.13.1). Ports are inclusive; `0..=65535` is any. Protocol 0 is any.
@@ -140,8 +130,8 @@ pub enum PeerAuth {
 pub struct ChildConfig {
     /// USE_TRANSPORT_MODE (RFC 7296 §1.3.1); else tunnel mode.
     pub transport: bool,
-    /// ESP algorithms in order of preference.
-    pub suites: Vec<EspSuite>,
+    /// ESP or AH algorithms in order of preference. What can be combined freely is offered in one proposal.
+    pub suites: Vec<ChildSuite>,
     /// Offer and accept extended sequence numbers; when false they are refused.
     pub esn: bool,
     /// What this node sends from.
@@ -156,7 +146,7 @@ impl ChildConfig {
     pub fn new(local_ts: Vec<TrafficSelector>, remote_ts: Vec<TrafficSelector>) -> Self {
         Self {
             transport: true,
-            suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes128Gcm16],
+            suites: vec![EspSuite::Aes256Gcm16.into(), EspSuite::Aes128Gcm16.into()],
             esn: true,
             local_ts,
             remote_ts,

@@ -67,8 +67,8 @@ pub enum ConfigError {
         "this node's own IKE policy lists AES-CBC: list it in the policy of the one peer that has no AEAD"
     )]
     CbcForAll,
-    /// A CHILD_SA without algorithms.
-    #[error("peer {0} has no ESP suite: name at least one")]
+    /// A CHILD_SA without algorithms, or with too many.
+    #[error("peer {0} needs 1 to {max} ESP or AH suites for a CHILD_SA", max = limits::SUITES_MAX)]
     NoSuites(Identity),
     /// Selectors that select nothing, or too many.
     #[error(
@@ -158,7 +158,7 @@ pub(crate) enum Failure {
     )]
     IkePolicy { peer: Identity, chosen: String },
     #[error(
-        "no ESP proposal in common with {peer}: it offered {offered}; this node takes {own}: set the same suites on both"
+        "no ESP or AH proposal in common with {peer}: it offered {offered}; this node takes {own}: set the same suites on both"
     )]
     NoChildProposal {
         peer: Identity,

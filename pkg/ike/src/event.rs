@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
-use crate::config::{EspSuite, Identity, TrafficSelector};
+use crate::config::{Identity, TrafficSelector};
+use crate::suite::ChildSuite;
 
 /// Where a datagram came in or goes out. The UDP ports tell the framing: on 4500 the I/O adds and strips the non-ESP marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,11 +35,27 @@ pub enum Role {
     Responder,
 }
 
-/// Key material of one direction: key and salt, as the suite says (36 or 20 bytes).
+/// Key material of one direction, as long as [`ChildSuite::key_lens`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildKeys {
-    /// Key followed by salt.
+    /// Encryption key, followed by the salt where the suite has one. Empty with AH.
     pub key: SecretBytes,
+    /// Integrity key. Empty where the cipher has its own integrity.
+    pub integrity: SecretBytes,
+}
+
+impl ChildKeys {
+    /// Splits one direction's part of KEYMAT: the encryption key comes first (RFC 7296 §2.17).
+    pub(crate) fn split(keymat: &SecretBytes, suite: ChildSuite) -> Self {
+        let all = keymat.expose();
+        let (key, integrity) = all
+            .split_at_checked(suite.key_lens().0)
+            .unwrap_or((all, &[]));
+        Self {
+            key: SecretBytes::copy_from(key),
+            integrity: SecretBytes::copy_from(integrity),
+        }
+    }
 }
 
 /// A negotiated CHILD_SA pair.
@@ -48,8 +65,8 @@ pub struct ChildSa {
     pub spi_in: u32,
     /// Chosen by the peer: what this node seals with.
     pub spi_out: u32,
-    /// Algorithm.
-    pub suite: EspSuite,
+    /// Protocol and algorithms.
+    pub suite: ChildSuite,
     /// Extended sequence numbers agreed.
     pub esn: bool,
     /// Transport mode agreed; else tunnel.

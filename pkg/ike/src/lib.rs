@@ -12,6 +12,7 @@ mod event;
 mod exchange;
 pub mod limits;
 mod sa;
+mod suite;
 mod timers;
 
 pub mod crypto;
@@ -19,11 +20,11 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, Config, EspSuite, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying,
-    TrafficSelector,
+    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying, TrafficSelector,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;
 pub use event::{
     ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit,
 };
+pub use suite::{ChildSuite, EspSuite, Integrity};

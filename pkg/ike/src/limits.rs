@@ -148,3 +148,5 @@ pub const IDENTITY_MAX: usize = 253;
 pub const PSK_MIN: usize = 32;
 /// Traffic selectors per side in a configuration.
 pub const SELECTORS_MAX: usize = 16;
+/// Suites of a CHILD_SA in a configuration: each may need a proposal of its own, and all must fit into one message.
+pub const SUITES_MAX: usize = 16;

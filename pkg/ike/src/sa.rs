@@ -14,7 +14,7 @@ use crate::crypto::{KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
 use crate::limits;
-use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType};
+use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
 
 pub(crate) use datagrams::{Fragmentation, Opened, Sealed};
 
@@ -98,6 +98,8 @@ pub(crate) struct HalfOpen {
 pub(crate) struct ChildRef {
     pub(crate) spi_in: u32,
     pub(crate) spi_out: u32,
+    /// ESP or AH.
+    pub(crate) protocol: ProtocolId,
     /// This end's in the exchange that made it.
     pub(crate) role: Role,
     /// Inbound SPI of the CHILD_SA that it was made to replace.
@@ -113,6 +115,7 @@ impl ChildRef {
         Self {
             spi_in: child.spi_in,
             spi_out: child.spi_out,
+            protocol: child.suite.protocol(),
             role: child.role,
             replaces,
             confirmed: false,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Aead, Dataplane, Direction, Encapsulation, Error, PeerId, Sa, Spi};
-use espalier_ike::{ChildSa, EspSuite, Event, Identity, Role};
+use espalier_ike::{ChildSa, ChildSuite, EspSuite, Event, Identity, Role};
 use espalier_peers::Announcement;
 use tracing::{debug, info, warn};
 
@@ -75,6 +75,7 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     async fn install(&mut self, name: &str, child: &ChildSa) -> Result<(), Error> {
+        let aead = aead(child)?;
         self.put_in_plane(name).await?;
         for (direction, spi, keys) in [
             (Direction::In, child.spi_in, &child.keys_in),
@@ -84,7 +85,7 @@ impl<D: Dataplane> Mesh<D> {
                 peer: PeerId(name.to_owned()),
                 direction,
                 spi: Spi(spi),
-                aead: aead(child.suite),
+                aead,
                 key: keys.key.clone(),
                 esn: child.esn,
                 replay_window: REPLAY_WINDOW,
@@ -255,10 +256,65 @@ fn take_adopted(peer: &mut PeerState) -> (String, Vec<(Direction, Spi)>) {
     (peer.spec.name.clone(), std::mem::take(&mut peer.adopted))
 }
 
-fn aead(suite: EspSuite) -> Aead {
-    match suite {
-        EspSuite::Aes256Gcm16 => Aead::Aes256Gcm16,
-        EspSuite::Aes128Gcm16 => Aead::Aes128Gcm16,
-        EspSuite::ChaCha20Poly1305 => Aead::ChaCha20Poly1305,
+/// The userspace data plane seals ESP by AEAD in transport mode. Nothing else is configured, so that a peer cannot get it.
+fn aead(child: &ChildSa) -> Result<Aead, Error> {
+    let aead = match child.suite {
+        ChildSuite::Esp(EspSuite::Aes256Gcm16) => Some(Aead::Aes256Gcm16),
+        ChildSuite::Esp(EspSuite::Aes128Gcm16) => Some(Aead::Aes128Gcm16),
+        ChildSuite::Esp(EspSuite::ChaCha20Poly1305) => Some(Aead::ChaCha20Poly1305),
+        ChildSuite::Esp(_) | ChildSuite::Ah(_) => None,
+    };
+    aead.filter(|_| child.transport).ok_or_else(|| {
+        let mode = if child.transport { "transport" } else { "tunnel" };
+        Error::Invalid {
+            field: "suite",
+            why: format!(
+                "expected ESP with AES-GCM-16 or ChaCha20-Poly1305 in transport mode, but {:?} in {mode} mode was negotiated; the userspace data plane has no other, configure one of these",
+                child.suite
+            ),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use espalier_ike::{ChildKeys, Integrity};
+    use espalier_secret::SecretBytes;
+
+    use super::*;
+
+    fn child(suite: ChildSuite, transport: bool) -> ChildSa {
+        let keys = ChildKeys {
+            key: SecretBytes::default(),
+            integrity: SecretBytes::default(),
+        };
+        ChildSa {
+            spi_in: 300,
+            spi_out: 400,
+            suite,
+            esn: true,
+            transport,
+            keys_in: keys.clone(),
+            keys_out: keys,
+            local_ts: Vec::new(),
+            remote_ts: Vec::new(),
+            role: Role::Initiator,
+        }
+    }
+
+    #[test]
+    fn what_the_userspace_data_plane_cannot_do_is_refused_with_a_remedy() {
+        let good = child(EspSuite::Aes256Gcm16.into(), true);
+        assert_eq!(aead(&good).unwrap(), Aead::Aes256Gcm16);
+        for (suite, transport) in [
+            (EspSuite::Aes256Gcm16.into(), false),
+            (EspSuite::Aes256Gmac.into(), true),
+            (EspSuite::Aes128Cbc(Integrity::HmacSha256).into(), true),
+            (ChildSuite::Ah(Integrity::HmacSha512), true),
+        ] {
+            let error = aead(&child(suite, transport)).unwrap_err().to_string();
+            assert!(error.contains("expected ESP with AES-GCM-16"), "{error}");
+            assert!(error.contains(&format!("{suite:?}")), "{error}");
+        }
     }
 }

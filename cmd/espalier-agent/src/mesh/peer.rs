@@ -117,7 +117,7 @@ impl PeerState {
         let at = |address| SocketAddr::new(address, NAT_T_PORT);
         let auth = psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone()));
         let mut child = ChildConfig::new(vec![any_udp(local)], vec![any_udp(remote)]);
-        child.suites.push(EspSuite::ChaCha20Poly1305);
+        child.suites.push(EspSuite::ChaCha20Poly1305.into());
         let identity = Identity(self.spec.name.clone());
         PeerConfig {
             uid: self.spec.uid.clone(),

@@ -6,8 +6,8 @@ use super::CryptoError;
 use super::kex::SharedSecret;
 use super::prf::Prf;
 use super::sk::{Opener, Sealer, SkCipher};
-use crate::config::EspSuite;
 use crate::event::Role;
+use crate::suite::ChildSuite;
 
 /// Ni and Nr of one exchange, without payload headers.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +210,7 @@ impl SkP {
     }
 }
 
-/// Keys of a CHILD_SA pair: encryption key followed by salt, as ESP takes them.
+/// Keys of a CHILD_SA pair: encryption key and salt, then integrity key, as far as the suite has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildKeymat {
     /// For what the initiator of the CHILD_SA's exchange sends.
@@ -239,9 +239,10 @@ pub fn child_keymat(
     sk_d: &SkD,
     nonces: Nonces<'_>,
     shared: Option<&SharedSecret>,
-    suite: EspSuite,
+    suite: impl Into<ChildSuite>,
 ) -> Result<ChildKeymat, CryptoError> {
-    let len = esp_keymat_len(suite);
+    let (encryption, integrity) = suite.into().key_lens();
+    let len = encryption + integrity;
     let secret = shared.map(SharedSecret::expose).unwrap_or_default();
     let keymat = sk_d.prf.plus(
         sk_d.key.expose(),
@@ -253,15 +254,6 @@ pub fn child_keymat(
         initiator_to_responder: cut.take(len),
         responder_to_initiator: cut.take(len),
     })
-}
-
-/// Bytes of key and salt per direction (RFC 4106 §8.1, RFC 7634 §2).
-#[must_use]
-pub fn esp_keymat_len(suite: EspSuite) -> usize {
-    match suite {
-        EspSuite::Aes256Gcm16 | EspSuite::ChaCha20Poly1305 => 32 + 4,
-        EspSuite::Aes128Gcm16 => 16 + 4,
-    }
 }
 
 /// Cuts keys off the front of key material that was asked for in exactly the right length.

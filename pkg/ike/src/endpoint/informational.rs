@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Endpoint;
+use super::lifetime::delete_payloads;
 use super::receive::Received;
 use crate::config::Identity;
 use crate::error::Failure;
@@ -11,7 +12,7 @@ use crate::exchange::{Request, Retry};
 use crate::limits;
 use crate::sa::{ChildRef, Opened, State, notify};
 use crate::timers::Timer;
-use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload, ProtocolId};
+use crate::wire::{Delete, ExchangeType, Notify, NotifyType, Payload};
 
 /// An announcement to send.
 pub(super) fn announcement(data: &[u8]) -> Payload<'_> {
@@ -66,12 +67,7 @@ impl Endpoint {
             self.respond(spi, received, &[]);
         } else {
             // The other half of each pair (RFC 7296 §1.4.1).
-            let spis = gone.iter().map(|child| child.spi_in).collect();
-            let delete = Delete::Child {
-                protocol: ProtocolId::Esp,
-                spis,
-            };
-            self.respond(spi, received, &[Payload::Delete(delete)]);
+            self.respond(spi, received, &delete_payloads(&gone));
             self.children_deleted_by_peer(spi, &gone, received.now);
         }
         if let Some(data) = announced(&payloads) {
@@ -108,10 +104,9 @@ impl Endpoint {
     fn children_named(&self, spi: u64, payloads: &[Payload<'_>]) -> Vec<ChildRef> {
         let named = |child: &&ChildRef| {
             payloads.iter().any(|payload| match payload {
-                Payload::Delete(Delete::Child {
-                    protocol: ProtocolId::Esp,
-                    spis,
-                }) => spis.contains(&child.spi_out),
+                Payload::Delete(Delete::Child { protocol, spis }) => {
+                    *protocol == child.protocol && spis.contains(&child.spi_out)
+                }
                 _ => false,
             })
         };

@@ -168,12 +168,8 @@ impl Endpoint {
         if deletes.is_empty() {
             return;
         }
-        let spis = deletes.iter().map(|child| child.spi_in).collect();
-        let delete = Payload::Delete(Delete::Child {
-            protocol: ProtocolId::Esp,
-            spis,
-        });
-        let sent = self.request(spi, Request::DeleteChildren(deletes), &[delete], now);
+        let said = delete_payloads(&deletes);
+        let sent = self.request(spi, Request::DeleteChildren(deletes), &said, now);
         if let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) {
             sa.deletes.retain(|_| !sent);
         }
@@ -218,4 +214,17 @@ impl Endpoint {
             self.child_down(&id, child, CloseReason::Local);
         }
     }
+}
+
+/// DELETE payloads for this end's halves of CHILD_SAs, one for each protocol (RFC 7296 §3.11).
+pub(super) fn delete_payloads(children: &[ChildRef]) -> Vec<Payload<'static>> {
+    let of = |protocol| {
+        let same = children.iter().filter(|child| child.protocol == protocol);
+        let spis: Vec<u32> = same.map(|child| child.spi_in).collect();
+        (!spis.is_empty()).then_some(Payload::Delete(Delete::Child { protocol, spis }))
+    };
+    [ProtocolId::Esp, ProtocolId::Ah]
+        .into_iter()
+        .filter_map(of)
+        .collect()
 }

@@ -244,7 +244,7 @@ fn check_content(peer: &PeerConfig) -> Result<(), ConfigError> {
     if let Some(policy) = &peer.ike {
         check_policy(policy, || format!("for peer {}", peer.identity))?;
     }
-    if peer.child.suites.is_empty() {
+    if !(1..=limits::SUITES_MAX).contains(&peer.child.suites.len()) {
         return Err(ConfigError::NoSuites(who()));
     }
     if ![&peer.child.local_ts, &peer.child.remote_ts]

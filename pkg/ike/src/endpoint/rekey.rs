@@ -11,13 +11,12 @@ use crate::child;
 use crate::config::IkePolicy;
 use crate::crypto::{KexGroup, KeyExchange, SharedSecret};
 use crate::error::Failure;
-use crate::event::Role;
 use crate::exchange::Request;
 use crate::limits;
 use crate::sa::init;
-use crate::sa::{ChildRef, Made, Opened, Rekey, Sealed, State, What, error_notify};
+use crate::sa::{ChildRef, IkeSa, Made, Opened, Rekey, Sealed, State, What, error_notify};
 use crate::timers::Timer;
-use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload};
+use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload, ProtocolId};
 
 impl Rekey {
     /// The new IKE SA of the peer's crossing request.
@@ -143,7 +142,8 @@ impl Endpoint {
         let policy = &rekey.policy;
         let mut payloads = match rekey.what {
             What::Child { old, spi_in } => {
-                let old = Notify::about_esp(NotifyType::RekeySa, old);
+                let protocol = protocol_of(sa, old);
+                let old = Notify::about_child(NotifyType::RekeySa, protocol, old);
                 let mut payloads = vec![Payload::Notify(old)];
                 payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
                 child::offer_groups(&mut payloads, &policy.groups, require_pfs);
@@ -301,7 +301,7 @@ impl Endpoint {
         self.drop_rekey_of(Some(rekey));
         self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
         if let What::Child { spi_in, .. } = rekey.what {
-            self.owe_delete(spi, unborn(spi_in, 0), now);
+            self.owe_unborn(spi, spi_in, now);
         }
     }
 
@@ -322,16 +322,10 @@ impl Endpoint {
     }
 }
 
-/// Stands for a CHILD_SA that only the peer has.
-fn unborn(spi_in: u32, spi_out: u32) -> ChildRef {
-    ChildRef {
-        spi_in,
-        spi_out,
-        role: Role::Initiator,
-        replaces: None,
-        confirmed: false,
-        known: true,
-    }
+fn protocol_of(sa: &IkeSa, spi_in: u32) -> ProtocolId {
+    let mut children = sa.established().into_iter().flat_map(|sa| &sa.children);
+    let child = children.find(|child| child.spi_in == spi_in);
+    child.map_or(ProtocolId::Esp, |child| child.protocol)
 }
 
 fn agree(kex: KeyExchange, payloads: &[Payload<'_>]) -> Result<SharedSecret, Failure> {

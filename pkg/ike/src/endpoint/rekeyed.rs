@@ -20,7 +20,7 @@ use crate::wire::{self, Nonce, Notify, NotifyType, Payload, ProtocolId, Sa, Spi}
 struct Refusal {
     kind: NotifyType,
     /// Which CHILD_SA it is about, by the requester's inbound SPI.
-    spi: Option<u32>,
+    about: Option<(ProtocolId, u32)>,
     data: Vec<u8>,
 }
 
@@ -28,17 +28,14 @@ impl Refusal {
     fn new(kind: NotifyType) -> Self {
         Self {
             kind,
-            spi: None,
+            about: None,
             data: Vec::new(),
         }
     }
 
     fn notify(&self) -> Notify<'_> {
-        let mut notify = Notify::new(self.kind, &self.data);
-        if let Some(spi) = self.spi {
-            (notify.protocol, notify.spi) = (ProtocolId::Esp, Spi::Child(spi));
-        }
-        notify
+        let about = |(protocol, spi)| Notify::about_child(self.kind, protocol, spi);
+        self.about.map_or(Notify::new(self.kind, &self.data), about)
     }
 }
 
@@ -120,9 +117,10 @@ impl Endpoint {
         };
         let newest = self.newest_sa(&established.peer) == Some(spi);
         let rekeyed = payloads.iter().find_map(|payload| match payload {
-            Payload::Notify(notify) if notify.kind == NotifyType::RekeySa => Some(&notify.spi),
+            Payload::Notify(notify) if notify.kind == NotifyType::RekeySa => Some(notify),
             _ => None,
         });
+        let rekeyed = rekeyed.map(|notify| (notify.protocol, &notify.spi));
         let sa = payloads.iter().find_map(|payload| match payload {
             Payload::Sa(sa) => Some(sa),
             _ => None,
@@ -130,9 +128,11 @@ impl Endpoint {
         let sa = sa.ok_or_else(|| missing("SA payload"))?;
         let is_ike = |sa: &Sa| sa.proposals.iter().any(|p| p.protocol == ProtocolId::Ike);
         match rekeyed {
-            Some(Spi::Child(old)) if newest => self.grant_child(spi, received, payloads, *old),
+            Some((protocol, Spi::Child(old))) if newest => {
+                self.grant_child(spi, received, payloads, (protocol, *old))
+            }
             None if is_ike(sa) && newest => self.grant_ike(spi, received, payloads, sa),
-            Some(Spi::Child(_)) => Err(Refusal::new(NotifyType::TemporaryFailure)),
+            Some((_, Spi::Child(_))) => Err(Refusal::new(NotifyType::TemporaryFailure)),
             None if is_ike(sa) && !established.children.is_empty() => {
                 Err(Refusal::new(NotifyType::TemporaryFailure))
             }
@@ -141,13 +141,13 @@ impl Endpoint {
         }
     }
 
-    /// `named`: the requester's inbound SPI.
+    /// `named`: protocol and the requester's inbound SPI.
     fn grant_child(
         &mut self,
         spi: u64,
         received: &Received<'_>,
         payloads: &[Payload<'_>],
-        named: u32,
+        named: (ProtocolId, u32),
     ) -> Result<(), Refusal> {
         let old = self.find_rekeyed(spi, named)?;
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
@@ -194,11 +194,11 @@ impl Endpoint {
     }
 
     /// The CHILD_SA that a request names, if it may be rekeyed now (RFC 7296 §2.25.1).
-    fn find_rekeyed(&self, spi: u64, named: u32) -> Result<ChildRef, Refusal> {
+    fn find_rekeyed(&self, spi: u64, named: (ProtocolId, u32)) -> Result<ChildRef, Refusal> {
         let later = || Refusal::new(NotifyType::TemporaryFailure);
         let sa = self.sas.get(&spi).ok_or_else(later)?;
         let established = sa.established().ok_or_else(later)?;
-        let is_named = |child: &&ChildRef| child.spi_out == named;
+        let is_named = |child: &&ChildRef| (child.protocol, child.spi_out) == named;
         let rekeys_ike = |sa: &Established| {
             let rekey = sa.rekey.as_ref();
             rekey.is_some_and(|rekey| matches!(rekey.what, What::Ike { .. }))
@@ -218,12 +218,12 @@ impl Endpoint {
         if going
             .iter()
             .chain(&established.deletes)
-            .any(|child| child.spi_out == named)
+            .any(|child| (child.protocol, child.spi_out) == named)
         {
             return Err(later());
         }
         Err(Refusal {
-            spi: Some(named),
+            about: Some(named),
             ..Refusal::new(NotifyType::ChildSaNotFound)
         })
     }

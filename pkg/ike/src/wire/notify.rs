@@ -161,8 +161,14 @@ impl<'a> Notify<'a> {
     /// A notify about an ESP CHILD_SA, as REKEY_SA is.
     #[must_use]
     pub fn about_esp(kind: NotifyType, spi: u32) -> Self {
+        Self::about_child(kind, ProtocolId::Esp, spi)
+    }
+
+    /// A notify about a CHILD_SA of either protocol.
+    #[must_use]
+    pub fn about_child(kind: NotifyType, protocol: ProtocolId, spi: u32) -> Self {
         Self {
-            protocol: ProtocolId::Esp,
+            protocol,
             spi: Spi::Child(spi),
             kind,
             data: &[],

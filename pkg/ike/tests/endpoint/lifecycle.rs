@@ -415,7 +415,7 @@ fn configurations_that_cannot_work_are_refused() {
             "has 5 bytes, at least 32 expected",
         ),
         (put(|c| c.addresses.clear()), "has no address"),
-        (put(|c| c.child.suites.clear()), "no ESP suite"),
+        (put(|c| c.child.suites.clear()), "1 to 16 ESP or AH suites"),
         (put(|c| c.child.local_ts.clear()), "traffic selectors"),
         (
             put(|c| c.announcement = vec![0; 65]),

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // a test binary has no outside
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod child;
 mod collisions;
 mod fragments;
 mod fragments_hostile;

@@ -212,7 +212,7 @@ fn another_node_answers() {
 fn no_esp_suite_in_common() {
     let mut net = Net::psk_mesh(1, 2);
     let mut other = peer_config(1, 0, psk(7));
-    other.child.suites = vec![EspSuite::ChaCha20Poly1305];
+    other.child.suites = vec![EspSuite::ChaCha20Poly1305.into()];
     let now = net.now;
     net.nodes[1].endpoint.put_peer(other, now).unwrap();
     let text = "it offered Esp ENCR 20/256, ENCR 20/128, ESN 1, ESN 0; this node takes Esp ENCR 28";

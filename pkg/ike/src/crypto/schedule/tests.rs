@@ -3,6 +3,8 @@ use serde_json::Value;
 use super::*;
 use crate::crypto::test_vectors::{assert_redacted, bytes, load, number, rows, text};
 use crate::crypto::{CbcKey, SkIntegrity};
+use crate::event::ChildKeys;
+use crate::suite::{ChildSuite, EspSuite, Integrity};
 
 const SUITES: [EspSuite; 3] = [
     EspSuite::Aes256Gcm16,
@@ -295,5 +297,51 @@ fn debug_of_every_stage_prints_no_key() {
     let shown = format!("{shown} {roles:?} {:#?}", roles.sealer);
     for field in ["sk_d", "sk_ei", "sk_er", "sk_pi", "sk_pr"] {
         assert_redacted(&shown, &bytes(&row["keys"], field));
+    }
+}
+
+/// Against Libreswan's stream: encryption key before integrity key, the initiator's direction before the responder's.
+#[test]
+fn integrity_keys_follow_encryption_keys() {
+    let cbc = EspSuite::Aes256Cbc(Integrity::HmacSha256).into();
+    let suites: [ChildSuite; 3] = [
+        cbc,
+        EspSuite::Aes128Gmac.into(),
+        ChildSuite::Ah(Integrity::HmacSha256),
+    ];
+    for row in rows(
+        &load(include_str!("../../../tests/vectors/cavp.json")),
+        "cases",
+    ) {
+        let (ni, nr) = (bytes(row, "nInit"), bytes(row, "nResp"));
+        let nonces = Nonces {
+            initiator: &ni,
+            responder: &nr,
+        };
+        let seed = SkeySeed::new(
+            suite(text(row, "prf"), "Aes256Gcm16"),
+            nonces,
+            &shared(row, "gir"),
+        );
+        let spis = Spis {
+            initiator: number(row, "spiInit"),
+            responder: number(row, "spiResp"),
+        };
+        let sk_d = seed.into_keys(nonces, spis).unwrap().sk_d;
+        let stream = text(row, "derivedKeyingMaterialChild");
+        for suite in suites {
+            let keymat = child_keymat(&sk_d, nonces, None, suite).unwrap();
+            let split = |keys| ChildKeys::split(keys, suite);
+            let (to_r, to_i) = (
+                split(&keymat.initiator_to_responder),
+                split(&keymat.responder_to_initiator),
+            );
+            let lens = (to_r.key.len(), to_r.integrity.len());
+            assert_eq!(lens, suite.key_lens());
+            let all = [&to_r.key, &to_r.integrity, &to_i.key, &to_i.integrity];
+            let joined: String = all.iter().map(|key| hex::encode(key.expose())).collect();
+            let same = joined.len().min(stream.len());
+            assert_eq!(joined[..same], stream[..same], "{suite:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{agree, missing, missing_sa, unborn};
+use super::{agree, missing, missing_sa};
 use crate::child;
 use crate::config::Identity;
 use crate::crypto::{KeyExchange, Nonces};
@@ -12,7 +12,7 @@ use crate::event::{ChildSa, Event, Role};
 use crate::limits;
 use crate::sa::{ChildRef, Made, Rekey, init};
 use crate::timers::Timer;
-use crate::wire::Payload;
+use crate::wire::{Payload, ProtocolId};
 
 impl Endpoint {
     pub(super) fn child_rekeyed(
@@ -37,7 +37,7 @@ impl Endpoint {
                 tracing::warn!(?what, "rekey failed: {failure}");
                 self.spis.remove(&spi_in);
                 self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
-                return self.owe_delete(spi, unborn(spi_in, 0), now);
+                return self.owe_unborn(spi, spi_in, now);
             }
         };
         if deleted.contains(&child.spi_out) {
@@ -56,7 +56,8 @@ impl Endpoint {
         });
         if lost || self.newest_sa(&id) != Some(spi) {
             self.spis.remove(&spi_in);
-            return self.owe_delete(spi, unborn(spi_in, child.spi_out), now);
+            let gone = unborn(spi_in, child.spi_out, child.suite.protocol());
+            return self.owe_delete(spi, gone, now);
         }
         self.install_rekeyed(spi, &id, child, old, now);
         let mesh = self.sas.get(&spi).and_then(|sa| sa.established());
@@ -67,6 +68,25 @@ impl Endpoint {
         }
         if !mesh {
             self.child_confirmed(spi, spi_in, now);
+        }
+    }
+
+    /// The answer was of no use: the peer may have made a CHILD_SA of each protocol that was offered.
+    pub(in crate::endpoint) fn owe_unborn(&mut self, spi: u64, spi_in: u32, now: Instant) {
+        let config = self.sas.get(&spi).and_then(|sa| sa.established());
+        let config = config.and_then(|sa| Some(&self.peers.get(&sa.peer)?.config.child));
+        let mut protocols: Vec<ProtocolId> = Vec::new();
+        for protocol in config
+            .iter()
+            .flat_map(|child| &child.suites)
+            .map(|suite| suite.protocol())
+        {
+            if !protocols.contains(&protocol) {
+                protocols.push(protocol);
+            }
+        }
+        for protocol in protocols {
+            self.owe_delete(spi, unborn(spi_in, 0, protocol), now);
         }
     }
 
@@ -132,5 +152,18 @@ impl Endpoint {
             child: Box::new(child),
             announcement: None,
         });
+    }
+}
+
+/// Stands for a CHILD_SA that only the peer has.
+fn unborn(spi_in: u32, spi_out: u32, protocol: ProtocolId) -> ChildRef {
+    ChildRef {
+        spi_in,
+        spi_out,
+        protocol,
+        role: Role::Initiator,
+        replaces: None,
+        confirmed: false,
+        known: true,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use espalier_ike::{ChildSa, Endpoint, Identity, Role};
+use espalier_ike::{ChildKeys, ChildSa, Endpoint, Identity, Role};
 
 /// What one node has of one peer. It outlives the endpoint, as the real one does.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Pair {
 impl Pair {
     /// `ChildUp`: install both directions; an initiator seals at once.
     pub fn up(&mut self, child: &ChildSa) {
-        let key = |keys: &espalier_ike::ChildKeys| keys.key.expose().to_vec();
+        let key = |keys: &ChildKeys| [keys.key.expose(), keys.integrity.expose()].concat();
         assert!(
             self.inbound
                 .insert(child.spi_in, key(&child.keys_in))
