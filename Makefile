@@ -4,7 +4,7 @@ NODES ?= 3
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help build demo test fmt clippy unit pure deny sizes
+.PHONY: help build demo test interop fmt clippy unit pure deny sizes
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -18,6 +18,9 @@ demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 
 test: ## everything that tests run, the demo included
 	@scripts/test.sh
+
+interop: ## the IKE engine against strongSwan and Libreswan, in guest kernels (ONLY="--case dpd --peer sid-strongswan")
+	@scripts/interop.sh $(ONLY)
 
 fmt: ## format check
 	$(CARGO) fmt --all --check

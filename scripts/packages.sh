@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes sure that what a part needs from the system is there: `packages.sh build|demo|test`. As root on Debian it installs
+# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test`. As root on Debian it installs
 # what is missing; otherwise it names it and fails.
 set -euo pipefail
 
 declare -A tools=(
   [build]="cc:gcc make:make"
   [demo]="ip:iproute2 unshare:util-linux"
+  [interop]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod tcpdump:tcpdump ping:iputils-ping openssl:openssl mmdebstrap:mmdebstrap"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}

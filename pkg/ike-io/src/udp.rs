@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 
 use espalier_ike::Path;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -50,6 +50,12 @@ impl UdpIke {
             port,
             buffers: [vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]],
         })
+    }
+
+    /// The sockets themselves, to set options on them.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let sockets = [Some(&self.v4), self.v6.as_ref()];
+        sockets.into_iter().flatten().map(|socket| socket.as_fd())
     }
 
     /// The next datagram. Nothing is lost when the future is dropped.

@@ -1,0 +1,156 @@
+//! Commands with a time limit; processes that are stopped, by pid, when their owner is dropped.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::os::unix::process::CommandExt as _;
+
+const STEP: Duration = Duration::from_millis(20);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What a command said.
+#[derive(Clone, Debug)]
+pub(crate) struct Output {
+    pub(crate) ok: bool,
+    /// Both streams.
+    pub(crate) text: String,
+}
+
+/// A command line of one string's words, with `tail` after it.
+pub(crate) fn words(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("true"));
+    command.args(words);
+    command
+}
+
+/// Runs it to its end, whatever that is.
+pub(crate) fn capture(command: &mut Command) -> Result<Output> {
+    let (mut reader, writer) = std::io::pipe()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut guard = Daemon::spawn(command)?;
+    // The command holds writers, too; without them the end of the pipe is seen.
+    *command = Command::new("true");
+    let reading = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _read = reader.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let ok = guard.wait(LIMIT)?;
+    drop(guard);
+    let text = reading.join().unwrap_or_default();
+    Ok(Output { ok, text })
+}
+
+/// Runs it; what is no success is an error with its output.
+pub(crate) fn run(line: &str) -> Result<String> {
+    let output = capture(&mut words(line))?;
+    if !output.ok {
+        bail!("{line}: {}", output.text.trim());
+    }
+    Ok(output.text)
+}
+
+/// A process group that ends with its owner.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    name: String,
+}
+
+impl Daemon {
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.process_group(0).spawn();
+        let child = child.with_context(|| format!("starting {name}"))?;
+        Ok(Self { child, name })
+    }
+
+    /// With both streams in a file.
+    pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<Self> {
+        let log = File::create(log)?;
+        Self::spawn(command.stdout(log.try_clone()?).stderr(log))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub(crate) fn running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether it ended well within `limit`; longer is an error.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Result<bool> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.success());
+            }
+            if Instant::now() > end {
+                bail!("{} has not ended within {} s", self.name, limit.as_secs());
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // It may be gone already.
+            let _gone = killpg(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.running() {
+            self.signal(Signal::SIGTERM);
+            let end = Instant::now() + Duration::from_secs(3);
+            while self.running() && Instant::now() < end {
+                std::thread::sleep(STEP);
+            }
+        }
+        self.signal(Signal::SIGKILL);
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Asks `check` until it says yes.
+pub(crate) fn until(
+    what: &str,
+    limit: Duration,
+    mut check: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !check()? {
+        if Instant::now() > end {
+            bail!("not within {} s: {what}", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// `nsenter` into a named network namespace; /sys and the mounts stay those of the caller.
+pub(crate) fn inside(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .arg(program);
+    command
+}

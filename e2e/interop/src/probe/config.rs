@@ -1,0 +1,82 @@
+//! What the probe is told: one JSON file, of one peer.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use espalier_ike::identity::{Credentials, TrustAnchors};
+use espalier_ike::{ChildConfig, Config, Identity, PeerAuth, PeerConfig, TrafficSelector};
+use espalier_secret::SecretBytes;
+use serde::{Deserialize, Serialize};
+
+/// Inclusive range of addresses, any protocol and port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Range(pub(crate) IpAddr, pub(crate) IpAddr);
+
+impl Range {
+    fn selector(&self) -> TrafficSelector {
+        TrafficSelector {
+            protocol: 0,
+            start_port: 0,
+            end_port: u16::MAX,
+            start: self.0,
+            end: self.1,
+        }
+    }
+}
+
+/// PEM files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Files {
+    pub(crate) ca: PathBuf,
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// One case's settings. The file holds a PSK that lives as long as the case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ProbeConfig {
+    pub(crate) identity: String,
+    pub(crate) peer: String,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    /// In hexadecimal digits; without it, certificates.
+    pub(crate) psk: Option<String>,
+    pub(crate) files: Option<Files>,
+    pub(crate) transport: bool,
+    pub(crate) local_ts: Range,
+    pub(crate) remote_ts: Range,
+    /// Every IKE message goes here, one JSON line each.
+    pub(crate) record: PathBuf,
+}
+
+impl ProbeConfig {
+    pub(crate) fn read(file: &Path) -> Result<Self> {
+        let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("parsing {}", file.display()))
+    }
+
+    pub(crate) fn node(&self) -> Result<Config> {
+        let mut config = Config::new(Identity(self.identity.clone()));
+        if let Some(files) = &self.files {
+            config.credentials = Some(Credentials::from_files(&files.chain, &files.key)?);
+            config.trust = TrustAnchors::from_file(&files.ca)?;
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn peer(&self) -> Result<PeerConfig> {
+        let auth = match &self.psk {
+            Some(psk) => PeerAuth::Psk(SecretBytes::new(hex::decode(psk).context("PSK")?)),
+            None => PeerAuth::Certificate,
+        };
+        let selectors = (
+            vec![self.local_ts.selector()],
+            vec![self.remote_ts.selector()],
+        );
+        let mut child = ChildConfig::new(selectors.0, selectors.1);
+        child.transport = self.transport;
+        let id = Identity(self.peer.clone());
+        Ok(PeerConfig::new(id, self.local, self.remote, auth, child))
+    }
+}

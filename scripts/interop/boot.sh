@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# boot.sh CACHE SCRIPT: runs SCRIPT as what init starts in a guest kernel, Debian's user-mode Linux: an ordinary process with
+# one CPU, in which the kernel's IPsec is there whatever the machine's own kernel has. It sees this machine's files. Fails
+# when the guest did not come to its end.
+set -euo pipefail
+uml=$1/uml script=$(realpath "$2")
+version=$(ls "$uml/usr/lib/uml/modules")
+folder=$(mktemp -d) memory=
+trap 'rm -rf "$folder" $memory' EXIT
+# The guest's memory is a file: in memory where that can be had, not on a disk. (The guest has a /dev of its own.)
+if [[ $(stat -f -c %T /dev/shm 2>/dev/null) == tmpfs ]]; then memory=$(mktemp -d -p /dev/shm); fi
+mkdir -p /lib/modules
+cat > "$folder/init" <<INIT
+#!/bin/bash
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs run /run; mount -t tmpfs modules /lib/modules
+mkdir /lib/modules/$version; mount --bind $uml/usr/lib/uml/modules/$version /lib/modules/$version
+for module in veth esp4 esp6 ah4 ah6 xfrm_user gcm ctr ghash-generic seqiv echainiv authenc cryptomgr cmac cbc sha256_generic; do
+  modprobe -q \$module
+done
+ip link set lo up
+bash $script; echo "guest-exit: \$?"
+sync; echo o > /proc/sysrq-trigger; sleep 10
+INIT
+chmod +x "$folder/init"
+TMPDIR=${memory:-$folder} "$uml/usr/bin/linux.uml" root=/dev/root rootfstype=hostfs rw mem=768M init="$folder/init" quiet \
+  con=null con0=null,fd:1 </dev/null 2>&1 | tee "$folder/log" | grep --line-buffered -vE \
+  'SELinux|mmapper_init|ubd device|sysrq: |reboot: |^$' || true
+grep -q '^guest-exit: 0' "$folder/log"
