@@ -7,11 +7,10 @@ use anyhow::{Result, bail};
 
 use crate::command::{Daemon, inside, until};
 
-/// A running capture of everything but ARP and neighbour discovery.
+/// A running capture of what both ends send. (What comes in is shown again after a tunnel has been taken off.)
 #[derive(Debug)]
 pub(crate) struct Capture {
-    _tcpdump: Daemon,
-    file: PathBuf,
+    ends: [(Daemon, PathBuf); 2],
 }
 
 /// How packets of an SA look on the wire.
@@ -23,22 +22,26 @@ pub(crate) enum Form {
 }
 
 impl Capture {
-    pub(crate) fn start(namespace: &str, folder: &Path) -> Result<Self> {
-        let file = folder.join("capture.txt");
-        let mut command = inside(namespace, "tcpdump");
-        command.args(["-nn", "-l", "-U", "-i", "v0", "--immediate-mode", "ip"]);
-        let tcpdump = Daemon::logged(&mut command, &file)?;
-        let listening = || Ok(std::fs::read_to_string(&file)?.contains("listening on"));
-        until("tcpdump listens", Duration::from_secs(10), listening)?;
-        Ok(Self {
-            _tcpdump: tcpdump,
-            file,
-        })
+    pub(crate) fn start(namespaces: [&str; 2], folder: &Path) -> Result<Self> {
+        let [ours, theirs] = namespaces;
+        let ends = [
+            end(ours, folder.join("sent-by-us.txt"))?,
+            end(theirs, folder.join("sent-by-them.txt"))?,
+        ];
+        for (_, file) in &ends {
+            let listening = || Ok(std::fs::read_to_string(file)?.contains("listening on"));
+            until("tcpdump listens", Duration::from_secs(10), listening)?;
+        }
+        Ok(Self { ends })
     }
 
     fn lines(&self) -> Result<Vec<String>> {
-        let text = std::fs::read_to_string(&self.file)?;
-        Ok(text.lines().map(str::to_owned).collect())
+        let mut lines = Vec::new();
+        for (_, file) in &self.ends {
+            let text = std::fs::read_to_string(file)?;
+            lines.extend(text.lines().map(str::to_owned));
+        }
+        Ok(lines)
     }
 
     /// At least `least` packets with this SPI went by, and all of them in this form.
@@ -70,6 +73,22 @@ impl Capture {
             None => Ok(()),
         }
     }
+}
+
+fn end(namespace: &str, file: PathBuf) -> Result<(Daemon, PathBuf)> {
+    let mut command = inside(namespace, "tcpdump");
+    command.args([
+        "-nn",
+        "-l",
+        "-U",
+        "-Q",
+        "out",
+        "-i",
+        "v0",
+        "--immediate-mode",
+        "ip",
+    ]);
+    Ok((Daemon::logged(&mut command, &file)?, file))
 }
 
 fn has_spi(line: &str, spi: &str) -> bool {

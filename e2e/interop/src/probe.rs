@@ -116,25 +116,17 @@ impl Probe {
             "rekey-child" => self.endpoint.rekey_child(&self.peer, now),
             "rekey-ike" => self.endpoint.rekey_ike(&self.peer, now),
             "hold" => self.held = Some(VecDeque::new()),
-            "release" => self.release(false)?,
-            "release-reversed" => self.release(true)?,
+            "release" => {
+                for (path, message) in self.held.take().unwrap_or_default() {
+                    self.handle(path, &message)?;
+                }
+            }
             "mute" => self.mute = true,
             "status" => {}
             other => anyhow::bail!("unknown command {other:?}"),
         }
         let status = format!("{:?}", self.endpoint.status(&self.peer));
         say::event(&json!({"event": "done", "command": command, "status": status}));
-        Ok(())
-    }
-
-    fn release(&mut self, reversed: bool) -> Result<()> {
-        let mut held = Vec::from(self.held.take().unwrap_or_default());
-        if reversed {
-            held.reverse();
-        }
-        for (path, message) in held {
-            self.handle(path, &message)?;
-        }
         Ok(())
     }
 

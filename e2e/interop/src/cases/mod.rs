@@ -71,7 +71,7 @@ impl Stage {
             namespace: lab.theirs.clone(),
             ..place.clone()
         };
-        let capture = Capture::start(&lab.ours, &place.folder)?;
+        let capture = Capture::start([&lab.ours, &lab.theirs], &place.folder)?;
         let theirs = foreign::start(&place, wish)?;
         let mut config = probe_config(item, &place, wish)?;
         change(&mut config);
@@ -111,7 +111,7 @@ impl Stage {
             Lab::counters(&self.lab.ours)?,
             Lab::counters(&self.lab.theirs)?,
         );
-        self.lab.ping(!self.transport, 4)?;
+        self.ping()?;
         let after = (
             Lab::counters(&self.lab.ours)?,
             Lab::counters(&self.lab.theirs)?,
@@ -128,6 +128,11 @@ impl Stage {
         }
         self.capture.check(self.form, &spis.inbound, 4)?;
         self.capture.check(self.form, &spis.outbound, 4)
+    }
+
+    /// Packets go both ways, through whatever CHILD_SA.
+    pub(crate) fn ping(&self) -> Result<()> {
+        self.lab.ping(!self.transport, 4)
     }
 
     /// Exactly this CHILD_SA is left, in the kernels of both sides too, and no packet was lost or clear.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{Stage, Verdict, pass};
 use crate::command::until;
 use crate::foreign::{Place, Wish};
-use crate::matrix::{Item, Role};
+use crate::matrix::Item;
 use crate::ours::Spis;
 
 /// CREATE_CHILD_SA (RFC 7296 §1.3), for counting.
@@ -34,9 +34,10 @@ fn by_them(stage: &mut Stage, old: &Spis) -> Result<Spis> {
     replaced(stage, old)
 }
 
+/// Packets pass while there are two CHILD_SAs, though the other side may use either, and on the new one afterwards.
 fn replaced(stage: &mut Stage, old: &Spis) -> Result<Spis> {
     let new = stage.ours.wait_child(15)?;
-    stage.traffic(&new)?;
+    stage.ping().context("with the old and the new CHILD_SA")?;
     stage.ours.wait_down(old, 20)?;
     stage
         .traffic(&new)
@@ -103,7 +104,7 @@ pub(super) fn ike_collision(item: Item, place: &Place, id: &str) -> Verdict {
     ))
 }
 
-/// Their request waits at our door until ours is out and answered. As responder the answer even overtakes the request.
+/// Their request waits at our door until ours is out and answered.
 fn cross(stage: &mut Stage, command: &str) -> Result<usize> {
     let from = stage.ours.messages()?.len();
     stage.ours.tell("hold")?;
@@ -114,10 +115,7 @@ fn cross(stage: &mut Stage, command: &str) -> Result<usize> {
     stage.ours.wait("held", 10).context("their request")?;
     stage.ours.tell(command)?;
     stage.ours.wait("held", 10).context("their answer")?;
-    stage.ours.tell(match stage.item.role {
-        Role::Initiator => "release",
-        Role::Responder => "release-reversed",
-    })?;
+    stage.ours.tell("release")?;
     let messages = stage.ours.messages()?;
     let is_request = |bytes: &[u8]| bytes.get(19).is_some_and(|flags| flags & 0x20 == 0);
     let requests = messages.iter().skip(from);
@@ -135,6 +133,7 @@ fn cross(stage: &mut Stage, command: &str) -> Result<usize> {
 fn settled(stage: &mut Stage) -> Result<Spis> {
     let one = || Ok(stage.ours.children().len() == 1);
     until("one CHILD_SA", SETTLES, one)?;
+    stage.ours.skip();
     stage.ours.children().pop().context("no CHILD_SA is left")
 }
 

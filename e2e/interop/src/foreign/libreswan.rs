@@ -187,8 +187,4 @@ impl Daemon for Libreswan {
         let established = |line: &&str| line.contains("ESTABLISHED_IKE_SA");
         Ok(said.text.lines().filter(established).count())
     }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.place.folder.join("pluto.log")).unwrap_or_default()
-    }
 }

@@ -82,8 +82,6 @@ pub(crate) trait Daemon {
     fn delete_ike(&mut self) -> Result<()>;
     /// Established IKE SAs with us.
     fn ike_sas(&mut self) -> Result<usize>;
-    /// Its own log.
-    fn log(&self) -> String;
 }
 
 pub(crate) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
@@ -149,9 +147,5 @@ impl Daemon for Gone {
 
     fn ike_sas(&mut self) -> Result<usize> {
         Ok(0)
-    }
-
-    fn log(&self) -> String {
-        String::new()
     }
 }

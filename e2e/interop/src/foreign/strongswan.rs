@@ -69,7 +69,7 @@ fn settings(wish: &Wish) -> String {
     }
     // Level 4 shows keys: of secrets that end with the case.
     text.push_str(
-        "  filelog {\n    log {\n      path = /mnt/charon.log\n      flush_line = yes\n      default = 1\n      ike = 4\n      chd = 4\n      cfg = 2\n      enc = 2\n    }\n  }\n",
+        "  filelog {\n    log {\n      path = /mnt/charon.log\n      flush_line = yes\n      default = 1\n      ike = 4\n      chd = 4\n      cfg = 2\n      enc = 1\n    }\n  }\n",
     );
     text.push_str("  plugins {\n    vici {\n      socket = unix:///run/charon.vici\n    }\n  }\n}\ncharon-systemd : charon {\n}\n");
     text
@@ -192,9 +192,5 @@ impl Daemon for Strongswan {
             .lines()
             .filter(|line| line.contains("ESTABLISHED"))
             .count())
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.place.folder.join("charon.log")).unwrap_or_default()
     }
 }

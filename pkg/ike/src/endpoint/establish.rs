@@ -212,6 +212,14 @@ impl Endpoint {
         }
     }
 
+    /// A verified answer on an established IKE SA: the peer has it, whoever began it.
+    pub(super) fn heard_answer(&mut self, spi: u64) {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        if established.is_some_and(|established| !established.proven) {
+            self.prove(spi);
+        }
+    }
+
     /// A request of the initiator, verified with this IKE SA's keys.
     pub(super) fn heard_request(&mut self, spi: u64, now: Instant) {
         // With a window of 1 it has the answer to its last request, and what that made.

@@ -104,6 +104,7 @@ impl Endpoint {
             public,
             nonce,
             fragmentation: true,
+            certreq: &[],
         };
         let datagram = say.emit(|payloads| wire::emit(&header, payloads));
         state.request.clone_from(&datagram);

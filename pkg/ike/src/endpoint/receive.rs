@@ -152,6 +152,7 @@ impl Endpoint {
             return;
         };
         self.heard(spi, received.now);
+        self.heard_answer(spi);
         let malformed = |payloads: Vec<Payload<'_>>| {
             error_notify(&payloads).is_some_and(|(kind, _)| kind == NotifyType::InvalidSyntax)
         };

@@ -48,9 +48,10 @@ impl Endpoint {
         let Some(spi) = self.sa_of_child(spi_in) else {
             return;
         };
+        let mesh = self.is_mesh(spi);
         let known = self
             .find_child(spi, spi_in)
-            .is_some_and(|child| child.known);
+            .is_some_and(|child| child.known || (!mesh && child.replaces.is_none()));
         if self.is_replaced(spi, spi_in) {
             return;
         }
@@ -77,6 +78,13 @@ impl Endpoint {
         self.begin_rekey(spi, what, group, 0, now);
     }
 
+    /// The peer is of this implementation. Others say nothing after IKE_AUTH: they are taken to have its answer, and if it was
+    /// lost they repeat their request before they answer one of ours.
+    pub(super) fn is_mesh(&self, spi: u64) -> bool {
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        established.is_some_and(|sa| sa.mesh)
+    }
+
     /// Only on the newest IKE SA of a peer, which it is known to have, and one exchange at a time.
     fn may_rekey(&self, spi: u64) -> bool {
         let Some(sa) = self.sas.get(&spi) else {
@@ -85,7 +93,8 @@ impl Endpoint {
         let free = sa.exchanges.next_id().is_some();
         sa.established().is_some_and(|established| {
             let idle = established.rekey.is_none() && established.deletes.is_empty();
-            free && idle && established.proven && self.newest_sa(&established.peer) == Some(spi)
+            let there = established.proven || !established.mesh;
+            free && idle && there && self.newest_sa(&established.peer) == Some(spi)
         })
     }
 

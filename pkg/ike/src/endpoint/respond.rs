@@ -12,6 +12,7 @@ use crate::crypto::{CryptoError, KexGroup, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::{Fingerprint, Incoming};
+use crate::identity::TrustAnchors;
 use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
@@ -161,7 +162,18 @@ impl Endpoint {
         };
         let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
         let fragmentation = heard.fragmentation;
-        let sent = init_response(spis, path, chosen, &public, &nonce_r, fragmentation);
+        // Nodes of a mesh send their certificates unasked.
+        let trust = (!heard.mesh).then_some(&self.config.trust);
+        let certreq = trust.map(TrustAnchors::certreq).unwrap_or_default();
+        let sent = init_response(
+            spis,
+            path,
+            chosen,
+            &public,
+            &nonce_r,
+            fragmentation,
+            &certreq,
+        );
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
             sent: sent.clone(),
@@ -487,6 +499,7 @@ fn init_response(
     public: &[u8],
     nonce: &[u8],
     fragmentation: bool,
+    certreq: &[u8],
 ) -> Vec<u8> {
     let group: KexGroup = chosen.group;
     let say = Say {
@@ -498,6 +511,7 @@ fn init_response(
         public,
         nonce,
         fragmentation,
+        certreq,
     };
     let header = Header {
         spi_i: spis.initiator,

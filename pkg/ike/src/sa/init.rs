@@ -11,8 +11,8 @@ use crate::error::Failure;
 use crate::event::Path;
 use crate::limits;
 use crate::wire::{
-    KeyExchange, Nonce, Notify, NotifyType, Payload, Proposal, ProtocolId, Sa, Spi, Transform,
-    TransformType, VendorId,
+    CertEncoding, CertificateRequest, KeyExchange, Nonce, Notify, NotifyType, Payload, Proposal,
+    ProtocolId, Sa, Spi, Transform, TransformType, VendorId,
 };
 
 /// Sent by both sides of this implementation.
@@ -208,6 +208,8 @@ pub(crate) struct Say<'a> {
     pub(crate) nonce: &'a [u8],
     /// IKEV2_FRAGMENTATION_SUPPORTED; an answer has it only where the request had it (RFC 7383 §2.3).
     pub(crate) fragmentation: bool,
+    /// A responder's certification authorities (RFC 7296 §1.2): many peers send a certificate only when they are asked.
+    pub(crate) certreq: &'a [u8],
 }
 
 impl Say<'_> {
@@ -239,6 +241,12 @@ impl Say<'_> {
         if self.fragmentation {
             payloads.push(said(NotifyType::FragmentationSupported, &[]));
         }
+        payloads.extend((!self.certreq.is_empty()).then_some(Payload::CertReq(
+            CertificateRequest {
+                encoding: CertEncoding::X509Signature,
+                authorities: self.certreq,
+            },
+        )));
         emit(&payloads)
     }
 }
@@ -540,6 +548,7 @@ mod tests {
             public: &[1; 32],
             nonce: &[2; 32],
             fragmentation: true,
+            certreq: &[],
         };
         say.emit(|payloads| {
             let seen = |local, remote| {

@@ -5,6 +5,7 @@
 
 mod child;
 mod collisions;
+mod foreign;
 mod fragments;
 mod fragments_hostile;
 mod handshake;

@@ -60,8 +60,7 @@ impl Endpoint {
             return self.owe_delete(spi, gone, now);
         }
         self.install_rekeyed(spi, &id, child, old, now);
-        let mesh = self.sas.get(&spi).and_then(|sa| sa.established());
-        let mesh = mesh.is_some_and(|sa| sa.mesh);
+        let mesh = self.is_mesh(spi);
         if let Some(peer) = self.peers.get_mut(&id).filter(|_| mesh) {
             // Tells the responder that this end is ready, too.
             peer.pending = true;
