@@ -10,6 +10,8 @@ use rcgen::{
 
 use crate::command::run;
 
+/// Further names in each certificate.
+const NAMES: usize = 40;
 /// Our identity.
 pub(crate) const NODE: &str = "node.interop.test";
 /// The foreign one.
@@ -28,7 +30,10 @@ pub(crate) fn make(folder: &Path) -> Result<()> {
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     std::fs::write(folder.join("ca.crt"), issuer.pem())?;
     for name in [NODE, GATEWAY] {
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        // Many names: IKE_AUTH needs fragments.
+        let mut names = vec![name.to_owned()];
+        names.extend((0..NAMES).map(|number| format!("alias-{number}.{name}")));
+        let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];

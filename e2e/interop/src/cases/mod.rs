@@ -23,7 +23,10 @@ pub(crate) fn run(item: Item, place: &Place, id: &str) -> Verdict {
     let case = match item.case {
         Case::Transport => basic::transport,
         Case::Tunnel => basic::tunnel,
-        Case::UdpEncap | Case::Ah | Case::Fragmentation | Case::MlKem768 | Case::Ppk => {
+        Case::Ah => basic::ah,
+        Case::UdpEncap => basic::udp_encap,
+        Case::Fragmentation => basic::fragmentation,
+        Case::MlKem768 | Case::Ppk => {
             return Ok((Outcome::Fail, "not built".into()));
         }
         Case::ChildRekeyPfs => rekey::child,
@@ -199,6 +202,7 @@ fn probe_config(item: Item, place: &Place, wish: &Wish) -> Result<ProbeConfig> {
         psk: (item.auth == Auth::Psk).then(|| place.psk.clone()),
         files: (item.auth == Auth::Ecdsa).then_some(files),
         transport: wish.transport,
+        ah: wish.ah,
         local_ts: range(local_ts)?,
         remote_ts: range(remote_ts)?,
         record: place.folder.join("ike.jsonl"),

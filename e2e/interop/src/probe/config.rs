@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use espalier_ike::identity::{Credentials, TrustAnchors};
-use espalier_ike::{ChildConfig, Config, Identity, PeerAuth, PeerConfig, TrafficSelector};
+use espalier_ike::{
+    ChildConfig, ChildSuite, Config, Identity, Integrity, PeerAuth, PeerConfig, TrafficSelector,
+};
 use espalier_secret::SecretBytes;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +46,8 @@ pub(crate) struct ProbeConfig {
     pub(crate) psk: Option<String>,
     pub(crate) files: Option<Files>,
     pub(crate) transport: bool,
+    /// AH instead of ESP.
+    pub(crate) ah: bool,
     pub(crate) local_ts: Range,
     pub(crate) remote_ts: Range,
     /// Every IKE message goes here, one JSON line each.
@@ -76,6 +80,9 @@ impl ProbeConfig {
         );
         let mut child = ChildConfig::new(selectors.0, selectors.1);
         child.transport = self.transport;
+        if self.ah {
+            child.suites = vec![ChildSuite::Ah(Integrity::HmacSha256)];
+        }
         let id = Identity(self.peer.clone());
         Ok(PeerConfig::new(id, self.local, self.remote, auth, child))
     }

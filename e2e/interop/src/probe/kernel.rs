@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use espalier_ike::{ChildSa, EspSuite, Path, TrafficSelector};
+use espalier_ike::{ChildKeys, ChildSa, ChildSuite, EspSuite, Integrity, Path, TrafficSelector};
 
 /// Marks the probe's states, to be told from the daemon's on one host.
 const REQID: u32 = 7;
@@ -103,7 +103,14 @@ impl Kernel {
         let spi = format!("0x{:08x}", child.spi_in);
         let output = Command::new("ip")
             .args(["-s", "xfrm", "state", "get", "src", &from.to_string()])
-            .args(["dst", &to.to_string(), "proto", "esp", "spi", &spi])
+            .args([
+                "dst",
+                &to.to_string(),
+                "proto",
+                protocol(child),
+                "spi",
+                &spi,
+            ])
             .output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let used = text.lines().skip_while(|l| !l.contains("lifetime current"));
@@ -121,19 +128,15 @@ fn state(child: &ChildSa, path: Path, inbound: bool) -> Result<String> {
     } else {
         (local, remote, child.spi_out, &child.keys_out)
     };
-    let algorithm = match child.suite {
-        EspSuite::Aes256Gcm16 | EspSuite::Aes128Gcm16 => "rfc4106(gcm(aes))",
-        EspSuite::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
-    };
     let mut line = format!(
-        "xfrm state add src {from} dst {to} proto esp spi 0x{spi:08x} reqid {REQID} mode {} replay-window {REPLAY_WINDOW}",
+        "xfrm state add src {from} dst {to} proto {} spi 0x{spi:08x} reqid {REQID} mode {} replay-window {REPLAY_WINDOW}",
+        protocol(child),
         mode(child)
     );
     if child.esn {
         line.push_str(" flag esn");
     }
-    let key = hex::encode(keys.key.expose());
-    write!(line, " aead {algorithm} 0x{key} 128")?;
+    line.push_str(&algorithms(child, keys)?);
     if path.local.port() == 4500 {
         let (sport, dport) = if inbound {
             (path.remote.port(), path.local.port())
@@ -149,19 +152,51 @@ fn state(child: &ChildSa, path: Path, inbound: bool) -> Result<String> {
     Ok(line)
 }
 
+fn algorithms(child: &ChildSa, keys: &ChildKeys) -> Result<String> {
+    let key = hex::encode(keys.key.expose());
+    let integrity = |kind| {
+        let (hash, bits) = match kind {
+            Integrity::HmacSha256 => ("sha256", 128),
+            Integrity::HmacSha384 => ("sha384", 192),
+            Integrity::HmacSha512 => ("sha512", 256),
+        };
+        let key = hex::encode(keys.integrity.expose());
+        format!(" auth-trunc hmac({hash}) 0x{key} {bits}")
+    };
+    Ok(match child.suite {
+        ChildSuite::Ah(kind) => integrity(kind),
+        ChildSuite::Esp(EspSuite::Aes256Gcm16 | EspSuite::Aes128Gcm16) => {
+            format!(" aead rfc4106(gcm(aes)) 0x{key} 128")
+        }
+        ChildSuite::Esp(EspSuite::Aes256Cbc(kind) | EspSuite::Aes128Cbc(kind)) => {
+            format!(" enc cbc(aes) 0x{key}{}", integrity(kind))
+        }
+        other => bail!("no case uses {other:?}"),
+    })
+}
+
+fn protocol(child: &ChildSa) -> &'static str {
+    match child.suite {
+        ChildSuite::Ah(_) => "ah",
+        ChildSuite::Esp(_) => "esp",
+    }
+}
+
 fn deletion(child: &ChildSa, path: Path) -> String {
     let (local, remote) = (path.local.ip(), path.remote.ip());
     let one = |from: IpAddr, to: IpAddr, spi: u32| {
-        format!("xfrm state delete src {from} dst {to} proto esp spi 0x{spi:08x}\n")
+        let protocol = protocol(child);
+        format!("xfrm state delete src {from} dst {to} proto {protocol} spi 0x{spi:08x}\n")
     };
     one(local, remote, child.spi_out) + &one(remote, local, child.spi_in)
 }
 
 fn outward(child: &ChildSa, path: Path) -> Result<String> {
     let template = format!(
-        "tmpl src {} dst {} proto esp spi 0x{:08x} reqid {REQID} mode {}",
+        "tmpl src {} dst {} proto {} spi 0x{:08x} reqid {REQID} mode {}",
         path.local.ip(),
         path.remote.ip(),
+        protocol(child),
         child.spi_out,
         mode(child)
     );
@@ -170,9 +205,10 @@ fn outward(child: &ChildSa, path: Path) -> Result<String> {
 
 fn inward(child: &ChildSa, path: Path) -> Result<String> {
     let template = format!(
-        "tmpl src {} dst {} proto esp reqid {REQID} mode {}",
+        "tmpl src {} dst {} proto {} reqid {REQID} mode {}",
         path.remote.ip(),
         path.local.ip(),
+        protocol(child),
         mode(child)
     );
     policies(&child.remote_ts, &child.local_ts, &["in", "fwd"], &template)
