@@ -172,6 +172,7 @@ impl Agreed {
             local_ts: self.local_ts,
             remote_ts: self.remote_ts,
             role,
+            udp_encapsulation: None,
         })
     }
 

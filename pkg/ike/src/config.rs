@@ -173,6 +173,10 @@ pub struct PeerConfig {
     pub ike: Option<IkePolicy>,
     /// The CHILD_SA.
     pub child: ChildConfig,
+    /// Pretend to be behind a NAT, so that both ends use UDP encapsulation (for paths that drop ESP): this end sends a
+    /// NAT_DETECTION_SOURCE_IP that fits nothing. Towards a peer of another implementation; between two nodes of a mesh the
+    /// data plane decides.
+    pub force_udp_encapsulation: bool,
     /// This node's announcement (opaque, at most 64 bytes), carried as a private notify in IKE_AUTH by both sides.
     pub announcement: Vec<u8>,
 }
@@ -196,6 +200,7 @@ impl PeerConfig {
             auth,
             ike: None,
             child,
+            force_udp_encapsulation: false,
             announcement: Vec::new(),
         }
     }

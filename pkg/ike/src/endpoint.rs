@@ -2,6 +2,7 @@
 //! handshake: [`peer`] decides when to start, [`receive`] sorts datagrams, [`initiate`] and [`respond`] are the two sides,
 //! [`establish`] and [`informational`] what follows, [`close`] how it ends, [`audit`] whether it all fits.
 
+mod address;
 mod audit;
 mod close;
 mod establish;

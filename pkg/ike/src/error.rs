@@ -67,6 +67,16 @@ pub enum ConfigError {
         "this node's own IKE policy lists AES-CBC: list it in the policy of the one peer that has no AEAD"
     )]
     CbcForAll,
+    /// A move to where the peer is not.
+    #[error(
+        "peer {peer} has no address {address}: its Node needs it as an address of type InternalIP"
+    )]
+    Address {
+        /// Whose.
+        peer: Identity,
+        /// Asked for.
+        address: IpAddr,
+    },
     /// A CHILD_SA without algorithms, or with too many.
     #[error("peer {0} needs 1 to {max} ESP or AH suites for a CHILD_SA", max = limits::SUITES_MAX)]
     NoSuites(Identity),

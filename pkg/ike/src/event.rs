@@ -82,6 +82,9 @@ pub struct ChildSa {
     /// Which side this node was. An initiator may seal with `spi_out` at once: the responder installed before it answered.
     /// A responder waits until the initiator is known to be ready (its announcement, or a packet on `spi_in`).
     pub role: Role,
+    /// A NAT is between the ends, or one of them says so: ESP must travel in UDP between these two (RFC 3948). `None`: it need
+    /// not; that IKE uses port 4500 says nothing.
+    pub udp_encapsulation: Option<Path>,
 }
 
 /// Why a handshake did not succeed; the text names cause and remedy.
@@ -141,6 +144,16 @@ pub enum Event {
         peer: Identity,
         /// Why. After [`CloseReason::Timeout`] the CHILD_SAs are the driver's to keep until they are replaced.
         reason: CloseReason,
+    },
+    /// The ends of an established IKE SA have changed (RFC 7296 §2.23, RFC 4555): the peer's SAs are to be sent between the new
+    /// ones. The peer is authenticated, and its address one of its [`crate::PeerConfig::addresses`].
+    AddressChanged {
+        /// Whose.
+        peer: Identity,
+        /// This node's end and the peer's.
+        path: Path,
+        /// As [`ChildSa::udp_encapsulation`].
+        udp_encapsulation: Option<Path>,
     },
     /// The peer announced something (INFORMATIONAL).
     Announcement {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use rand_core::CryptoRng;
 
+use crate::event::Path;
 use crate::limits;
 use crate::sa::{ChildRef, Sealed};
 use crate::timers::{backoff, jittered};
@@ -25,6 +26,10 @@ pub(crate) enum Request {
     Delete,
     /// INFORMATIONAL with DELETE of these CHILD_SAs.
     DeleteChildren(Vec<ChildRef>),
+    /// INFORMATIONAL with UPDATE_SA_ADDRESSES, from the first path to the second (RFC 4555).
+    Update(Box<(Path, Path)>),
+    /// INFORMATIONAL with this COOKIE2 on that path (RFC 4555).
+    Check(Box<(Path, Vec<u8>)>),
     /// CREATE_CHILD_SA; what for is with the IKE SA.
     Rekey,
 }
@@ -36,18 +41,24 @@ impl Request {
             Self::Init => ExchangeType::IkeSaInit,
             Self::Auth => ExchangeType::IkeAuth,
             Self::Rekey => ExchangeType::CreateChildSa,
-            Self::Liveness | Self::Announce(_) | Self::Delete | Self::DeleteChildren(_) => {
-                ExchangeType::Informational
-            }
+            Self::Liveness
+            | Self::Announce(_)
+            | Self::Delete
+            | Self::DeleteChildren(_)
+            | Self::Update(_)
+            | Self::Check(_) => ExchangeType::Informational,
         }
     }
 
     fn tries(&self) -> u32 {
         match self {
             Self::Init | Self::Auth => limits::HANDSHAKE_TRIES,
-            Self::Liveness | Self::Announce(_) | Self::DeleteChildren(_) | Self::Rekey => {
-                limits::REQUEST_TRIES
-            }
+            Self::Liveness
+            | Self::Announce(_)
+            | Self::DeleteChildren(_)
+            | Self::Update(_)
+            | Self::Check(_)
+            | Self::Rekey => limits::REQUEST_TRIES,
             Self::Delete => limits::DELETE_TRIES,
         }
     }

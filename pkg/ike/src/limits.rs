@@ -140,6 +140,8 @@ pub const NONCE_MIN: usize = 16;
 pub const NONCE_MAX: usize = 256;
 /// Longest cookie echoed (RFC 7296 §2.6).
 pub const COOKIE_MAX: usize = 64;
+/// COOKIE2 sent (RFC 4555 §4.2.5 allows 8 to 64).
+pub const COOKIE2_BYTES: usize = 16;
 /// Longest announcement sent or accepted.
 pub const ANNOUNCEMENT_MAX: usize = 64;
 /// Longest identity (a DNS name, RFC 1035 §2.3.4).

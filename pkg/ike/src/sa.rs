@@ -4,6 +4,7 @@
 pub(crate) mod auth;
 mod datagrams;
 pub(crate) mod init;
+pub(crate) mod nat;
 mod reassembly;
 
 use std::net::SocketAddr;
@@ -217,6 +218,19 @@ pub(crate) enum Goodbye {
     AuthenticationFailed,
 }
 
+/// Moves of either end (RFC 4555).
+#[derive(Debug, Default)]
+pub(crate) struct Mobility {
+    /// Both ends sent MOBIKE_SUPPORTED.
+    pub(crate) mobike: bool,
+    /// UPDATE_SA_ADDRESSES waits for the window; where this end was before.
+    pub(crate) update: Option<Box<Path>>,
+    /// The peer has moved, and the question whether it receives there waits for the window.
+    pub(crate) check: bool,
+    /// This end is behind a NAT: how the peer saw it last.
+    pub(crate) seen_as: Option<Box<[u8]>>,
+}
+
 /// An IKE SA.
 #[derive(Debug)]
 pub(crate) struct IkeSa {
@@ -231,6 +245,8 @@ pub(crate) struct IkeSa {
     pub(crate) heard: Instant,
     pub(crate) exchanges: Exchanges,
     pub(crate) fragmentation: Fragmentation,
+    pub(crate) nat: nat::Nat,
+    pub(crate) mobility: Mobility,
     pub(crate) state: State,
 }
 
@@ -252,6 +268,8 @@ impl IkeSa {
             heard: now,
             exchanges: Exchanges::default(),
             fragmentation: Fragmentation::default(),
+            nat: nat::Nat::default(),
+            mobility: Mobility::default(),
             state,
         }
     }
@@ -268,6 +286,11 @@ impl IkeSa {
                 responder: self.spi,
             },
         }
+    }
+
+    /// Between which ends ESP must travel in UDP; `None`: it need not.
+    pub(crate) fn encapsulation(&self) -> Option<Path> {
+        self.nat.any().then_some(self.path)
     }
 
     pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {

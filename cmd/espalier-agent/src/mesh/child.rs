@@ -33,6 +33,10 @@ impl<D: Dataplane> Mesh<D> {
                     ..
                 } => self.child_down(&peer.0, Spi(spi_in), Spi(spi_out)).await,
                 Event::IkeDown { peer, reason } => self.ike_down(&peer.0, reason),
+                // Peers in the data plane are where their Nodes say, and only there may IKE move them.
+                Event::AddressChanged { peer, path, .. } => {
+                    info!(peer = %peer, remote = %path.remote, "IKE follows the peer to another address");
+                }
                 Event::Announcement { peer, data } => self.heard(&peer.0, &data).await,
                 Event::AnnouncementAcked { peer, data } => self.acked(&peer.0, &data),
                 Event::HandshakeFailed {

@@ -126,13 +126,14 @@ impl Endpoint {
         spi: u64,
         id: &Identity,
         established: Established,
-        child: ChildSa,
+        mut child: ChildSa,
         announcement: Option<Vec<u8>>,
         now: Instant,
     ) {
         let (Some(sa), Some(peer)) = (self.sas.get_mut(&spi), self.peers.get_mut(id)) else {
             return;
         };
+        child.udp_encapsulation = sa.encapsulation();
         let (role, took) = (sa.role, now.saturating_duration_since(sa.started));
         sa.state = State::Established(Box::new(established));
         peer.sas.push(spi);

@@ -63,16 +63,20 @@ impl Endpoint {
         }
         let gone = self.children_named(spi, &payloads);
         self.note_unknown(spi, &payloads);
+        let reply = self.receive_addresses(spi, received, &payloads);
+        let mut said: Vec<Payload<'_>> = reply.payloads().collect();
         if gone.is_empty() {
-            self.respond(spi, received, &[]);
+            self.respond(spi, received, &said);
         } else {
             // The other half of each pair (RFC 7296 §1.4.1).
-            self.respond(spi, received, &delete_payloads(&gone));
+            said.extend(delete_payloads(&gone));
+            self.respond(spi, received, &said);
             self.children_deleted_by_peer(spi, &gone, received.now);
         }
         if let Some(data) = announced(&payloads) {
             self.take_announcement(spi, data);
         }
+        self.flush_moves(spi, received.now);
     }
 
     /// The initiator did not believe this node's proof and says so (RFC 7296 §2.21.2).
@@ -153,7 +157,12 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn receive_informational_response(&mut self, spi: u64, received: &Received<'_>) {
+    pub(super) fn receive_informational_response(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        opened: &Opened,
+    ) {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
@@ -165,6 +174,9 @@ impl Endpoint {
             return self.forget(spi);
         }
         self.flush_deletes(spi, received.now);
+        if let (Some(request), Ok(payloads)) = (&request, opened.payloads()) {
+            self.addresses_answered(spi, request, &payloads, received.now);
+        }
         if let (Some(Request::Announce(data)), Some(peer)) = (request, &peer) {
             self.acknowledged(spi, peer, data, role, received.now);
         }
@@ -259,7 +271,7 @@ impl Endpoint {
         if silent_until > now {
             return self.timers.set(Timer::Liveness(spi), silent_until);
         }
-        self.request(spi, Request::Liveness, &[], now);
+        self.ask_liveness(spi, now);
         self.timers
             .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
     }

@@ -14,16 +14,15 @@ use crate::exchange::Request;
 use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Heard, Retry, Say};
+use crate::sa::nat::{NAT_PORT, Nat};
 use crate::sa::{
-    AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, Sealed, State, error_notify,
+    AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, Sealed, State, error_notify, notify,
 };
 use crate::timers::Timer;
 use crate::wire::{
     self, CertEncoding, CertificateRequest, ExchangeType, IdType, Identification, Message, Notify,
     NotifyType, Payload,
 };
-
-const NAT_PORT: u16 = 4500;
 
 impl Endpoint {
     /// Starts a handshake, if the peer is still wanted and lacks an IKE SA.
@@ -105,6 +104,7 @@ impl Endpoint {
             nonce,
             fragmentation: true,
             certreq: &[],
+            pretend_nat: peer.config.force_udp_encapsulation,
         };
         let datagram = say.emit(|payloads| wire::emit(&header, payloads));
         state.request.clone_from(&datagram);
@@ -183,6 +183,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get(&state.peer) else {
             return;
         };
+        let forced = peer.config.force_udp_encapsulation;
         let policy = peer.config.policy(&self.config);
         let chosen = init::check_answer(heard.sa, policy, state.kex.group());
         let Some(chosen) = chosen.filter(|chosen| chosen.group.transform_id() == heard.group)
@@ -198,7 +199,9 @@ impl Endpoint {
         sa.heard = received.now;
         sa.remote_spi = received.header.spi_r;
         sa.fragmentation.agreed = heard.fragmentation;
-        if heard.nat && sa.path.remote.port() != NAT_PORT {
+        let nat = heard.nat.map(|nat| Nat { forced, ..nat });
+        sa.nat = nat.unwrap_or_default();
+        if sa.nat.any() && sa.path.remote.port() != NAT_PORT {
             sa.path.local.set_port(NAT_PORT);
             sa.path.remote.set_port(NAT_PORT);
         }
@@ -248,6 +251,9 @@ impl Endpoint {
         payloads.extend(proof.payloads());
         payloads
             .extend(fresh.then(|| Payload::Notify(Notify::new(NotifyType::InitialContact, &[]))));
+        let mobike = sa.path.remote.port() == NAT_PORT;
+        payloads
+            .extend(mobike.then(|| Payload::Notify(Notify::new(NotifyType::MobikeSupported, &[]))));
         payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
         payloads.extend(mesh.then(|| announcement(&peer.announcement)));
         let header = sa.header(ExchangeType::IkeAuth, false, 1);
@@ -275,6 +281,10 @@ impl Endpoint {
             return self.close_after_auth(spi, Goodbye::Plain, received.now);
         }
         let payloads = opened.payloads().map_err(Failure::from);
+        if let Ok(payloads) = &payloads {
+            let mobike = notify(payloads, NotifyType::MobikeSupported).is_some();
+            sa.mobility.mobike = mobike && sa.path.remote.port() == NAT_PORT;
+        }
         match payloads.and_then(|payloads| self.judge_auth_response(spi, received, &payloads)) {
             Ok((child, announcement)) => {
                 self.establish_initiator(spi, child, announcement, received.now)

@@ -95,7 +95,7 @@ impl Endpoint {
             fingerprint: opened.fingerprint,
             ..*received
         };
-        self.heard(spi, received.now);
+        self.heard(spi, received);
         if let Err(error) = opened.payloads()
             && received.header.exchange != ExchangeType::IkeAuth
         {
@@ -151,7 +151,7 @@ impl Endpoint {
         let Some(opened) = sa.open(received.datagram, received.now) else {
             return;
         };
-        self.heard(spi, received.now);
+        self.heard(spi, received);
         self.heard_answer(spi);
         let malformed = |payloads: Vec<Payload<'_>>| {
             error_notify(&payloads).is_some_and(|(kind, _)| kind == NotifyType::InvalidSyntax)
@@ -164,14 +164,16 @@ impl Endpoint {
             ExchangeType::CreateChildSa => {
                 self.receive_create_child_response(spi, received, &opened);
             }
-            _ => self.receive_informational_response(spi, received),
+            _ => self.receive_informational_response(spi, received, &opened),
         }
+        self.flush_moves(spi, received.now);
     }
 
-    /// The peer is alive.
-    fn heard(&mut self, spi: u64, now: Instant) {
+    /// The peer is alive, and there. The datagram is authentic and no repetition.
+    fn heard(&mut self, spi: u64, received: &Received<'_>) {
         if let Some(sa) = self.sas.get_mut(&spi) {
-            sa.heard = now;
+            sa.heard = received.now;
         }
+        self.follow(spi, received.path);
     }
 }

@@ -371,6 +371,7 @@ impl Endpoint {
             let places = peer.sas.iter_mut().filter(|spi| **spi == old);
             places.for_each(|spi| *spi = new);
         }
+        self.inherit_path(old, new);
         self.move_timers(&id, old, new, now);
         tracing::info!(peer = %id, "IKE SA rekeyed");
         self.begin_closing(old, goodbye, now);
@@ -382,6 +383,7 @@ impl Endpoint {
             closing.successor = Some(new);
         }
         self.flush_deletes(new, now);
+        self.flush_moves(new, now);
         self.talkative.insert(id);
     }
 

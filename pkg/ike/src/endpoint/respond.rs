@@ -8,14 +8,15 @@ use super::informational::{announced, announcement};
 use super::receive::Received;
 use crate::child::{self, Agreed};
 use crate::config::{Identity, IkePolicy, PeerConfig};
-use crate::crypto::{CryptoError, KexGroup, Nonces, SkeySeed, Spis, kex};
+use crate::crypto::{CryptoError, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
-use crate::event::{ChildSa, Path, Role};
+use crate::event::{ChildSa, Role};
 use crate::exchange::{Fingerprint, Incoming};
 use crate::identity::TrustAnchors;
 use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
+use crate::sa::nat::{NAT_PORT, Nat};
 use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, Sealed, State, notify};
 use crate::timers::Timer;
 use crate::wire::{
@@ -136,6 +137,13 @@ impl Endpoint {
         policies
     }
 
+    /// [`PeerConfig::force_udp_encapsulation`] of a peer at `address`; which one it is, is not known yet.
+    fn pretends_nat(&self, address: IpAddr) -> bool {
+        let peers = self.half_open.peers_at(address);
+        let mut peers = peers.filter_map(|id| self.peers.get(id));
+        peers.any(|peer| peer.config.force_udp_encapsulation)
+    }
+
     /// Makes a half-open IKE SA and answers.
     fn open_half(
         &mut self,
@@ -161,19 +169,23 @@ impl Endpoint {
             responder: &nonce_r,
         };
         let keys = SkeySeed::new(chosen.suite, nonces, &shared).into_keys(nonces, spis)?;
+        let forced = heard.nat.is_some() && self.pretends_nat(path.remote.ip());
         let fragmentation = heard.fragmentation;
         // Nodes of a mesh send their certificates unasked.
         let trust = (!heard.mesh).then_some(&self.config.trust);
         let certreq = trust.map(TrustAnchors::certreq).unwrap_or_default();
-        let sent = init_response(
+        let sent = init_response(&Say {
             spis,
             path,
-            chosen,
-            &public,
-            &nonce_r,
+            cookie: &[],
+            sa: chosen.answer(),
+            group: chosen.group,
+            public: &public,
+            nonce: &nonce_r,
             fragmentation,
-            &certreq,
-        );
+            certreq: &certreq,
+            pretend_nat: forced,
+        });
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
             sent: sent.clone(),
@@ -190,6 +202,10 @@ impl Endpoint {
         }));
         let mut sa = IkeSa::new(spi, header.spi_i, Role::Responder, path, now, state);
         sa.fragmentation.agreed = fragmentation;
+        sa.nat = heard
+            .nat
+            .map(|nat| Nat { forced, ..nat })
+            .unwrap_or_default();
         sa.exchanges
             .respond(Fingerprint::of(datagram), Sealed::plain(sent.clone()));
         self.sas.insert(spi, sa);
@@ -242,6 +258,11 @@ impl Endpoint {
             Ok(payloads) => payloads,
             Err(error) => return self.refuse_auth(spi, received, None, error.into()),
         };
+        // Offered and answered on port 4500 only: from another one it would have to be left first (RFC 4555 §3.3).
+        let mobike = notify(&payloads, NotifyType::MobikeSupported).is_some();
+        if let Some(sa) = self.sas.get_mut(&spi) {
+            sa.mobility.mobike = mobike && received.path.local.port() == NAT_PORT;
+        }
         match self.judge_auth_request(spi, received, &payloads) {
             Ok(verdict) => self.accept_auth(spi, received, verdict),
             Err(failure) => {
@@ -423,8 +444,11 @@ impl Endpoint {
         };
         let proof = prove(&config, &peer.config, &state.negotiated, Role::Responder)?;
         let said = state.negotiated.mesh.then(|| peer.announcement.clone());
+        let mobike = self.sas.get(&spi).is_some_and(|sa| sa.mobility.mobike);
+        let mobike = mobike.then(|| Notify::new(NotifyType::MobikeSupported, &[]));
         let mut payloads = vec![Payload::IdR(own_id(&config))];
         payloads.extend(proof.payloads());
+        payloads.extend(mobike.map(Payload::Notify));
         match child {
             Ok((agreed, child)) => {
                 payloads.extend(agreed.payloads(child.spi_in));
@@ -492,30 +516,10 @@ fn no_state() -> Failure {
     }
 }
 
-fn init_response(
-    spis: Spis,
-    path: Path,
-    chosen: Chosen,
-    public: &[u8],
-    nonce: &[u8],
-    fragmentation: bool,
-    certreq: &[u8],
-) -> Vec<u8> {
-    let group: KexGroup = chosen.group;
-    let say = Say {
-        spis,
-        path,
-        cookie: &[],
-        sa: chosen.answer(),
-        group,
-        public,
-        nonce,
-        fragmentation,
-        certreq,
-    };
+fn init_response(say: &Say<'_>) -> Vec<u8> {
     let header = Header {
-        spi_i: spis.initiator,
-        spi_r: spis.responder,
+        spi_i: say.spis.initiator,
+        spi_r: say.spis.responder,
         next_payload: wire::PayloadType::None,
         exchange: ExchangeType::IkeSaInit,
         flags: wire::Flags {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::Endpoint;
 use super::receive::Received;
 use crate::event::Path;
-use crate::exchange::Request;
 use crate::limits;
 use crate::sa::notify;
 use crate::timers::Timer;
@@ -93,7 +92,7 @@ impl Endpoint {
         if quiet {
             tracing::debug!("told without proof that the peer does not know this IKE SA: asking");
             // One in flight asks already.
-            self.request(spi, Request::Liveness, &[], now);
+            self.ask_liveness(spi, now);
             self.timers
                 .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
         }

@@ -14,6 +14,8 @@ mod insider;
 mod keys;
 mod lifecycle;
 mod mesh;
+mod mobike;
+mod nat;
 mod policy;
 mod refused;
 mod rekey;

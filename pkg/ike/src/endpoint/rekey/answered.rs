@@ -131,11 +131,15 @@ impl Endpoint {
         &mut self,
         spi: u64,
         id: &Identity,
-        child: ChildSa,
+        mut child: ChildSa,
         old: u32,
         now: Instant,
     ) {
-        let Some(sa) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) else {
+        let Some(sa) = self.sas.get_mut(&spi) else {
+            return;
+        };
+        child.udp_encapsulation = sa.encapsulation();
+        let Some(sa) = sa.established_mut() else {
             return;
         };
         sa.children.push(ChildRef::new(&child, Some(old)));

@@ -107,6 +107,7 @@ impl Endpoint {
             return;
         };
         let (path, fragmentation) = (old.path, old.fragmentation.inherited());
+        let (nat, mobike) = (old.nat, old.mobility.mobike);
         let (peer, mesh, order, confirmed) = match &old.state {
             State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
             _ => (Identity(String::new()), false, 0, false),
@@ -130,6 +131,7 @@ impl Endpoint {
         let state = State::Established(Box::new(established));
         let mut sa = IkeSa::new(fresh, remote, role, path, now, state);
         sa.fragmentation = fragmentation;
+        (sa.nat, sa.mobility.mobike) = (nat, mobike);
         self.sas.insert(fresh, sa);
         let patience = now + limits::REKEYED_LINGER;
         self.timers.set(Timer::Expire(fresh), patience);

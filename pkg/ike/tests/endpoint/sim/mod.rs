@@ -88,6 +88,9 @@ pub struct Node {
     pub up: bool,
 }
 
+/// Changes the addresses of a datagram on its way, as a NAT does. `None`: it leads nowhere.
+pub type Translate = Box<dyn FnMut(Path) -> Option<Path>>;
+
 /// Decides what happens to a datagram: keep, or drop.
 pub type Filter = Box<dyn FnMut(&Packet) -> bool>;
 
@@ -99,6 +102,7 @@ pub struct Net {
     pub weather: Weather,
     pub nodes: Vec<Node>,
     pub filter: Option<Filter>,
+    pub translate: Option<Translate>,
     /// Every datagram that was sent, whatever became of it.
     pub sent: Vec<Packet>,
     /// Whether `sent` and the nodes' logs are kept: not where there are very many.
@@ -163,6 +167,7 @@ impl Net {
             weather: Weather::FINE,
             nodes: Vec::new(),
             filter: None,
+            translate: None,
             sent: Vec::new(),
             record: true,
             agenda: Agenda::default(),
@@ -221,6 +226,13 @@ impl Net {
             log: Vec::new(),
             up: true,
         });
+    }
+
+    /// A node gets another address; what is sent to the old one is lost.
+    pub fn readdress(&mut self, node: usize, address: SocketAddr) {
+        let old = std::mem::replace(&mut self.nodes[node].address, address);
+        self.by_ip.remove(&old.ip());
+        self.by_ip.insert(address.ip(), node);
     }
 
     /// A new process on a node: the endpoint forgets, the data plane does not.

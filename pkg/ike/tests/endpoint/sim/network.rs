@@ -62,9 +62,15 @@ impl Net {
     }
 
     /// Puts a datagram on the network.
-    pub fn carry(&mut self, packet: Packet) {
+    pub fn carry(&mut self, mut packet: Packet) {
         if self.filter.as_mut().is_some_and(|keep| !keep(&packet)) {
             return;
+        }
+        if let Some(translate) = &mut self.translate {
+            let Some(path) = translate(packet.path) else {
+                return;
+            };
+            packet.path = path;
         }
         if let Some(held) = &mut self.held {
             return held.push(packet);

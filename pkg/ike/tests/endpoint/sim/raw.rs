@@ -345,6 +345,12 @@ impl Raw {
         answer
     }
 
+    /// From now on at another address.
+    pub fn at(&mut self, address: SocketAddr) -> &mut Self {
+        self.path.local = address;
+        self
+    }
+
     /// The request that was sealed last is answered.
     pub fn next(&mut self) {
         self.next_id += 1;
