@@ -303,6 +303,7 @@ mod tests {
             local_ts: Vec::new(),
             remote_ts: Vec::new(),
             role: Role::Initiator,
+            udp_encapsulation: None,
         }
     }
 
