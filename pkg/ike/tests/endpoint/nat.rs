@@ -57,11 +57,13 @@ fn natted(seed: u64) -> (Net, Rc<Cell<u16>>) {
 /// As [`natted`], but nothing is translated.
 fn direct(seed: u64, force: [bool; 2]) -> Net {
     let mut net = Net::new(seed, 2, None);
-    for node in 0..2 {
-        let mut config = peer_config(node, 1 - node, psk(7));
+    for (node, force_udp_encapsulation) in force.into_iter().enumerate() {
+        let mut config = PeerConfig {
+            force_udp_encapsulation,
+            ..peer_config(node, 1 - node, psk(7))
+        };
         config.local.set_port(500);
         config.remote.set_port(500);
-        config.force_udp_encapsulation = force[node];
         net.nodes[node].endpoint.put_peer(config, net.now).unwrap();
     }
     net
