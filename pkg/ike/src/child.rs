@@ -7,13 +7,13 @@ pub(crate) use proposal::{answer_group, choose_group, offer_groups};
 
 use proposal::{Chosen, check_answer, choose, groups, offer};
 
-use crate::config::{ChildConfig, Identity, TrafficSelector};
+use crate::config::{ChildConfig, ChildId, Identity, TrafficSelector};
 use crate::crypto::{CryptoError, KexGroup, Nonces, SharedSecret, SkD, child_keymat};
 use crate::error::Failure;
 use crate::event::{ChildKeys, ChildSa, Role};
 use crate::sa::init::describe;
 use crate::sa::notify;
-use crate::wire::{NotifyType, Payload, Sa, TrafficSelectors, TransformType};
+use crate::wire::{Notify, NotifyType, Payload, Sa, TrafficSelectors, TransformType};
 
 /// What the payloads of one side of IKE_AUTH say about the first CHILD_SA.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Heard<'a> {
     ts_i: &'a [TrafficSelector],
     ts_r: &'a [TrafficSelector],
     transport: bool,
+    /// SA_RESOURCE_INFO was there: several CHILD_SAs of the kind are possible (RFC 9611).
+    pub(crate) resource: bool,
 }
 
 impl<'a> Heard<'a> {
@@ -54,6 +56,7 @@ impl<'a> Heard<'a> {
                 "TSr payload",
             )?,
             transport: notify(payloads, NotifyType::UseTransportMode).is_some(),
+            resource: notify(payloads, NotifyType::SaResourceInfo).is_some(),
         })
     }
 }
@@ -63,6 +66,8 @@ impl<'a> Heard<'a> {
 pub(crate) struct Agreed {
     pub(crate) chosen: Chosen,
     pub(crate) transport: bool,
+    /// Both ends said SA_RESOURCE_INFO.
+    pub(crate) per_cpu: bool,
     pub(crate) local_ts: Vec<TrafficSelector>,
     pub(crate) remote_ts: Vec<TrafficSelector>,
 }
@@ -83,6 +88,7 @@ pub(crate) fn accept(
     Ok(Agreed {
         chosen,
         transport: config.transport,
+        per_cpu: heard.resource && wants_per_cpu(config),
         local_ts,
         remote_ts,
     })
@@ -106,6 +112,7 @@ pub(crate) fn check(
     Ok(Agreed {
         chosen,
         transport: config.transport,
+        per_cpu: heard.resource && wants_per_cpu(config),
         local_ts,
         remote_ts,
     })
@@ -152,6 +159,7 @@ impl Agreed {
     /// Keys it. `role` is this side's in the exchange, `spi_in` this side's SPI.
     pub(crate) fn key(
         self,
+        id: ChildId,
         spi_in: u32,
         role: Role,
         sk_d: &SkD,
@@ -162,6 +170,8 @@ impl Agreed {
         let keymat = child_keymat(sk_d, nonces, shared, suite)?;
         let (keys_in, keys_out) = keymat.for_role(role);
         Ok(ChildSa {
+            id,
+            per_cpu: self.per_cpu && id.cpu.is_none(),
             spi_in,
             spi_out: self.chosen.spi,
             suite,
@@ -179,24 +189,42 @@ impl Agreed {
     /// The responder's payloads for it.
     pub(crate) fn payloads(&self, spi_in: u32) -> Vec<Payload<'static>> {
         let sa = self.chosen.answer(spi_in);
-        payloads(
+        let mut payloads = payloads(
             sa,
             self.remote_ts.clone(),
             self.local_ts.clone(),
             self.transport,
-        )
+        );
+        payloads.extend(self.per_cpu.then_some(resource_info(&[])));
+        payloads
     }
 }
 
-/// The initiator's payloads.
-pub(crate) fn offer_payloads(config: &ChildConfig, spi_in: u32) -> Vec<Payload<'static>> {
+/// The initiator's payloads. For the fallback the CPU is left open; [`resource_info`] of another is added by the caller.
+pub(crate) fn offer_payloads(
+    config: &ChildConfig,
+    id: ChildId,
+    spi_in: u32,
+) -> Vec<Payload<'static>> {
     let sa = offer(config, spi_in);
-    payloads(
+    let mut payloads = payloads(
         sa,
         config.local_ts.clone(),
         config.remote_ts.clone(),
         config.transport,
-    )
+    );
+    let open = wants_per_cpu(config) && id.cpu.is_none();
+    payloads.extend(open.then_some(resource_info(&[])));
+    payloads
+}
+
+/// SA_RESOURCE_INFO (RFC 9611 §5.1). Its data are the sender's own and mean nothing to the other end.
+pub(crate) fn resource_info(data: &[u8]) -> Payload<'_> {
+    Payload::Notify(Notify::new(NotifyType::SaResourceInfo, data))
+}
+
+fn wants_per_cpu(config: &ChildConfig) -> bool {
+    config.per_cpu.is_some_and(|most| most > 0)
 }
 
 fn payloads(
@@ -205,7 +233,7 @@ fn payloads(
     ts_r: Vec<TrafficSelector>,
     transport: bool,
 ) -> Vec<Payload<'static>> {
-    let mode = crate::wire::Notify::new(NotifyType::UseTransportMode, &[]);
+    let mode = Notify::new(NotifyType::UseTransportMode, &[]);
     let mode = transport.then_some(Payload::Notify(mode));
     let rest = [
         Payload::Sa(sa),

@@ -125,6 +125,30 @@ pub enum PeerAuth {
     Psk(SecretBytes),
 }
 
+/// Which of the CHILD_SAs with a peer. A rekey keeps it. It is this node's own: the peer may count otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChildId {
+    /// 0: [`PeerConfig::child`], made with the IKE SA. Others are those of [`crate::Endpoint::add_child`].
+    pub number: u32,
+    /// The CPU (or other resource) that it is for, counted from 0; `None`: the fallback for all others (RFC 9611).
+    pub cpu: Option<u32>,
+}
+
+impl ChildId {
+    /// The one that is made with the IKE SA.
+    pub const FIRST: Self = Self::fallback(0);
+
+    /// After all others, for ranges.
+    pub(crate) const LAST: Self = Self {
+        number: u32::MAX,
+        cpu: Some(u32::MAX),
+    };
+
+    pub(crate) const fn fallback(number: u32) -> Self {
+        Self { number, cpu: None }
+    }
+}
+
 /// What CHILD_SA to have with a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildConfig {
@@ -138,6 +162,9 @@ pub struct ChildConfig {
     pub local_ts: Vec<TrafficSelector>,
     /// What this node sends to.
     pub remote_ts: Vec<TrafficSelector>,
+    /// How many CHILD_SAs of the same kind to have besides it, one for each CPU (RFC 9611), and how many the peer may make at
+    /// most. `None`: none, and nothing is said of it.
+    pub per_cpu: Option<u32>,
 }
 
 impl ChildConfig {
@@ -150,6 +177,7 @@ impl ChildConfig {
             esn: true,
             local_ts,
             remote_ts,
+            per_cpu: None,
         }
     }
 }

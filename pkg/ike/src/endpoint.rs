@@ -4,6 +4,7 @@
 
 mod address;
 mod audit;
+mod children;
 mod close;
 mod establish;
 mod half_open;
@@ -263,6 +264,7 @@ impl Endpoint {
                 Timer::Expire(spi) => self.expire(spi),
                 Timer::RekeyIke(spi) => self.rekey_ike_due(spi, now),
                 Timer::RekeyChild(spi_in) => self.rekey_child_due(spi_in, now),
+                Timer::MakeChild(spi, id) => self.make_child_due(spi, id, now),
                 Timer::DrainChild(spi_in) => self.drain_child(spi_in, now),
                 Timer::ExpireChild(spi_in) => self.expire_child(spi_in, now),
             }

@@ -80,6 +80,31 @@ pub enum ConfigError {
     /// A CHILD_SA without algorithms, or with too many.
     #[error("peer {0} needs 1 to {max} ESP or AH suites for a CHILD_SA", max = limits::SUITES_MAX)]
     NoSuites(Identity),
+    /// Nobody to have it with.
+    #[error("{0} is no peer: put the peer before its further CHILD_SAs")]
+    NoPeer(Identity),
+    /// Too many CHILD_SAs, or one in the place of the first.
+    #[error(
+        "CHILD_SA {number} with peer {peer} cannot be added: a number from 1 on and at most {max} of them expected; number 0 is the peer's own configuration",
+        max = limits::CHILDREN_MAX
+    )]
+    ChildNumber {
+        /// With whom.
+        peer: Identity,
+        /// Asked for.
+        number: u32,
+    },
+    /// More CHILD_SAs per CPU than anybody has CPUs.
+    #[error(
+        "{asked} CHILD_SAs per CPU asked for with peer {peer}, at most {max} expected",
+        max = limits::PER_CPU_MAX
+    )]
+    PerCpu {
+        /// With whom.
+        peer: Identity,
+        /// How many.
+        asked: u32,
+    },
     /// Selectors that select nothing, or too many.
     #[error(
         "peer {0} needs 1 to {max} traffic selectors per side, each with ranges in order and of one address family",
@@ -210,6 +235,14 @@ pub(crate) enum Failure {
         "{peer} refused this node's identity or key (AUTHENTICATION_FAILED): the reason is in {peer}'s log"
     )]
     RefusedByPeer { peer: Identity },
+    #[error(
+        "{peer} refused CHILD_SA {number} with {notify:?}: the reason is in {peer}'s log; configure the same CHILD_SA there"
+    )]
+    ChildRefused {
+        peer: Identity,
+        number: u32,
+        notify: NotifyType,
+    },
     #[error("{peer} refused the handshake with {notify:?}: the reason is in {peer}'s log")]
     PeerNotify { peer: Identity, notify: NotifyType },
     #[error(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
-use crate::config::{Identity, TrafficSelector};
+use crate::config::{ChildId, Identity, TrafficSelector};
 use crate::suite::ChildSuite;
 
 /// Where a datagram came in or goes out. The UDP ports tell the framing: on 4500 the I/O adds and strips the non-ESP marker.
@@ -61,6 +61,10 @@ impl ChildKeys {
 /// A negotiated CHILD_SA pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildSa {
+    /// Which of the configured ones.
+    pub id: ChildId,
+    /// The peer takes further ones of this kind, one for each CPU (RFC 9611). Only said of the fallback.
+    pub per_cpu: bool,
     /// Chosen by this node: what the peer seals with.
     pub spi_in: u32,
     /// Chosen by the peer: what this node seals with.

@@ -20,7 +20,8 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying, TrafficSelector,
+    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying,
+    TrafficSelector,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;

@@ -73,8 +73,19 @@ pub const REKEY_RETRY: Duration = Duration::from_secs(2);
 pub const REKEY_REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// Restarts of one rekey by INVALID_KE_PAYLOAD.
 pub const REKEY_RESTARTS: u32 = 2;
-/// CHILD_SAs of one IKE SA, those that are being replaced included: further rekeys are put off.
+/// CHILD_SAs of one kind ([`crate::ChildId`]) under one IKE SA, those that are being replaced included: further rekeys are put
+/// off.
 pub const CHILDREN_PER_SA: usize = 4;
+/// CHILD_SAs that can be configured for a peer besides the first.
+pub const CHILDREN_MAX: usize = 15;
+/// CHILD_SAs per CPU of one kind (RFC 9611), whatever the peer would like.
+pub const PER_CPU_MAX: u32 = 128;
+/// A further CHILD_SA that the peer refused is asked for again after this (plus jitter).
+pub const CHILD_REFUSED_RETRY: Duration = Duration::from_secs(60);
+/// After TS_MAX_QUEUE (RFC 9611): the peer will not want more so soon.
+pub const MAX_QUEUE_RETRY: Duration = Duration::from_secs(3600);
+/// What replaces an IKE SA has this long to get all its further CHILD_SAs before the older ones go all the same.
+pub const CHILDREN_PATIENCE: Duration = Duration::from_secs(60);
 /// A rekeyed IKE SA waits this long for its initiator's DELETE; longer than the request that asked for it is repeated.
 pub const REKEYED_LINGER: Duration = Duration::from_secs(90);
 

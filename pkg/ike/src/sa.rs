@@ -10,11 +10,12 @@ mod reassembly;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::{Identity, IkePolicy};
+use crate::config::{ChildId, Identity, IkePolicy};
 use crate::crypto::{KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
 use crate::limits;
+use crate::suite::ChildSuite;
 use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
 
 pub(crate) use datagrams::{Fragmentation, Opened, Sealed};
@@ -97,10 +98,13 @@ pub(crate) struct HalfOpen {
 /// A CHILD_SA pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChildRef {
+    pub(crate) id: ChildId,
     pub(crate) spi_in: u32,
     pub(crate) spi_out: u32,
-    /// ESP or AH.
-    pub(crate) protocol: ProtocolId,
+    pub(crate) suite: ChildSuite,
+    pub(crate) esn: bool,
+    /// Further ones, one for each CPU, may be made of it (RFC 9611).
+    pub(crate) per_cpu: bool,
     /// This end's in the exchange that made it.
     pub(crate) role: Role,
     /// Inbound SPI of the CHILD_SA that it was made to replace.
@@ -114,14 +118,22 @@ pub(crate) struct ChildRef {
 impl ChildRef {
     pub(crate) fn new(child: &ChildSa, replaces: Option<u32>) -> Self {
         Self {
+            id: child.id,
             spi_in: child.spi_in,
             spi_out: child.spi_out,
-            protocol: child.suite.protocol(),
+            suite: child.suite,
+            esn: child.esn,
+            per_cpu: child.per_cpu,
             role: child.role,
             replaces,
             confirmed: false,
             known: child.role == Role::Initiator,
         }
+    }
+
+    /// ESP or AH.
+    pub(crate) fn protocol(&self) -> ProtocolId {
+        self.suite.protocol()
     }
 }
 
@@ -154,6 +166,14 @@ pub(crate) struct Established {
     pub(crate) candidate_of: Option<u64>,
 }
 
+impl Established {
+    /// This end's own rekey of the IKE SA is under way.
+    pub(crate) fn rekeys_ike(&self) -> bool {
+        let rekey = self.rekey.as_ref();
+        rekey.is_some_and(|rekey| matches!(rekey.what, What::Ike { .. }))
+    }
+}
+
 /// A CREATE_CHILD_SA request that waits for its answer.
 #[derive(Debug)]
 pub(crate) struct Rekey {
@@ -173,9 +193,21 @@ pub(crate) struct Rekey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// The CHILD_SA with the inbound SPI `old`.
-    Child { old: u32, spi_in: u32 },
+    Child { id: ChildId, old: u32, spi_in: u32 },
+    /// Nothing: a further CHILD_SA is made.
+    New { id: ChildId, spi_in: u32 },
     /// The IKE SA itself.
     Ike { spi: u64 },
+}
+
+impl What {
+    /// Which CHILD_SA is to be made.
+    pub(crate) fn child(self) -> Option<ChildId> {
+        match self {
+            Self::Child { id, .. } | Self::New { id, .. } => Some(id),
+            Self::Ike { .. } => None,
+        }
+    }
 }
 
 /// See [`Rekey::crossed`].

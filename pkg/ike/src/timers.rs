@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand_core::CryptoRng;
 
-use crate::config::Identity;
+use crate::config::{ChildId, Identity};
 use crate::limits;
 
 /// What can be due.
@@ -23,6 +23,8 @@ pub(crate) enum Timer {
     RekeyIke(u64),
     /// Rekey the CHILD_SA with this inbound SPI.
     RekeyChild(u32),
+    /// Make this CHILD_SA under the IKE SA with this local SPI, if it is missing.
+    MakeChild(u64, ChildId),
     /// Remove what the CHILD_SA with this inbound SPI replaced.
     DrainChild(u32),
     /// The CHILD_SA with this inbound SPI has reached its hard lifetime.
@@ -64,6 +66,13 @@ impl Timers {
         ] {
             self.cancel(&timer);
         }
+        let children = Timer::MakeChild(spi, ChildId::FIRST)..=Timer::MakeChild(spi, ChildId::LAST);
+        let children: Vec<Timer> = self
+            .at
+            .range(children)
+            .map(|(timer, _)| timer.clone())
+            .collect();
+        children.iter().for_each(|timer| self.cancel(timer));
     }
 
     /// Takes out all timers of the CHILD_SA with inbound SPI `spi`.
@@ -82,6 +91,11 @@ impl Timers {
         let at = self.at.get(timer).copied();
         self.cancel(timer);
         at
+    }
+
+    /// When `timer` is due.
+    pub(crate) fn due(&self, timer: &Timer) -> Option<Instant> {
+        self.at.get(timer).copied()
     }
 
     /// Whether `timer` is set.

@@ -282,7 +282,7 @@ fn aead(child: &ChildSa) -> Result<Aead, Error> {
 
 #[cfg(test)]
 mod tests {
-    use espalier_ike::{ChildKeys, Integrity};
+    use espalier_ike::{ChildId, ChildKeys, Integrity};
     use espalier_secret::SecretBytes;
 
     use super::*;
@@ -293,6 +293,8 @@ mod tests {
             integrity: SecretBytes::default(),
         };
         ChildSa {
+            id: ChildId::FIRST,
+            per_cpu: false,
             spi_in: 300,
             spi_out: 400,
             suite,

@@ -78,7 +78,7 @@ fn reserved_spis_and_foreign_suites_are_refused() {
 #[test]
 fn a_failure_names_what_was_offered_and_what_is_taken() {
     let (peer, own) = (Identity("node-b".into()), config(&ALL[..1], true));
-    let theirs = offer_payloads(&config(&ALL[2..], false), 300);
+    let theirs = offer_payloads(&config(&ALL[2..], false), ChildId::FIRST, 300);
     let error = accept(&peer, &own, &Heard::read(&theirs).unwrap())
         .unwrap_err()
         .to_string();
@@ -96,6 +96,7 @@ fn a_silent_change_of_mode_is_refused() {
             transport: false,
             ..own.clone()
         },
+        ChildId::FIRST,
         300,
     );
     let error = accept(&peer, &own, &Heard::read(&tunnel).unwrap()).unwrap_err();

@@ -14,7 +14,7 @@ use crate::wire::{Delete, Notify, NotifyType, Payload};
 impl Endpoint {
     /// A confirmed IKE SA has been in use for long enough: what is older goes. The initiator of the new one also deletes
     /// the old ones at the peer, which does the same by the same rule.
-    pub(super) fn drain(&mut self, spi: u64, _now: Instant) {
+    pub(super) fn drain(&mut self, spi: u64, now: Instant) {
         let Some(sa) = self.sas.get(&spi) else {
             return;
         };
@@ -28,6 +28,9 @@ impl Endpoint {
                 .and_then(|sa| sa.established())
                 .is_some_and(|sa| sa.order < order)
         };
+        if now < sa.started + limits::CHILDREN_PATIENCE && self.lacks_children(spi, &id, order) {
+            return self.timers.set(Timer::Drain(spi), now + limits::DRAIN);
+        }
         let sas = self
             .peers
             .get(&id)
@@ -243,15 +246,16 @@ impl Endpoint {
             established.order,
             established.children.is_empty(),
         );
-        let reason = if empty {
-            CloseReason::Peer
-        } else {
-            CloseReason::Replaced
-        };
         for child in gone {
+            // Its successor, or the other one of a collision, is there.
+            let reason = match self.has_child(spi, child.id) {
+                true => CloseReason::Replaced,
+                false => CloseReason::Peer,
+            };
             self.child_down(&id, *child, reason);
         }
         self.rearm(spi, now);
+        self.schedule_children(spi, now);
         self.close_if_childless(spi, now);
         if empty {
             self.orphans_down(&id, order, CloseReason::Peer);
@@ -325,7 +329,8 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        let excess = peer.orphans.len().saturating_sub(limits::ORPHANS_PER_PEER);
+        let most = limits::ORPHANS_PER_PEER * peer.kinds();
+        let excess = peer.orphans.len().saturating_sub(most);
         let oldest: Vec<ChildRef> = peer
             .orphans
             .drain(..excess)

@@ -163,6 +163,7 @@ impl Endpoint {
             announcement,
         });
         self.bound_sas(id);
+        self.schedule_children(spi, now);
     }
 
     /// A peer that makes IKE SAs without ever confirming one loses the oldest.

@@ -109,7 +109,7 @@ impl Endpoint {
         let named = |child: &&ChildRef| {
             payloads.iter().any(|payload| match payload {
                 Payload::Delete(Delete::Child { protocol, spis }) => {
-                    *protocol == child.protocol && spis.contains(&child.spi_out)
+                    *protocol == child.protocol() && spis.contains(&child.spi_out)
                 }
                 _ => false,
             })

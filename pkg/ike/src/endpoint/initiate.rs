@@ -6,7 +6,7 @@ use super::informational::{announced, announcement};
 use super::receive::Received;
 use super::{Connect, Endpoint};
 use crate::child;
-use crate::config::{Identity, PeerConfig};
+use crate::config::{ChildId, Identity, PeerConfig};
 use crate::crypto::{KexGroup, KeyExchange, SkeySeed, Spis};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
@@ -254,7 +254,11 @@ impl Endpoint {
         let mobike = sa.path.remote.port() == NAT_PORT;
         payloads
             .extend(mobike.then(|| Payload::Notify(Notify::new(NotifyType::MobikeSupported, &[]))));
-        payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
+        payloads.extend(child::offer_payloads(
+            &peer.config.child,
+            ChildId::FIRST,
+            spi_in,
+        ));
         payloads.extend(mesh.then(|| announcement(&peer.announcement)));
         let header = sa.header(ExchangeType::IkeAuth, false, 1);
         let sealed = sa.seal(&header, &payloads)?;
@@ -327,7 +331,14 @@ impl Endpoint {
         }
         let agreed = child::check(&peer(), &config.child, &child::Heard::read(payloads)?)?;
         let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-        let child = agreed.key(state.spi_in, Role::Initiator, sk_d, nonces, None)?;
+        let child = agreed.key(
+            ChildId::FIRST,
+            state.spi_in,
+            Role::Initiator,
+            sk_d,
+            nonces,
+            None,
+        )?;
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
         Ok((child, announcement))
     }

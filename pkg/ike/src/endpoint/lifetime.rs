@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
-use crate::config::Identity;
+use crate::config::{ChildId, Identity};
 use crate::event::{CloseReason, Role};
 use crate::exchange::Request;
 use crate::limits;
@@ -12,15 +12,24 @@ use crate::timers::{Timer, jittered, up_to};
 use crate::wire::{Delete, Payload, ProtocolId};
 
 impl Endpoint {
-    /// Rekeys the newest CHILD_SA with a peer now (its limit of bytes or packets comes near). Put off while another exchange
-    /// is under way; nothing happens where there is none.
+    /// Rekeys the first CHILD_SA with a peer ([`ChildId::FIRST`]) now. Put off while another exchange is under way; nothing
+    /// happens where there is none.
     pub fn rekey_child(&mut self, id: &Identity, now: Instant) {
         self.now = Some(now);
         let newest = self.newest_sa(id);
-        let child = newest.and_then(|spi| self.children(spi).last().copied());
-        if let Some(child) = child {
+        let children = newest.map(|spi| self.children(spi)).unwrap_or_default();
+        let first = |child: &&ChildRef| child.id == ChildId::FIRST;
+        let child = children.iter().rev().find(first).or(children.last());
+        if let Some(child) = child.copied() {
             self.rekey_child_due(child.spi_in, now);
         }
+    }
+
+    /// Rekeys the CHILD_SA with this inbound SPI now. Put off while another exchange is under way; nothing happens where it is
+    /// not there or replaced already.
+    pub fn rekey_child_sa(&mut self, spi_in: u32, now: Instant) {
+        self.now = Some(now);
+        self.rekey_child_due(spi_in, now);
     }
 
     /// Rekeys the IKE SA with a peer now; its CHILD_SAs move to the new one. Put off while another exchange is under way.
@@ -141,7 +150,13 @@ impl Endpoint {
     }
 
     /// Ends a CHILD_SA under an IKE SA that stays.
-    fn delete_child(&mut self, spi: u64, child: ChildRef, reason: CloseReason, now: Instant) {
+    pub(super) fn delete_child(
+        &mut self,
+        spi: u64,
+        child: ChildRef,
+        reason: CloseReason,
+        now: Instant,
+    ) {
         let Some(established) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) else {
             return;
         };
@@ -190,7 +205,8 @@ impl Endpoint {
         );
         if others {
             self.delete_child(spi, child, CloseReason::Local, now);
-            return self.rearm(spi, now);
+            self.rearm(spi, now);
+            return self.schedule_children(spi, now);
         }
         let id = self.sas.get(&spi).and_then(|sa| sa.established());
         let Some(id) = id.map(|sa| sa.peer.clone()) else {
@@ -219,7 +235,7 @@ impl Endpoint {
 /// DELETE payloads for this end's halves of CHILD_SAs, one for each protocol (RFC 7296 §3.11).
 pub(super) fn delete_payloads(children: &[ChildRef]) -> Vec<Payload<'static>> {
     let of = |protocol| {
-        let same = children.iter().filter(|child| child.protocol == protocol);
+        let same = children.iter().filter(|child| child.protocol() == protocol);
         let spis: Vec<u32> = same.map(|child| child.spi_in).collect();
         (!spis.is_empty()).then_some(Payload::Delete(Delete::Child { protocol, spis }))
     };

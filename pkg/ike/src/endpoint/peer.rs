@@ -1,9 +1,12 @@
 //! Peers, and when this node starts towards one (docs/ike-initiator.md).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{Connect, Endpoint};
-use crate::config::{Config, Identity, IkePolicy, PeerAuth, PeerConfig, TrafficSelector};
+use crate::config::{
+    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, TrafficSelector,
+};
 use crate::crypto::SkCipher;
 use crate::error::ConfigError;
 use crate::limits;
@@ -15,6 +18,8 @@ use crate::timers::{Timer, backoff, jittered, up_to};
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) config: PeerConfig,
+    /// Further CHILD_SAs, by number from 1 on.
+    pub(super) more: BTreeMap<u32, ChildConfig>,
     /// The newest one.
     pub(super) announcement: Vec<u8>,
     /// How to start; `None`: do not.
@@ -40,6 +45,7 @@ impl Peer {
         Self {
             announcement: config.announcement.clone(),
             config,
+            more: BTreeMap::new(),
             wanted: None,
             attempt: None,
             failures: 0,
@@ -244,20 +250,32 @@ fn check_content(peer: &PeerConfig) -> Result<(), ConfigError> {
     if let Some(policy) = &peer.ike {
         check_policy(policy, || format!("for peer {}", peer.identity))?;
     }
-    if !(1..=limits::SUITES_MAX).contains(&peer.child.suites.len()) {
-        return Err(ConfigError::NoSuites(who()));
-    }
-    if ![&peer.child.local_ts, &peer.child.remote_ts]
-        .into_iter()
-        .all(|side| are_selectors(side))
-    {
-        return Err(ConfigError::Selectors(who()));
-    }
+    check_child(&peer.identity, &peer.child)?;
     if peer.announcement.len() > limits::ANNOUNCEMENT_MAX {
         return Err(ConfigError::Announcement {
             peer: who(),
             got: peer.announcement.len(),
         });
+    }
+    Ok(())
+}
+
+/// Whether a CHILD_SA can be made of this.
+pub(super) fn check_child(peer: &Identity, child: &ChildConfig) -> Result<(), ConfigError> {
+    let who = || peer.clone();
+    if !(1..=limits::SUITES_MAX).contains(&child.suites.len()) {
+        return Err(ConfigError::NoSuites(who()));
+    }
+    if ![&child.local_ts, &child.remote_ts]
+        .into_iter()
+        .all(|side| are_selectors(side))
+    {
+        return Err(ConfigError::Selectors(who()));
+    }
+    let asked = child.per_cpu.unwrap_or(0);
+    if asked > limits::PER_CPU_MAX {
+        let peer = who();
+        return Err(ConfigError::PerCpu { peer, asked });
     }
     Ok(())
 }

@@ -8,15 +8,15 @@ use std::time::Instant;
 use super::Endpoint;
 use super::receive::Received;
 use crate::child;
-use crate::config::IkePolicy;
+use crate::config::{ChildId, IkePolicy};
 use crate::crypto::{KexGroup, KeyExchange, SharedSecret};
 use crate::error::Failure;
 use crate::exchange::Request;
 use crate::limits;
 use crate::sa::init;
-use crate::sa::{ChildRef, IkeSa, Made, Opened, Rekey, Sealed, State, What, error_notify};
+use crate::sa::{ChildRef, Made, Opened, Rekey, Sealed, State, What, error_notify};
 use crate::timers::Timer;
-use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload, ProtocolId};
+use crate::wire::{self, ExchangeType, Nonce, Notify, NotifyType, Payload};
 
 impl Rekey {
     /// The new IKE SA of the peer's crossing request.
@@ -30,7 +30,7 @@ impl Rekey {
     /// The inbound SPI that was chosen for a new CHILD_SA.
     pub(crate) fn spi_in(&self) -> Option<u32> {
         match self.what {
-            What::Child { spi_in, .. } => Some(spi_in),
+            What::Child { spi_in, .. } | What::New { spi_in, .. } => Some(spi_in),
             What::Ike { .. } => None,
         }
     }
@@ -38,6 +38,7 @@ impl Rekey {
     fn timer(&self, spi: u64) -> Timer {
         match self.what {
             What::Child { old, .. } => Timer::RekeyChild(old),
+            What::New { id, .. } => Timer::MakeChild(spi, id),
             What::Ike { .. } => Timer::RekeyIke(spi),
         }
     }
@@ -48,18 +49,20 @@ impl Endpoint {
         let Some(spi) = self.sa_of_child(spi_in) else {
             return;
         };
+        let Some(child) = self.find_child(spi, spi_in) else {
+            return;
+        };
         let mesh = self.is_mesh(spi);
-        let known = self
-            .find_child(spi, spi_in)
-            .is_some_and(|child| child.known || (!mesh && child.replaces.is_none()));
+        let known = child.known || (!mesh && child.replaces.is_none());
         if self.is_replaced(spi, spi_in) {
             return;
         }
-        if !known || !self.may_rekey(spi) || self.children(spi).len() >= limits::CHILDREN_PER_SA {
+        if !known || !self.may_rekey(spi) || self.has_many(spi, child.id) {
             return self.put_off(Timer::RekeyChild(spi_in), limits::REKEY_RETRY, now);
         }
         let fresh = self.fresh_esp_spi();
         let what = What::Child {
+            id: child.id,
             old: spi_in,
             spi_in: fresh,
         };
@@ -86,7 +89,7 @@ impl Endpoint {
     }
 
     /// Only on the newest IKE SA of a peer, which it is known to have, and one exchange at a time.
-    fn may_rekey(&self, spi: u64) -> bool {
+    pub(super) fn may_rekey(&self, spi: u64) -> bool {
         let Some(sa) = self.sas.get(&spi) else {
             return false;
         };
@@ -105,12 +108,19 @@ impl Endpoint {
         peer.map_or(&self.config.ike, |peer| peer.config.policy(&self.config))
     }
 
-    fn first_group(&self, spi: u64) -> KexGroup {
+    pub(super) fn first_group(&self, spi: u64) -> KexGroup {
         let first = self.policy_of(spi).groups.first().copied();
         first.unwrap_or(KexGroup::X25519)
     }
 
-    fn begin_rekey(&mut self, spi: u64, what: What, group: KexGroup, restarts: u32, now: Instant) {
+    pub(super) fn begin_rekey(
+        &mut self,
+        spi: u64,
+        what: What,
+        group: KexGroup,
+        restarts: u32,
+        now: Instant,
+    ) {
         let nonce = self.fresh_nonce();
         let kex = match KeyExchange::generate(group, &mut *self.rng) {
             Ok(kex) => kex,
@@ -141,25 +151,23 @@ impl Endpoint {
     }
 
     fn rekey_datagram(&mut self, spi: u64, rekey: &Rekey) -> Result<Sealed, Failure> {
-        let require_pfs = self.config.rekeying.require_pfs;
-        let sa = self.sas.get_mut(&spi).ok_or_else(missing_sa)?;
-        let id = sa.exchanges.next_id().ok_or_else(missing_sa)?;
-        let peer = sa.established().map(|sa| &sa.peer);
-        let peer = peer
-            .and_then(|id| self.peers.get(id))
-            .ok_or_else(missing_sa)?;
-        let policy = &rekey.policy;
         let mut payloads = match rekey.what {
-            What::Child { old, spi_in } => {
-                let protocol = protocol_of(sa, old);
-                let old = Notify::about_child(NotifyType::RekeySa, protocol, old);
+            What::Ike { spi } => {
+                let offer = init::offer(&rekey.policy);
+                vec![Payload::Sa(init::with_spi(offer, spi))]
+            }
+            What::Child { id, old, spi_in } => {
+                let child = self.find_child(spi, old).ok_or_else(missing_sa)?;
+                let old = Notify::about_child(NotifyType::RekeySa, child.protocol(), old);
                 let mut payloads = vec![Payload::Notify(old)];
-                payloads.extend(child::offer_payloads(&peer.config.child, spi_in));
-                child::offer_groups(&mut payloads, &policy.groups, require_pfs);
+                payloads.extend(self.offer_child(spi, id, spi_in, rekey)?);
                 payloads
             }
-            What::Ike { spi } => vec![Payload::Sa(init::with_spi(init::offer(policy), spi))],
+            What::New { id, spi_in } => self.offer_child(spi, id, spi_in, rekey)?,
         };
+        let cpu = rekey.what.child().and_then(|child| child.cpu);
+        let cpu = cpu.map(u32::to_be_bytes);
+        payloads.extend(cpu.as_ref().map(|cpu| child::resource_info(cpu)));
         payloads.extend([
             Payload::Nonce(Nonce(&rekey.nonce)),
             Payload::Ke(wire::KeyExchange {
@@ -167,8 +175,24 @@ impl Endpoint {
                 data: rekey.kex.public(),
             }),
         ]);
+        let sa = self.sas.get_mut(&spi).ok_or_else(missing_sa)?;
+        let id = sa.exchanges.next_id().ok_or_else(missing_sa)?;
         let header = sa.header(ExchangeType::CreateChildSa, false, id);
         Ok(sa.seal(&header, &payloads)?)
+    }
+
+    fn offer_child(
+        &self,
+        spi: u64,
+        id: ChildId,
+        spi_in: u32,
+        rekey: &Rekey,
+    ) -> Result<Vec<Payload<'static>>, Failure> {
+        let config = self.child_config(spi, id).ok_or_else(missing_sa)?;
+        let mut payloads = child::offer_payloads(&config, id, spi_in);
+        let require_pfs = self.config.rekeying.require_pfs;
+        child::offer_groups(&mut payloads, &rekey.policy.groups, require_pfs);
+        Ok(payloads)
     }
 
     pub(super) fn receive_create_child_response(
@@ -221,8 +245,8 @@ impl Endpoint {
             return self.rekey_refused(spi, rekey, kind, data, now);
         }
         match rekey.what {
-            What::Child { old, spi_in } => {
-                self.child_rekeyed(spi, rekey, (old, spi_in), &payloads, now);
+            What::Child { spi_in, .. } | What::New { spi_in, .. } => {
+                self.child_answered(spi, rekey, spi_in, &payloads, now);
             }
             What::Ike { spi: fresh } => self.ike_rekeyed(spi, rekey, fresh, &payloads, now),
         }
@@ -247,6 +271,7 @@ impl Endpoint {
         self.drop_rekey_of(Some(&rekey));
         match (kind, rekey.what) {
             (_, What::Child { old, .. }) if self.is_replaced(spi, old) => {}
+            (_, What::New { id, .. }) if self.has_child(spi, id) => {}
             (NotifyType::TemporaryFailure, _) => self.put_off(timer, limits::REKEY_RETRY, now),
             (NotifyType::ChildSaNotFound, What::Child { old, .. }) => {
                 let lost: Vec<ChildRef> = self.find_child(spi, old).into_iter().collect();
@@ -255,6 +280,7 @@ impl Endpoint {
                     self.children_deleted_by_peer(spi, &lost, now);
                 }
             }
+            (_, What::New { id, .. }) => self.child_refused(spi, id, kind, now),
             (NotifyType::NoAdditionalSas, _) => {
                 self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
                 self.renew(spi, now);
@@ -309,7 +335,7 @@ impl Endpoint {
         tracing::warn!(what = ?rekey.what, "rekey failed: {failure}");
         self.drop_rekey_of(Some(rekey));
         self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
-        if let What::Child { spi_in, .. } = rekey.what {
+        if let What::Child { spi_in, .. } | What::New { spi_in, .. } = rekey.what {
             self.owe_unborn(spi, spi_in, now);
         }
     }
@@ -329,12 +355,6 @@ impl Endpoint {
             self.forget(candidate);
         }
     }
-}
-
-fn protocol_of(sa: &IkeSa, spi_in: u32) -> ProtocolId {
-    let mut children = sa.established().into_iter().flat_map(|sa| &sa.children);
-    let child = children.find(|child| child.spi_in == spi_in);
-    child.map_or(ProtocolId::Esp, |child| child.protocol)
 }
 
 fn agree(kex: KeyExchange, payloads: &[Payload<'_>]) -> Result<SharedSecret, Failure> {

@@ -6,18 +6,18 @@ use super::Endpoint;
 use super::receive::Received;
 use super::rekey::missing;
 use crate::child::{self, Agreed};
-use crate::config::Identity;
+use crate::config::{ChildId, Identity};
 use crate::crypto::{Nonces, RoleKeys, SharedSecret, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::{ChildRef, Crossed, Established, Goodbye, Made, Opened, State, What, init};
+use crate::sa::{ChildRef, Crossed, Goodbye, Made, Opened, State, What, init};
 use crate::timers::Timer;
 use crate::wire::{self, Nonce, Notify, NotifyType, Payload, ProtocolId, Sa, Spi};
 
 /// What a request that is not granted is told.
-struct Refusal {
+pub(super) struct Refusal {
     kind: NotifyType,
     /// Which CHILD_SA it is about, by the requester's inbound SPI.
     about: Option<(ProtocolId, u32)>,
@@ -25,7 +25,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(kind: NotifyType) -> Self {
+    pub(super) fn new(kind: NotifyType) -> Self {
         Self {
             kind,
             about: None,
@@ -136,7 +136,8 @@ impl Endpoint {
             None if is_ike(sa) && !established.children.is_empty() => {
                 Err(Refusal::new(NotifyType::TemporaryFailure))
             }
-            // Further CHILD_SAs are not made (RFC 7296 §1.3).
+            None if newest => self.grant_new(spi, received, payloads),
+            // Not under an IKE SA that is being replaced (RFC 7296 §1.3).
             _ => Err(Refusal::new(NotifyType::NoAdditionalSas)),
         }
     }
@@ -150,12 +151,28 @@ impl Endpoint {
         named: (ProtocolId, u32),
     ) -> Result<(), Refusal> {
         let old = self.find_rekeyed(spi, named)?;
-        let established = self.sas.get(&spi).and_then(|sa| sa.established());
-        let peer = established.and_then(|sa| self.peers.get(&sa.peer));
-        let peer = peer.ok_or_else(|| missing("peer"))?;
-        let (id, config) = (peer.config.identity.clone(), peer.config.child.clone());
+        let refused = || Refusal::new(NotifyType::NoProposalChosen);
+        let config = self.child_config(spi, old.id).ok_or_else(refused)?;
+        let id = self.peer_of(spi).ok_or_else(|| missing("peer"))?;
         let heard = child::Heard::read(payloads)?;
         let agreed = child::accept(&id, &config, &heard)?;
+        let (spi_in, nonce) =
+            self.make_child(spi, received, payloads, (old.id, Some(&old)), agreed)?;
+        let same = |what| matches!(what, What::Child { old: own, .. } if own == old.spi_in);
+        self.note_crossing(spi, same, nonce, Made::Child(spi_in));
+        Ok(())
+    }
+
+    /// Answers with a CHILD_SA, the successor of `old` where there is one. Returns its inbound SPI and the lower nonce.
+    pub(super) fn make_child(
+        &mut self,
+        spi: u64,
+        received: &Received<'_>,
+        payloads: &[Payload<'_>],
+        (child, old): (ChildId, Option<&ChildRef>),
+        agreed: Agreed,
+    ) -> Result<(u32, Vec<u8>), Refusal> {
+        let id = self.peer_of(spi).ok_or_else(|| missing("peer"))?;
         self.check_spi_out(spi, agreed.chosen.spi)?;
         let ke = key_exchange(payloads);
         let required = self.config.rekeying.require_pfs;
@@ -166,7 +183,7 @@ impl Endpoint {
         let group = group.ok_or_else(refused)?;
         let keyed = self.key(payloads, group)?;
         let spi_in = self.fresh_esp_spi();
-        let keyed_child = self.key_child(spi, spi_in, agreed.clone(), &keyed);
+        let keyed_child = self.key_child(spi, (child, spi_in), agreed.clone(), &keyed);
         let child = keyed_child.inspect_err(|_| {
             self.spis.remove(&spi_in);
         })?;
@@ -174,23 +191,28 @@ impl Endpoint {
         child::answer_group(&mut said, group);
         let said: Vec<Payload<'_>> = said.into_iter().chain(keyed.payloads()).collect();
         self.respond(spi, received, &said);
-        self.install_rekeyed(spi, &id, child, old.spi_in, received.now);
-        let same = |what| matches!(what, What::Child { old: own, .. } if own == old.spi_in);
-        self.note_crossing(spi, same, keyed.lowest(), Made::Child(spi_in));
-        Ok(())
+        let old = old.map(|old| old.spi_in);
+        self.install_child(spi, &id, child, old, received.now);
+        Ok((spi_in, keyed.lowest()))
+    }
+
+    /// The peer of an established IKE SA.
+    pub(super) fn peer_of(&self, spi: u64) -> Option<Identity> {
+        let established = self.sas.get(&spi)?.established()?;
+        Some(established.peer.clone())
     }
 
     fn key_child(
         &self,
         spi: u64,
-        spi_in: u32,
+        (id, spi_in): (ChildId, u32),
         agreed: Agreed,
         keyed: &Keyed<'_>,
     ) -> Result<ChildSa, Failure> {
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
         let sk_d = &established.ok_or_else(|| missing("IKE SA"))?.sk_d;
         let (nonces, shared) = (keyed.nonces(), keyed.shared.as_ref());
-        Ok(agreed.key(spi_in, Role::Responder, sk_d, nonces, shared)?)
+        Ok(agreed.key(id, spi_in, Role::Responder, sk_d, nonces, shared)?)
     }
 
     /// The CHILD_SA that a request names, if it may be rekeyed now (RFC 7296 §2.25.1).
@@ -198,15 +220,11 @@ impl Endpoint {
         let later = || Refusal::new(NotifyType::TemporaryFailure);
         let sa = self.sas.get(&spi).ok_or_else(later)?;
         let established = sa.established().ok_or_else(later)?;
-        let is_named = |child: &&ChildRef| (child.protocol, child.spi_out) == named;
-        let rekeys_ike = |sa: &Established| {
-            let rekey = sa.rekey.as_ref();
-            rekey.is_some_and(|rekey| matches!(rekey.what, What::Ike { .. }))
-        };
+        let is_named = |child: &&ChildRef| (child.protocol(), child.spi_out) == named;
         if let Some(child) = established.children.iter().find(is_named) {
             let replaced = self.is_replaced(spi, child.spi_in);
-            let many = established.children.len() >= limits::CHILDREN_PER_SA;
-            if replaced || many || rekeys_ike(established) {
+            let many = self.has_many(spi, child.id);
+            if replaced || many || established.rekeys_ike() {
                 return Err(later());
             }
             return Ok(*child);
@@ -218,7 +236,7 @@ impl Endpoint {
         if going
             .iter()
             .chain(&established.deletes)
-            .any(|child| (child.protocol, child.spi_out) == named)
+            .any(|child| (child.protocol(), child.spi_out) == named)
         {
             return Err(later());
         }
@@ -384,6 +402,7 @@ impl Endpoint {
         }
         self.flush_deletes(new, now);
         self.flush_moves(new, now);
+        self.schedule_children(new, now);
         self.talkative.insert(id);
     }
 

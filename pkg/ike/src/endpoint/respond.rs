@@ -7,7 +7,7 @@ use super::half_open::Admission;
 use super::informational::{announced, announcement};
 use super::receive::Received;
 use crate::child::{self, Agreed};
-use crate::config::{Identity, IkePolicy, PeerConfig};
+use crate::config::{ChildId, Identity, IkePolicy, PeerConfig};
 use crate::crypto::{CryptoError, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Role};
@@ -505,7 +505,7 @@ fn agree_child(
     let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
     let child = agreed
         .clone()
-        .key(spi_in, Role::Responder, sk_d, nonces, None)?;
+        .key(ChildId::FIRST, spi_in, Role::Responder, sk_d, nonces, None)?;
     Ok((agreed, child))
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod child;
+mod children;
 mod collisions;
 mod foreign;
 mod fragments;

@@ -1,25 +1,26 @@
-//! The answer to this end's rekey of a CHILD_SA (RFC 7296 §1.3.3, §2.8.1).
+//! The answer to this end's request for a CHILD_SA, further or rekeyed (RFC 7296 §1.3.1, §1.3.3, §2.8.1).
 
 use std::time::Instant;
 
 use super::{agree, missing, missing_sa};
 use crate::child;
-use crate::config::Identity;
+use crate::config::{ChildId, Identity};
 use crate::crypto::{KeyExchange, Nonces};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::event::{ChildSa, Event, Role};
 use crate::limits;
-use crate::sa::{ChildRef, Made, Rekey, init};
+use crate::sa::{ChildRef, Made, Rekey, What, init};
+use crate::suite::ChildSuite;
 use crate::timers::Timer;
-use crate::wire::{Payload, ProtocolId};
+use crate::wire::Payload;
 
 impl Endpoint {
-    pub(super) fn child_rekeyed(
+    pub(super) fn child_answered(
         &mut self,
         spi: u64,
         rekey: Rekey,
-        (old, spi_in): (u32, u32),
+        spi_in: u32,
         payloads: &[Payload<'_>],
         now: Instant,
     ) {
@@ -30,11 +31,11 @@ impl Endpoint {
             rekey.crossed,
             rekey.deleted,
         );
-        let judged = self.judge_child_response(spi, rekey.kex, &own, spi_in, payloads);
+        let judged = self.judge_child_response(spi, rekey.kex, &own, (what, spi_in), payloads);
         let (id, child, theirs) = match judged {
             Ok(judged) => judged,
             Err(failure) => {
-                tracing::warn!(?what, "rekey failed: {failure}");
+                tracing::warn!(?what, "CREATE_CHILD_SA failed: {failure}");
                 self.spis.remove(&spi_in);
                 self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
                 return self.owe_unborn(spi, spi_in, now);
@@ -54,12 +55,17 @@ impl Endpoint {
                 matches!(crossed.made, Made::Child(made) if self.find_child(spi, made).is_some());
             there && own.min(theirs) < crossed.nonce
         });
-        if lost || self.newest_sa(&id) != Some(spi) {
+        let twice = matches!(what, What::New { id, .. } if self.has_child(spi, id));
+        if lost || twice || self.newest_sa(&id) != Some(spi) {
             self.spis.remove(&spi_in);
-            let gone = unborn(spi_in, child.spi_out, child.suite.protocol());
+            let gone = unborn(spi_in, child.spi_out, child.suite);
             return self.owe_delete(spi, gone, now);
         }
-        self.install_rekeyed(spi, &id, child, old, now);
+        let old = match what {
+            What::Child { old, .. } => Some(old),
+            _ => None,
+        };
+        self.install_child(spi, &id, child, old, now);
         let mesh = self.is_mesh(spi);
         if let Some(peer) = self.peers.get_mut(&id).filter(|_| mesh) {
             // Tells the responder that this end is ready, too.
@@ -68,24 +74,24 @@ impl Endpoint {
         if !mesh {
             self.child_confirmed(spi, spi_in, now);
         }
+        self.make_next_child(spi, now);
     }
 
     /// The answer was of no use: the peer may have made a CHILD_SA of each protocol that was offered.
     pub(in crate::endpoint) fn owe_unborn(&mut self, spi: u64, spi_in: u32, now: Instant) {
-        let config = self.sas.get(&spi).and_then(|sa| sa.established());
-        let config = config.and_then(|sa| Some(&self.peers.get(&sa.peer)?.config.child));
-        let mut protocols: Vec<ProtocolId> = Vec::new();
-        for protocol in config
-            .iter()
-            .flat_map(|child| &child.suites)
-            .map(|suite| suite.protocol())
-        {
-            if !protocols.contains(&protocol) {
-                protocols.push(protocol);
+        let peer = self.sas.get(&spi).and_then(|sa| sa.established());
+        let peer = peer.and_then(|sa| self.peers.get(&sa.peer));
+        let mut one_each: Vec<ChildSuite> = Vec::new();
+        for suite in peer.iter().flat_map(|peer| peer.suites()) {
+            if !one_each
+                .iter()
+                .any(|one| one.protocol() == suite.protocol())
+            {
+                one_each.push(suite);
             }
         }
-        for protocol in protocols {
-            self.owe_delete(spi, unborn(spi_in, 0, protocol), now);
+        for suite in one_each {
+            self.owe_delete(spi, unborn(spi_in, 0, suite), now);
         }
     }
 
@@ -95,16 +101,18 @@ impl Endpoint {
         spi: u64,
         kex: KeyExchange,
         own: &[u8],
-        spi_in: u32,
+        (what, spi_in): (What, u32),
         payloads: &[Payload<'_>],
     ) -> Result<(Identity, ChildSa, Vec<u8>), Failure> {
+        let child = what.child().ok_or_else(missing_sa)?;
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
         let established = established.ok_or_else(missing_sa)?;
-        let peer = self.peers.get(&established.peer).ok_or_else(missing_sa)?;
-        let (id, config) = (&peer.config.identity, &peer.config.child);
+        let id = &established.peer;
+        let config = self.child_config(spi, child).ok_or_else(missing_sa)?;
         let heard = child::Heard::read(payloads)?;
         let required = self.config.rekeying.require_pfs;
-        let (agreed, with_ke) = child::check_rekey(id, config, &heard, kex.group(), required)?;
+        let (agreed, with_ke) = child::check_rekey(id, &config, &heard, kex.group(), required)?;
+        self.check_alike(spi, child, &agreed)?;
         self.check_spi_out(spi, agreed.chosen.spi)?;
         let theirs = init::nonce(payloads).ok_or_else(|| missing("nonce"))?;
         let shared = with_ke.then(|| agree(kex, payloads)).transpose()?;
@@ -113,7 +121,14 @@ impl Endpoint {
             responder: theirs,
         };
         let sk_d = &established.sk_d;
-        let child = agreed.key(spi_in, Role::Initiator, sk_d, nonces, shared.as_ref())?;
+        let child = agreed.key(
+            child,
+            spi_in,
+            Role::Initiator,
+            sk_d,
+            nonces,
+            shared.as_ref(),
+        )?;
         Ok((id.clone(), child, theirs.to_vec()))
     }
 
@@ -126,13 +141,13 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Adds the successor of a CHILD_SA and tells the driver.
-    pub(in crate::endpoint) fn install_rekeyed(
+    /// Adds a CHILD_SA, the successor of `old` where there is one, and tells the driver.
+    pub(in crate::endpoint) fn install_child(
         &mut self,
         spi: u64,
         id: &Identity,
         mut child: ChildSa,
-        old: u32,
+        old: Option<u32>,
         now: Instant,
     ) {
         let Some(sa) = self.sas.get_mut(&spi) else {
@@ -142,14 +157,21 @@ impl Endpoint {
         let Some(sa) = sa.established_mut() else {
             return;
         };
-        sa.children.push(ChildRef::new(&child, Some(old)));
-        self.timers.cancel(&Timer::RekeyChild(old));
+        let mut made = ChildRef::new(&child, old);
+        // A rekey may leave it out (RFC 9611 §3).
+        let before = sa.children.iter().find(|child| Some(child.spi_in) == old);
+        made.per_cpu |= before.is_some_and(|before| before.per_cpu);
+        sa.children.push(made);
+        match old {
+            Some(old) => self.timers.cancel(&Timer::RekeyChild(old)),
+            None => self.timers.cancel(&Timer::MakeChild(spi, child.id)),
+        }
         self.start_child_lifetime(id, child.spi_in, now);
         let (spi_in, spi_out) = (
             format_args!("{:08x}", child.spi_in),
             format_args!("{:08x}", child.spi_out),
         );
-        tracing::info!(peer = %id, role = ?child.role, %spi_in, %spi_out, "CHILD_SA rekeyed");
+        tracing::info!(peer = %id, role = ?child.role, %spi_in, %spi_out, rekeyed = old.is_some(), "CHILD_SA made");
         self.events.push_back(Event::ChildUp {
             peer: id.clone(),
             child: Box::new(child),
@@ -159,11 +181,14 @@ impl Endpoint {
 }
 
 /// Stands for a CHILD_SA that only the peer has.
-fn unborn(spi_in: u32, spi_out: u32, protocol: ProtocolId) -> ChildRef {
+fn unborn(spi_in: u32, spi_out: u32, suite: ChildSuite) -> ChildRef {
     ChildRef {
+        id: ChildId::FIRST,
         spi_in,
         spi_out,
-        protocol,
+        suite,
+        esn: false,
+        per_cpu: false,
         role: Role::Initiator,
         replaces: None,
         confirmed: false,

@@ -33,14 +33,15 @@ impl Net {
         let there = self.nodes[other].plane.get(&self.nodes[own].id);
         let none = plane::Pair::default();
         let (here, there) = (here.unwrap_or(&none), there.unwrap_or(&none));
-        for (spi, key) in &here.outbound {
-            let opens = there.inbound.get(spi);
+        let seals: Vec<u32> = here.each().filter_map(|pair| pair.seals).collect();
+        for (spi, key) in here.each().flat_map(|pair| &pair.outbound) {
+            let opens = there.each().find_map(|pair| pair.inbound.get(spi));
             assert!(
                 opens.is_none_or(|opens| opens == key),
                 "{own} and {peer} have different keys for {spi:08x}"
             );
             assert!(
-                here.seals != Some(*spi) || opens.is_some(),
+                !seals.contains(spi) || opens.is_some(),
                 "{own} seals towards {peer} with {spi:08x}, which it cannot open"
             );
         }
@@ -135,5 +136,14 @@ impl Net {
             _ => None,
         };
         self.nodes[node].log.iter().filter_map(up).collect()
+    }
+}
+
+impl Net {
+    /// However many CHILD_SAs there are.
+    pub fn assert_one_ike_sa(&self) {
+        for node in 0..self.nodes.len() {
+            assert_eq!(self.ike_sas(node), self.nodes.len() - 1, "node {node}");
+        }
     }
 }

@@ -241,9 +241,8 @@ impl Net {
         let config = self.nodes[node].config.clone();
         let mut endpoint = Endpoint::new(config, Box::new(rng)).unwrap();
         for pair in self.nodes[node].plane.values_mut() {
-            pair.inbound
-                .keys()
-                .for_each(|spi| endpoint.reserve_spi(*spi));
+            let inbound = pair.each().flat_map(|pair| pair.inbound.keys());
+            inbound.for_each(|spi| endpoint.reserve_spi(*spi));
             pair.adopt();
         }
         self.nodes[node].endpoint = endpoint;
@@ -287,6 +286,20 @@ impl Net {
     pub fn disconnect(&mut self, own: usize, peer: usize) {
         let now = self.now;
         self.nodes[own].endpoint.disconnect(&id(peer), now);
+        self.pump(own);
+    }
+
+    pub fn add_child(&mut self, own: usize, peer: usize, number: u32, config: ChildConfig) {
+        let now = self.now;
+        let endpoint = &mut self.nodes[own].endpoint;
+        endpoint.add_child(&id(peer), number, config, now).unwrap();
+        self.pump(own);
+    }
+
+    pub fn remove_child(&mut self, own: usize, peer: usize, number: u32) {
+        let now = self.now;
+        let endpoint = &mut self.nodes[own].endpoint;
+        endpoint.remove_child(&id(peer), number, now);
         self.pump(own);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use espalier_ike::{ChildKeys, ChildSa, Endpoint, Identity, Role};
+use espalier_ike::{ChildId, ChildKeys, ChildSa, Endpoint, Identity, Role};
 
 /// What one node has of one peer. It outlives the endpoint, as the real one does.
 #[derive(Clone, Debug, Default)]
@@ -17,11 +17,20 @@ pub struct Pair {
     pub adopted: Vec<(u32, u32)>,
     /// (in, out) of the newest CHILD_SA.
     pub newest: Option<(u32, u32)>,
+    /// Further CHILD_SAs, each as this one.
+    pub more: BTreeMap<ChildId, Pair>,
 }
 
 impl Pair {
     /// `ChildUp`: install both directions; an initiator seals at once.
     pub fn up(&mut self, child: &ChildSa) {
+        match child.id {
+            ChildId::FIRST => self.up_here(child),
+            id => self.more.entry(id).or_default().up_here(child),
+        }
+    }
+
+    fn up_here(&mut self, child: &ChildSa) {
         let key = |keys: &ChildKeys| [keys.key.expose(), keys.integrity.expose()].concat();
         assert!(
             self.inbound
@@ -42,6 +51,9 @@ impl Pair {
 
     /// The initiator is known to be ready: seal with the newest.
     pub fn switch(&mut self) -> Option<u32> {
+        for more in self.more.values_mut() {
+            more.switch();
+        }
         let (spi_in, spi_out) = self.newest?;
         self.seals = Some(spi_out);
         Some(spi_in)
@@ -49,6 +61,10 @@ impl Pair {
 
     /// `ChildDown`: remove both directions; what is left, if anything, seals.
     pub fn down(&mut self, spi_in: u32, spi_out: u32) {
+        let mut more = self.more.values_mut();
+        if let Some(more) = more.find(|more| more.inbound.contains_key(&spi_in)) {
+            return more.down(spi_in, spi_out);
+        }
         assert!(
             self.inbound.remove(&spi_in).is_some(),
             "unknown inbound SPI went down"
@@ -64,13 +80,23 @@ impl Pair {
 
     /// A new endpoint takes over: what is here belongs to nobody any more.
     pub fn adopt(&mut self) {
+        self.more.values_mut().for_each(Self::adopt);
         let spis: Vec<u32> = self.outbound.iter().map(|(spi, _)| *spi).collect();
         self.adopted = self.inbound.keys().copied().zip(spis).collect();
         self.newest = None;
     }
 
+    /// This one and all further ones.
+    pub fn each(&self) -> impl Iterator<Item = &Self> {
+        [self].into_iter().chain(self.more.values())
+    }
+
     /// The successor of adopted SAs is confirmed.
     pub fn drop_adopted(&mut self, endpoint: &mut Endpoint) {
+        // Only where there is something to take their place.
+        for more in self.more.values_mut().filter(|more| more.newest.is_some()) {
+            more.drop_adopted(endpoint);
+        }
         for (spi_in, spi_out) in std::mem::take(&mut self.adopted) {
             self.down(spi_in, spi_out);
             endpoint.release_spi(spi_in);
