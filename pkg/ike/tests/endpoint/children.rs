@@ -388,7 +388,11 @@ fn asked(net: &mut Net, name: usize, node: usize) -> Raw {
     raw.ask(net, ExchangeType::Informational, &[]).unwrap();
     net.connect(node, name, Connect::Policy);
     net.add_child(node, name, 1, tcp(node, name, 1));
-    let created = |net: &Net| net.sent.iter().any(|packet| packet.kind().0 == CREATE_CHILD);
+    let created = |net: &Net| {
+        net.sent
+            .iter()
+            .any(|packet| packet.kind().0 == CREATE_CHILD)
+    };
     assert!(net.run_until(Duration::from_secs(10), created));
     raw
 }
