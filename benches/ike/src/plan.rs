@@ -19,9 +19,9 @@ pub(crate) const PORT: u16 = 500;
 /// The hub's address.
 pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// First two octets of all spokes' addresses.
-pub(crate) const SPOKES: [u8; 2] = [10, 78];
-/// Their prefix.
-pub(crate) const SPOKES_NET: &str = "10.78.0.0/16";
+const SPOKES: [u8; 2] = [10, 78];
+/// Their network's prefix.
+pub(crate) const SPOKES_PREFIX: u8 = 16;
 /// The hub's name.
 pub(crate) const HUB_NAME: &str = "hub";
 
@@ -112,6 +112,12 @@ impl Side {
             Self::Responder => Self::Initiator,
         }
     }
+}
+
+/// The spokes' network.
+pub(crate) fn spokes() -> Ipv4Addr {
+    let [a, b] = SPOKES;
+    Ipv4Addr::new(a, b, 0, 0)
 }
 
 /// Name of spoke `n`, from 0.

@@ -1,13 +1,17 @@
 //! The two network namespaces and the wire between them.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use anyhow::Result;
-use espalier_testnet::{Netns, VethEnd, address, veth};
+use espalier_testnet::{Netns, VethEnd, address, route, veth};
 
 use crate::plan;
 
 const MTU: u32 = 1500;
+const PREFIX: u8 = 30;
+/// The way from the hub to the spokes.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// Where the processes run.
 #[derive(Debug)]
@@ -24,28 +28,14 @@ impl Wire {
         let (hub, spokes) = (Netns::new("hub")?, Netns::new("spokes")?);
         let end = |netns, name| VethEnd { netns, name };
         veth(end(&hub, "eth0"), end(&spokes, "eth0"), MTU)?;
-        hub.run(|| address("eth0", plan::HUB.into(), 30))??;
-        ip(&hub, &["route", "add", plan::SPOKES_NET, "dev", "eth0"])?;
+        hub.run(|| address("eth0", plan::HUB.into(), PREFIX))??;
+        spokes.run(|| address("eth0", GATEWAY.into(), PREFIX))??;
+        // By a gateway: a neighbour entry for each spoke would overflow the kernel's table.
+        let spokes_net = (IpAddr::from(plan::spokes()), plan::SPOKES_PREFIX);
+        hub.run(|| route(spokes_net.0, spokes_net.1, GATEWAY.into(), "eth0"))??;
         // The whole network is this host's own, without thousands of addresses.
-        ip(
-            &spokes,
-            &["route", "add", "local", plan::SPOKES_NET, "dev", "lo"],
-        )?;
-        let hub_net = format!("{}/30", plan::HUB);
-        ip(
-            &spokes,
-            &[
-                "route",
-                "add",
-                &hub_net.replace(".1/", ".0/"),
-                "dev",
-                "eth0",
-            ],
-        )?;
+        let net = format!("{}/{}", spokes_net.0, spokes_net.1);
+        spokes.output(Command::new("ip").args(["route", "add", "local", &net, "dev", "lo"]))?;
         Ok(Self { hub, spokes })
     }
-}
-
-fn ip(netns: &Netns, arguments: &[&str]) -> Result<()> {
-    netns.output(Command::new("ip").args(arguments)).map(drop)
 }
