@@ -47,6 +47,9 @@ pub struct Config {
     pub rekeying: Rekeying,
     /// How IKE SAs are protected, with peers that have no policy of their own. AES-CBC does not belong here.
     pub ike: IkePolicy,
+    /// Half-open IKE SAs of others from which on every IKE_SA_INIT needs a cookie (RFC 7296 §2.6); the default is
+    /// [`crate::limits::HALF_OPEN`]. A cookie costs a round trip.
+    pub cookie_threshold: usize,
 }
 
 impl Config {
@@ -59,6 +62,7 @@ impl Config {
             trust: crate::identity::TrustAnchors::default(),
             rekeying: Rekeying::default(),
             ike: IkePolicy::default(),
+            cookie_threshold: crate::limits::HALF_OPEN,
         }
     }
 }

@@ -67,12 +67,12 @@ impl HalfOpen {
         self.known.contains_key(&address)
     }
 
-    /// Judges an IKE_SA_INIT from `address`.
-    pub(crate) fn admission(&self, address: IpAddr) -> Admission {
+    /// Judges an IKE_SA_INIT from `address`; from `threshold` half-open IKE SAs on everybody needs a cookie.
+    pub(crate) fn admission(&self, address: IpAddr, threshold: usize) -> Admission {
         let here = self.by_address.get(&address).map_or(0, VecDeque::len);
         if !self.knows(address) && self.unknown >= limits::HALF_OPEN_UNKNOWN {
             Admission::Full
-        } else if self.len() >= limits::HALF_OPEN || here >= limits::HALF_OPEN_FREE_PER_ADDRESS {
+        } else if self.len() >= threshold || here >= limits::HALF_OPEN_FREE_PER_ADDRESS {
             Admission::WithCookie
         } else {
             Admission::Free
@@ -267,11 +267,20 @@ mod tests {
         table.know(at(1, 0).ip(), &Identity("a".into()));
         for spi in 0..limits::HALF_OPEN_UNKNOWN as u64 {
             let remote = SocketAddr::from(([172, 16, (spi / 200) as u8, (spi % 200) as u8], 500));
-            assert_ne!(table.admission(remote.ip()), Admission::Full);
+            assert_ne!(
+                table.admission(remote.ip(), limits::HALF_OPEN),
+                Admission::Full
+            );
             assert_eq!(table.insert(remote, spi, spi), None);
         }
-        assert_eq!(table.admission(at(9, 500).ip()), Admission::Full);
-        assert_eq!(table.admission(at(1, 500).ip()), Admission::WithCookie);
+        assert_eq!(
+            table.admission(at(9, 500).ip(), limits::HALF_OPEN),
+            Admission::Full
+        );
+        assert_eq!(
+            table.admission(at(1, 500).ip(), limits::HALF_OPEN),
+            Admission::WithCookie
+        );
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl Endpoint {
     /// Applies the limits on half-open IKE SAs; nothing is stored for a request that must show a cookie first.
     fn admit(&mut self, received: &Received<'_>, payloads: &[Payload<'_>]) -> bool {
         let remote = received.path.remote;
-        match self.half_open.admission(remote.ip()) {
+        let threshold = self.config.cookie_threshold;
+        match self.half_open.admission(remote.ip(), threshold) {
             Admission::Free => return true,
             Admission::Full => return false,
             Admission::WithCookie => {}

@@ -1,11 +1,9 @@
 //! AEADs: IV (8) │ ciphertext │ ICV (16), nonce = salt (4) │ IV (RFC 5282 §4, RFC 7634 §2).
 
-use std::sync::Arc;
-
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{AeadInOut, Aes128Gcm, Aes256Gcm, KeyInit};
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use zeroize::Zeroizing;
+use espalier_secret::SecretBytes;
 
 use super::SkCipher;
 use crate::crypto::CryptoError;
@@ -14,43 +12,54 @@ pub(super) const SALT_LEN: usize = 4;
 pub(super) const IV_LEN: usize = 8;
 pub(super) const ICV_LEN: usize = 16;
 
-/// Key and salt of one direction.
+/// Key and salt of one direction, as they were derived. What the cipher expands them to (over 600 bytes with AES) is made
+/// anew for each message: an IKE SA lives for hours and says something every few seconds at most.
 #[derive(Clone)]
 pub(super) struct Aead {
-    salt: Zeroizing<[u8; SALT_LEN]>,
-    key: Key,
+    keymat: SecretBytes,
+    cipher: SkCipher,
 }
 
-#[derive(Clone)]
+/// The expanded key.
 enum Key {
-    Aes256(Box<Aes256Gcm>),
-    Aes128(Box<Aes128Gcm>),
-    ChaCha(Arc<LessSafeKey>),
+    Aes256(Aes256Gcm),
+    Aes128(Aes128Gcm),
+    ChaCha(LessSafeKey),
 }
 
 impl Aead {
     /// `None`: the length does not fit, or it is no AEAD.
     pub(super) fn new(cipher: SkCipher, keymat: &[u8]) -> Option<Self> {
-        let (key, salt) = keymat.split_last_chunk::<SALT_LEN>()?;
-        let key = match cipher {
-            SkCipher::Aes256Gcm16 => Key::Aes256(Box::new(Aes256Gcm::new_from_slice(key).ok()?)),
-            SkCipher::Aes128Gcm16 => Key::Aes128(Box::new(Aes128Gcm::new_from_slice(key).ok()?)),
+        let made = Self {
+            keymat: SecretBytes::copy_from(keymat),
+            cipher,
+        };
+        made.expand().map(|_| made)
+    }
+
+    fn expand(&self) -> Option<(Key, [u8; SALT_LEN])> {
+        let (key, salt) = self.keymat.expose().split_last_chunk::<SALT_LEN>()?;
+        let key = match self.cipher {
+            SkCipher::Aes256Gcm16 => Key::Aes256(Aes256Gcm::new_from_slice(key).ok()?),
+            SkCipher::Aes128Gcm16 => Key::Aes128(Aes128Gcm::new_from_slice(key).ok()?),
             SkCipher::ChaCha20Poly1305 => {
                 let key = UnboundKey::new(&CHACHA20_POLY1305, key).ok()?;
-                Key::ChaCha(Arc::new(LessSafeKey::new(key)))
+                Key::ChaCha(LessSafeKey::new(key))
             }
             SkCipher::AesCbc(..) => return None,
         };
-        Some(Self {
-            salt: Zeroizing::new(*salt),
-            key,
-        })
+        Some((key, *salt))
     }
 
-    fn nonce(&self, iv: [u8; IV_LEN]) -> [u8; SALT_LEN + IV_LEN] {
-        let [a, b, c, d] = *self.salt;
+    /// The expanded key and the nonce for `iv`.
+    fn prepare(&self, iv: [u8; IV_LEN]) -> Result<(Key, [u8; SALT_LEN + IV_LEN]), CryptoError> {
+        let (key, [a, b, c, d]) = self.expand().ok_or(CryptoError::KeyLength {
+            what: "SK_e",
+            expected: self.cipher.keymat_len(),
+            got: self.keymat.len(),
+        })?;
         let [e, f, g, h, i, j, k, l] = iv;
-        [a, b, c, d, e, f, g, h, i, j, k, l]
+        Ok((key, [a, b, c, d, e, f, g, h, i, j, k, l]))
     }
 
     /// Seals `text` in place; returns the ICV.
@@ -60,9 +69,9 @@ impl Aead {
         aad: &[u8],
         text: &mut [u8],
     ) -> Result<[u8; ICV_LEN], CryptoError> {
-        let nonce = self.nonce(iv);
+        let (key, nonce) = self.prepare(iv)?;
         let failed = CryptoError::SkLimit("plaintext exceeds what the cipher allows");
-        let tag = match &self.key {
+        let tag = match key {
             Key::Aes256(key) => {
                 key.encrypt_inout_detached(&nonce.into(), aad, InOutBuf::from(text))
             }
@@ -87,8 +96,8 @@ impl Aead {
         text: &mut [u8],
         tag: &[u8; ICV_LEN],
     ) -> Result<(), CryptoError> {
-        let nonce = self.nonce(iv);
-        let opened = match &self.key {
+        let (key, nonce) = self.prepare(iv)?;
+        let opened = match key {
             Key::Aes256(key) => {
                 let buffer = InOutBuf::from(text);
                 key.decrypt_inout_detached(&nonce.into(), aad, buffer, &(*tag).into())
