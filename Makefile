@@ -4,13 +4,20 @@ NODES ?= 3
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help build demo test interop fmt clippy unit pure deny sizes
+.PHONY: help build bench bench-ike demo test interop fmt clippy unit pure deny sizes
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## release binaries in target/release
 	@scripts/packages.sh build
 	$(CARGO) build --locked --release $(addprefix -p ,$(BINARIES))
+
+bench: bench-ike ## all benchmarks
+
+bench-ike: ## IKE handshakes: CPU and memory per SA, beside charon (target/bench/ike.json)
+	@scripts/packages.sh bench
+	$(CARGO) build --locked --release -p espalier-bench-ike
+	target/release/espalier-bench-ike --charon "$$(scripts/charon.sh)" $(BENCH)
 
 demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 	@scripts/packages.sh demo

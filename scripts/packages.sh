@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test`. As root on Debian it installs
-# what is missing; otherwise it names it and fails.
+# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test|bench`. As root on Debian it
+# installs what is missing; otherwise it names it and fails.
 set -euo pipefail
 
 declare -A tools=(
   [build]="cc:gcc make:make"
   [demo]="ip:iproute2 unshare:util-linux"
   [interop]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod tcpdump:tcpdump ping:iputils-ping openssl:openssl mmdebstrap:mmdebstrap"
+  [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux patch:patch dpkg-source:dpkg-dev pkg-config:pkg-config"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}
@@ -16,6 +17,7 @@ for pair in ${tools[$part]}; do
 done
 # gcc alone does not bring the C library's headers.
 if [[ $part != demo && ! -e /usr/include/stdio.h ]]; then missing+=(libc6-dev); fi
+if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libssl-dev); fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2
