@@ -17,7 +17,7 @@ bench: bench-ike ## all benchmarks
 bench-ike: ## IKE handshakes: CPU and memory per SA, beside charon (target/bench/ike.json)
 	@scripts/packages.sh bench
 	$(CARGO) build --locked --release -p espalier-bench-ike
-	target/release/espalier-bench-ike --charon "$$(scripts/charon.sh)" $(BENCH)
+	charon=$$(scripts/charon.sh) && target/release/espalier-bench-ike --charon "$$charon" $(BENCH)
 
 demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 	@scripts/packages.sh demo
