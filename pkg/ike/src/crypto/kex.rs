@@ -145,12 +145,12 @@ impl KeyExchange {
             if self.group == KexGroup::X25519 && bool::from(secret.ct_eq(&[0; 32])) {
                 return Err(refused);
             }
-            Ok(SharedSecret(SecretBytes::copy_from(secret)))
+            Ok(SharedSecret::copy_from(secret))
         })
     }
 }
 
-/// The responder's half in one step: the data of its KE payload and the shared secret. A KEM fits this shape, too.
+/// The responder's half in one step: the data of its KE payload and the shared secret.
 ///
 /// # Errors
 /// As [`KeyExchange::generate`] and [`KeyExchange::agree`].
@@ -173,8 +173,7 @@ impl SharedSecret {
         self.0.expose()
     }
 
-    #[cfg(test)]
-    pub(super) fn from_test(bytes: &[u8]) -> Self {
+    pub(super) fn copy_from(bytes: &[u8]) -> Self {
         Self(SecretBytes::copy_from(bytes))
     }
 }

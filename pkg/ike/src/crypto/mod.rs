@@ -1,15 +1,17 @@
 //! What IKEv2 computes: key exchange, key schedule, SK payloads, AUTH data. Nothing here decides anything.
 //!
-//! In the order in which a handshake uses it: [`kex`] agrees on a secret, [`schedule`] derives keys from it by [`prf`],
+//! In the order in which a handshake uses it: [`kex`] and [`kem`] agree on secrets, [`schedule`] derives keys from it by [`prf`],
 //! [`sk`] seals and opens messages with them, [`auth`] computes and checks AUTH payloads.
 
 pub mod auth;
+pub mod kem;
 pub mod kex;
 pub mod prf;
 pub mod schedule;
 pub mod sk;
 
 pub use auth::{PublicKey, SignatureScheme, SignedOctets, SigningKey};
+pub use kem::{Kem, KemKey};
 pub use kex::{KexGroup, KeyExchange, SharedSecret};
 pub use prf::Prf;
 pub use schedule::{
@@ -50,6 +52,23 @@ pub enum CryptoError {
     /// The provider could not make a key.
     #[error("no {0:?} key could be made from the random generator's output")]
     KeyGeneration(KexGroup),
+    /// A KE payload of the wrong length for its key encapsulation mechanism.
+    #[error(
+        "{what} of {kem:?} has {got} bytes, expected {expected}: the peer's KE payload is malformed"
+    )]
+    KemLength {
+        /// Which mechanism.
+        kem: Kem,
+        /// Key or ciphertext.
+        what: &'static str,
+        /// What the mechanism says.
+        expected: usize,
+        /// What came.
+        got: usize,
+    },
+    /// A key that is none, or no randomness.
+    #[error("{0:?} failed: the peer's key is not valid, or there is no randomness")]
+    KemFailed(Kem),
     /// Key bytes of the wrong length.
     #[error("{what} has {got} bytes, expected {expected}")]
     KeyLength {

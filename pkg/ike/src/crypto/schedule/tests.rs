@@ -33,7 +33,7 @@ fn suite(prf: &str, cipher: &str) -> IkeSuite {
 }
 
 fn shared(row: &Value, field: &str) -> SharedSecret {
-    SharedSecret::from_test(&bytes(row, field))
+    SharedSecret::copy_from(&bytes(row, field))
 }
 
 fn spis(row: &Value) -> Spis {
