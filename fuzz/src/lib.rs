@@ -22,7 +22,7 @@ pub use esp::{esp_frame, esp_open};
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
 pub use ike_endpoint::{
     child_chain, genuine_datagrams, ike_endpoint_fragments, ike_endpoint_initiator,
-    ike_endpoint_inner, ike_endpoint_responder,
+    ike_endpoint_inner, ike_endpoint_key_exchange, ike_endpoint_responder,
 };
 pub use ike_wire::{
     ike_auth, ike_cert, ike_certreq, ike_delete, ike_id, ike_ke, ike_message, ike_nonce,
@@ -74,6 +74,7 @@ targets! {
     ike_endpoint_responder: 300,
     ike_endpoint_inner: 600,
     ike_endpoint_fragments: 400,
+    ike_endpoint_key_exchange: 100,
     esp_open: 2_000,
     esp_frame: 3_000,
     manifest_text: 1_000,

@@ -14,7 +14,7 @@ use espalier_ike::{Event, IkeStatus, Role};
 use node::{Node, authenticated, transcript};
 
 pub use node::genuine_datagrams;
-pub use raw::{child_chain, ike_endpoint_fragments, ike_endpoint_inner};
+pub use raw::{child_chain, ike_endpoint_fragments, ike_endpoint_inner, ike_endpoint_key_exchange};
 
 /// To a node that began: the first byte says how far its handshake is, then datagrams, each behind its length (2 bytes).
 pub fn ike_endpoint_initiator(data: &[u8]) {

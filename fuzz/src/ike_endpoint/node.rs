@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use espalier_ike::{
     ChildConfig, Config, Connect, Endpoint, Event, Identity, IkeStatus, Path, PeerAuth, PeerConfig,
-    Role, TrafficSelector, Transmit,
+    PostQuantum, Role, TrafficSelector, Transmit,
 };
 use espalier_secret::SecretBytes;
 
@@ -69,7 +69,13 @@ fn peer_config(own: Role) -> PeerConfig {
 impl Node {
     /// A node that has done nothing yet; the initiator's first request is not taken out.
     pub(super) fn new(role: Role) -> Self {
-        let config = Config::new(id(role));
+        Self::with(role, PostQuantum::Off)
+    }
+
+    /// The same with or without ML-KEM.
+    pub(super) fn with(role: Role, post_quantum: PostQuantum) -> Self {
+        let mut config = Config::new(id(role));
+        config.ike.post_quantum = post_quantum;
         let rng = Box::new(Rng::new(&id(role).0, 0));
         let now = Instant::now();
         let mut endpoint = Endpoint::new(config, rng).expect("a good configuration");

@@ -8,7 +8,7 @@ use espalier_ike::wire::{
     Payload, PayloadType, Proposal, ProtocolId, Sa, Spi, Transform, TransformType, VendorId, emit,
     emit_chain,
 };
-use espalier_ike::{Event, IkeStatus, Role};
+use espalier_ike::{Event, IkeStatus, PostQuantum, Role};
 use espalier_secret::SecretBytes;
 
 use super::check_child;
@@ -44,6 +44,27 @@ pub fn ike_endpoint_inner(data: &[u8]) {
         6 => established(ExchangeType::Informational, &chain),
         _ => established(ExchangeType::CreateChildSa, &chain),
     }
+}
+
+/// What an IKE_INTERMEDIATE request (first byte even) or response (odd) seals, after an IKE_SA_INIT that agreed on ML-KEM-768
+/// (RFC 9242, RFC 9370); the second byte is the type of the first payload, the rest the chain.
+pub fn ike_endpoint_key_exchange(data: &[u8]) {
+    let [stage, first, chain @ ..] = data else {
+        return;
+    };
+    let chain = Chain {
+        first: (*first).into(),
+        bytes: chain.to_vec(),
+    };
+    let mut raw = if stage % 2 == 0 {
+        Raw::initiator_with(PostQuantum::Required)
+    } else {
+        Raw::responder_with(PostQuantum::Required)
+    };
+    raw.send(ExchangeType::IkeIntermediate, 1, &chain);
+    // Under the keys that there were: whatever came, it is not read any more.
+    raw.send(ExchangeType::IkeAuth, 2, &chain);
+    raw.check(false);
 }
 
 /// Fragments with right keys (RFC 7383), of a request that may never be complete. The first byte says whether they are of an
@@ -207,10 +228,14 @@ struct Raw {
 impl Raw {
     /// After IKE_SA_INIT with a node that waited.
     fn initiator() -> Self {
-        let mut node = Node::new(Role::Responder);
+        Self::initiator_with(PostQuantum::Off)
+    }
+
+    fn initiator_with(post_quantum: PostQuantum) -> Self {
+        let mut node = Node::with(Role::Responder, post_quantum);
         let kex = KeyExchange::generate(KexGroup::X25519, &mut Rng::new("raw", 0)).expect("a key");
         let header = header(Role::Initiator, [SPI, 0], ExchangeType::IkeSaInit, 0);
-        let sent = emit(&header, &init_payloads(kex.public()));
+        let sent = emit(&header, &init_payloads(kex.public(), post_quantum));
         node.receive(&sent);
         let (spi_r, public, nonce) = read_init(&node.sent[0].payload);
         let spis = Spis {
@@ -231,7 +256,11 @@ impl Raw {
 
     /// After IKE_SA_INIT with a node that began.
     fn responder() -> Self {
-        let mut node = Node::new(Role::Initiator);
+        Self::responder_with(PostQuantum::Off)
+    }
+
+    fn responder_with(post_quantum: PostQuantum) -> Self {
+        let mut node = Node::with(Role::Initiator, post_quantum);
         let request = &node.sent[0].payload;
         let spi_i = Message::parse(request)
             .expect("own request parses")
@@ -245,7 +274,7 @@ impl Raw {
             responder: SPI,
         };
         let header = header(Role::Responder, [spi_i, SPI], ExchangeType::IkeSaInit, 0);
-        let sent = emit(&header, &init_payloads(&own));
+        let sent = emit(&header, &init_payloads(&own, post_quantum));
         let keys = keys(&nonce, &NONCE, spis, &shared, Role::Responder);
         node.receive(&sent);
         Self {
@@ -347,19 +376,27 @@ fn plain(header: Header, chain: Chain) -> Vec<u8> {
     datagram
 }
 
-fn init_payloads(public: &[u8]) -> [Payload<'_>; 5] {
-    let transforms = vec![
+fn init_payloads(public: &[u8], post_quantum: PostQuantum) -> Vec<Payload<'_>> {
+    let mut transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
         Transform::new(TransformType::Ke, wire::kex::CURVE25519),
     ];
+    let mut supported = vec![wire::NotifyType::FragmentationSupported];
+    if post_quantum != PostQuantum::Off {
+        let kem = Transform::new(TransformType::AddKe1, wire::kex::ML_KEM_768);
+        transforms.push(kem);
+        supported.push(wire::NotifyType::IntermediateExchangeSupported);
+    }
     let proposal = Proposal {
         number: 1,
         protocol: ProtocolId::Ike,
         spi: Spi::None,
         transforms,
     };
-    [
+    let supported = supported.into_iter();
+    let supported = supported.map(|kind| Payload::Notify(wire::Notify::new(kind, &[])));
+    let payloads = [
         Payload::Sa(Sa {
             proposals: vec![proposal],
         }),
@@ -369,11 +406,8 @@ fn init_payloads(public: &[u8]) -> [Payload<'_>; 5] {
         }),
         Payload::Nonce(Nonce(&NONCE)),
         Payload::VendorId(VendorId(b"Espalier-1")),
-        Payload::Notify(wire::Notify::new(
-            wire::NotifyType::FragmentationSupported,
-            &[],
-        )),
-    ]
+    ];
+    payloads.into_iter().chain(supported).collect()
 }
 
 /// The CHILD_SA that the node wants.

@@ -8,10 +8,16 @@ use crate::ike_payloads::{sa_esp, sa_esp_one, ts_any, ts_ipv4};
 use crate::{Seed, seeds as of};
 
 pub(crate) fn seeds() -> Vec<Seed> {
-    [initiator(), responder(), inner(), fragments()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        initiator(),
+        responder(),
+        inner(),
+        fragments(),
+        key_exchange(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Datagrams to a node at a stage.
@@ -196,6 +202,35 @@ fn inner() -> Vec<Seed> {
                     ],
                 ),
             ),
+        ],
+    )
+}
+
+/// A KE payload of ML-KEM. All zero is a valid key, and a ciphertext that fits no key.
+fn ml_kem(method: u8, len: usize) -> (u8, Vec<u8>) {
+    (34, [&[0, method, 0, 0][..], &vec![0; len]].concat())
+}
+
+fn key_exchange() -> Vec<Seed> {
+    let (key, ciphertext) = (ml_kem(36, 1184), ml_kem(36, 1088));
+    let over = (34, [&[0, 36, 0, 0][..], &[0xff; 1184]].concat());
+    of(
+        "ike_endpoint_key_exchange",
+        [
+            ("request", used(0, std::slice::from_ref(&key))),
+            ("response", used(1, std::slice::from_ref(&ciphertext))),
+            ("request-short", used(0, &[ml_kem(36, 1183)])),
+            ("response-short", used(1, &[ml_kem(36, 1087)])),
+            ("request-long", used(0, &[ml_kem(36, 1185)])),
+            ("response-long", used(1, &[ml_kem(36, 1089)])),
+            ("other-method", used(0, &[ml_kem(37, 1568)])),
+            ("beyond-the-modulus", used(0, &[over])),
+            ("two", used(0, &[key.clone(), key])),
+            ("refused", used(1, &[notify(14, &[])])),
+            ("malformed", used(1, &[notify(7, &[])])),
+            ("nothing-asked", used(0, &[])),
+            ("nothing-answered", used(1, &[])),
+            ("critical", vec![0, 200, 0, 0x80, 0, 4]),
         ],
     )
 }

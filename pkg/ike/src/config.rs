@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
-use crate::crypto::{KexGroup, Prf, SkCipher};
+use crate::crypto::{Kem, KexGroup, Prf, SkCipher};
 use crate::suite::{ChildSuite, EspSuite};
 
 /// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object.
@@ -79,6 +79,32 @@ pub struct IkePolicy {
     pub prfs: Vec<Prf>,
     /// Key exchange methods; the first one is tried first. In rekeys, too.
     pub groups: Vec<KexGroup>,
+    /// Whether ML-KEM is added to them.
+    pub post_quantum: PostQuantum,
+    /// With which parameters; not looked at where it is [`PostQuantum::Off`].
+    pub kems: Vec<Kem>,
+}
+
+/// Whether an IKE SA's keys also come from ML-KEM, which no quantum computer is known to break (RFC 9370).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PostQuantum {
+    /// Neither offered nor taken.
+    Off,
+    /// With every peer that can.
+    Preferred,
+    /// Peers that cannot are refused.
+    Required,
+}
+
+impl PostQuantum {
+    /// With ML-KEM, without, or both, in order of preference.
+    pub(crate) fn ways(self) -> &'static [bool] {
+        match self {
+            Self::Off => &[false],
+            Self::Preferred => &[true, false],
+            Self::Required => &[true],
+        }
+    }
 }
 
 impl Default for IkePolicy {
@@ -91,6 +117,8 @@ impl Default for IkePolicy {
             ],
             prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
             groups: vec![KexGroup::X25519, KexGroup::P256, KexGroup::P384],
+            post_quantum: PostQuantum::Preferred,
+            kems: vec![Kem::MlKem768, Kem::MlKem1024],
         }
     }
 }

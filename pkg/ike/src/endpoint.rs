@@ -1,5 +1,5 @@
 //! One node's IKE engine: peers, IKE SAs, timers. Reports facts as events; see the files below in the order of a
-//! handshake: [`peer`] decides when to start, [`receive`] sorts datagrams, [`initiate`] and [`respond`] are the two sides,
+//! handshake: [`peer`] decides when to start, [`receive`] sorts datagrams, [`initiate`] and [`respond`] are the two sides ([`intermediate`] both),
 //! [`establish`] and [`informational`] what follows, [`close`] how it ends, [`audit`] whether it all fits.
 
 mod address;
@@ -10,6 +10,7 @@ mod establish;
 mod half_open;
 mod informational;
 mod initiate;
+mod intermediate;
 mod lifetime;
 mod peer;
 mod receive;

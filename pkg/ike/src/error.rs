@@ -256,10 +256,11 @@ pub(crate) enum Failure {
         hint: String,
     },
     #[error(
-        "{remote} answered IKE_SA_INIT but not IKE_AUTH after {tries} tries: are large or fragmented UDP packets dropped between the nodes, or was the agent on {peer} restarted?"
+        "{remote} answered IKE_SA_INIT but not {exchange} after {tries} tries: are large or fragmented UDP packets dropped between the nodes, or was the agent on {peer} restarted?"
     )]
     NoAuthAnswer {
         peer: Identity,
+        exchange: &'static str,
         remote: SocketAddr,
         tries: u32,
     },
@@ -277,7 +278,10 @@ impl Failure {
             Self::Selectors { .. } => NotifyType::TsUnacceptable,
             Self::Crossing => NotifyType::TemporaryFailure,
             Self::Malformed(error) => error.notify(),
-            Self::Missing { .. } => NotifyType::InvalidSyntax,
+            Self::Missing { .. }
+            | Self::Crypto(CryptoError::KemLength { .. } | CryptoError::KemFailed(_)) => {
+                NotifyType::InvalidSyntax
+            }
             _ => NotifyType::AuthenticationFailed,
         }
     }

@@ -16,6 +16,8 @@ use crate::wire::ExchangeType;
 pub(crate) enum Request {
     /// IKE_SA_INIT.
     Init,
+    /// IKE_INTERMEDIATE.
+    Intermediate,
     /// IKE_AUTH.
     Auth,
     /// Empty INFORMATIONAL (RFC 7296 §2.4).
@@ -39,6 +41,7 @@ impl Request {
     pub(crate) fn exchange(&self) -> ExchangeType {
         match self {
             Self::Init => ExchangeType::IkeSaInit,
+            Self::Intermediate => ExchangeType::IkeIntermediate,
             Self::Auth => ExchangeType::IkeAuth,
             Self::Rekey => ExchangeType::CreateChildSa,
             Self::Liveness
@@ -52,7 +55,7 @@ impl Request {
 
     fn tries(&self) -> u32 {
         match self {
-            Self::Init | Self::Auth => limits::HANDSHAKE_TRIES,
+            Self::Init | Self::Intermediate | Self::Auth => limits::HANDSHAKE_TRIES,
             Self::Liveness
             | Self::Announce(_)
             | Self::DeleteChildren(_)

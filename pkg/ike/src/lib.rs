@@ -20,7 +20,7 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, Rekeying,
+    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Rekeying,
     TrafficSelector,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};

@@ -5,26 +5,32 @@ pub(crate) mod auth;
 mod datagrams;
 pub(crate) mod init;
 pub(crate) mod nat;
+mod proposals;
 mod reassembly;
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::config::{ChildId, Identity, IkePolicy};
-use crate::crypto::{KeyExchange, Nonces, Opener, RoleKeys, Sealer, SkD, Spis};
+use crate::crypto::{
+    CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SharedSecret,
+    SkD, SkeySeed, Spis,
+};
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
 use crate::limits;
 use crate::suite::ChildSuite;
 use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
 
-pub(crate) use datagrams::{Fragmentation, Opened, Sealed};
+pub(crate) use datagrams::{Fragmentation, Opened, Sealed, covered};
 
 /// Where an IKE SA is in its life. Each state holds what is needed in it and no more.
 #[derive(Debug)]
 pub(crate) enum State {
     /// Initiator: IKE_SA_INIT sent.
     InitSent(Box<InitSent>),
+    /// Initiator: IKE_INTERMEDIATE sent.
+    IntermediateSent(Box<IntermediateSent>),
     /// Initiator: IKE_AUTH sent.
     AuthSent(Box<AuthSent>),
     /// Responder: IKE_SA_INIT answered.
@@ -51,7 +57,15 @@ pub(crate) struct InitSent {
     pub(crate) told: Option<String>,
 }
 
-/// What IKE_SA_INIT agreed.
+/// See [`State::IntermediateSent`].
+#[derive(Debug)]
+pub(crate) struct IntermediateSent {
+    pub(crate) peer: Identity,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) kem: KemKey,
+}
+
+/// What IKE_SA_INIT agreed, and IKE_INTERMEDIATE added.
 #[derive(Debug)]
 pub(crate) struct Negotiated {
     pub(crate) chosen: init::Chosen,
@@ -66,15 +80,50 @@ pub(crate) struct Negotiated {
     pub(crate) mesh: bool,
     /// Its SIGNATURE_HASH_ALGORITHMS.
     pub(crate) hashes: Vec<u16>,
+    pub(crate) intermediate: Option<IntAuth>,
 }
 
 impl Negotiated {
+    /// The message ID of IKE_AUTH.
+    pub(crate) fn auth_id(&self) -> u32 {
+        1 + u32::from(self.intermediate.is_some())
+    }
+
+    /// Takes in a secret of an additional key exchange and both messages that brought it (RFC 9370 §2.2.2). `role` is this
+    /// side's; returns the keys before.
+    pub(crate) fn add(
+        &mut self,
+        shared: &SharedSecret,
+        spis: Spis,
+        role: Role,
+        covered: Covered<'_>,
+    ) -> Result<RoleKeys, CryptoError> {
+        let nonces = self.nonces();
+        let seed = SkeySeed::rekey(&self.keys.sk_d, self.chosen.suite, nonces, shared);
+        let keys = seed.into_keys(nonces, spis)?.for_role(role)?;
+        let other = match role {
+            Role::Initiator => Role::Responder,
+            Role::Responder => Role::Initiator,
+        };
+        let chains = self.intermediate.get_or_insert_default();
+        chains.add(role, &self.keys.sk_p_local, covered.sent);
+        chains.add(other, &self.keys.sk_p_remote, covered.received);
+        Ok(std::mem::replace(&mut self.keys, keys))
+    }
+
     pub(crate) fn nonces(&self) -> Nonces<'_> {
         Nonces {
             initiator: &self.nonce_i,
             responder: &self.nonce_r,
         }
     }
+}
+
+/// What is authenticated of both messages of an IKE_INTERMEDIATE exchange (RFC 9242 §3.3.2).
+#[derive(Clone, Copy)]
+pub(crate) struct Covered<'a> {
+    pub(crate) sent: &'a [u8],
+    pub(crate) received: &'a [u8],
 }
 
 /// See [`State::AuthSent`].
@@ -93,6 +142,10 @@ pub(crate) struct HalfOpen {
     pub(crate) negotiated: Negotiated,
     /// Where IKE_SA_INIT came from: the key in the table of half-open IKE SAs.
     pub(crate) from: SocketAddr,
+    /// The additional key exchange that comes before IKE_AUTH.
+    pub(crate) awaits: Option<Kem>,
+    /// The keys of the IKE_INTERMEDIATE that was answered last: it may come again in other fragments.
+    pub(crate) before: Option<Box<(Sealer, Opener)>>,
 }
 
 /// A CHILD_SA pair.
@@ -357,6 +410,9 @@ impl IkeSa {
     /// The state's exchanges (RFC 7296 §1): requests of any other are dropped.
     pub(crate) fn admits_request(&self, exchange: ExchangeType) -> bool {
         match self.state {
+            State::HalfOpen(ref state) if state.awaits.is_some() => {
+                exchange == ExchangeType::IkeIntermediate
+            }
             State::HalfOpen(_) => exchange == ExchangeType::IkeAuth,
             State::Established(_) => {
                 matches!(
@@ -370,7 +426,10 @@ impl IkeSa {
                     ExchangeType::Informational | ExchangeType::CreateChildSa
                 )
             }
-            State::InitSent(_) | State::AuthSent(_) | State::Closed => false,
+            State::InitSent(_)
+            | State::IntermediateSent(_)
+            | State::AuthSent(_)
+            | State::Closed => false,
         }
     }
 
@@ -391,6 +450,7 @@ impl IkeSa {
 
     fn sealer(&mut self) -> Option<&mut Sealer> {
         match &mut self.state {
+            State::IntermediateSent(state) => Some(&mut state.negotiated.keys.sealer),
             State::AuthSent(state) => Some(&mut state.negotiated.keys.sealer),
             State::HalfOpen(state) => Some(&mut state.negotiated.keys.sealer),
             State::Established(state) => Some(&mut state.sealer),
@@ -401,11 +461,20 @@ impl IkeSa {
 
     fn opener(&self) -> Option<&Opener> {
         match &self.state {
+            State::IntermediateSent(state) => Some(&state.negotiated.keys.opener),
             State::AuthSent(state) => Some(&state.negotiated.keys.opener),
             State::HalfOpen(state) => Some(&state.negotiated.keys.opener),
             State::Established(state) => Some(&state.opener),
             State::Closing(state) => Some(&state.opener),
             State::InitSent(_) | State::Closed => None,
+        }
+    }
+
+    /// The keys with which the last response was sealed, where they are not the present ones.
+    fn before(&mut self) -> Option<&mut (Sealer, Opener)> {
+        match &mut self.state {
+            State::HalfOpen(state) => state.before.as_deref_mut(),
+            _ => None,
         }
     }
 }

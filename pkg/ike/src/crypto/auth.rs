@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::AuthError;
 use super::schedule::SkP;
+use crate::event::Role;
 use crate::wire::DigitalSignature;
 
 /// Shortest PSK in bytes: 256 bits, since anyone who takes part in a handshake can try to guess it at leisure.
@@ -45,10 +46,43 @@ impl SignedOctets {
         }
     }
 
+    /// With what the IKE_INTERMEDIATE exchanges before the IKE_AUTH exchange with this message ID add (RFC 9242 §3.3.2).
+    #[must_use]
+    pub fn with_intermediate(mut self, intermediate: &IntAuth, auth_id: u32) -> Self {
+        for part in [
+            intermediate.initiator.expose(),
+            intermediate.responder.expose(),
+            &auth_id.to_be_bytes(),
+        ] {
+            self.octets.extend_from_slice(part);
+        }
+        self
+    }
+
     /// The octets themselves.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.octets
+    }
+}
+
+/// IntAuth_i and IntAuth_r: the chains of MACs over all IKE_INTERMEDIATE messages of either end (RFC 9242 §3.3.2).
+#[derive(Clone, Debug, Default)]
+pub struct IntAuth {
+    initiator: SecretBytes,
+    responder: SecretBytes,
+}
+
+impl IntAuth {
+    /// Adds a message that the end with `sender`'s role sent. `sk_p` is that end's, as it was before the exchange; `covered`
+    /// is the message from the IKE header to the generic header of the SK payload, followed by the inner payloads, with
+    /// both length fields as if there were nothing else: no IV, padding and ICV, and no fragments.
+    pub fn add(&mut self, sender: Role, sk_p: &SkP, covered: &[u8]) {
+        let chain = match sender {
+            Role::Initiator => &mut self.initiator,
+            Role::Responder => &mut self.responder,
+        };
+        *chain = sk_p.mac(&[chain.expose(), covered]);
     }
 }
 

@@ -10,7 +10,7 @@ pub mod prf;
 pub mod schedule;
 pub mod sk;
 
-pub use auth::{PublicKey, SignatureScheme, SignedOctets, SigningKey};
+pub use auth::{IntAuth, PublicKey, SignatureScheme, SignedOctets, SigningKey};
 pub use kem::{Kem, KemKey};
 pub use kex::{KexGroup, KeyExchange, SharedSecret};
 pub use prf::Prf;

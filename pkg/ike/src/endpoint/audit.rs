@@ -37,7 +37,9 @@ impl Endpoint {
         };
         for sa in self.sas.values() {
             match &sa.state {
-                State::InitSent(_) | State::AuthSent(_) => held.initiating += 1,
+                State::InitSent(_) | State::IntermediateSent(_) | State::AuthSent(_) => {
+                    held.initiating += 1;
+                }
                 State::HalfOpen(_) => held.half_open += 1,
                 State::Established(established) => {
                     held.established += 1;
@@ -88,6 +90,7 @@ impl Endpoint {
     fn handshake_with<'a>(&self, sa: &'a IkeSa) -> Option<&'a Identity> {
         match &sa.state {
             State::InitSent(state) => Some(&state.peer),
+            State::IntermediateSent(state) => Some(&state.peer),
             State::AuthSent(state) => Some(&state.peer),
             _ => None,
         }

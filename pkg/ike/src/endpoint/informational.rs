@@ -313,8 +313,15 @@ impl Endpoint {
                     hint,
                 }
             }
+            State::IntermediateSent(state) => Failure::NoAuthAnswer {
+                peer: state.peer.clone(),
+                exchange: "IKE_INTERMEDIATE",
+                remote,
+                tries,
+            },
             State::AuthSent(state) if !state.doomed => Failure::NoAuthAnswer {
                 peer: state.peer.clone(),
+                exchange: "IKE_AUTH",
                 remote,
                 tries,
             },

@@ -6,7 +6,7 @@ use super::informational::{announced, announcement};
 use super::receive::Received;
 use super::{Connect, Endpoint};
 use crate::child;
-use crate::config::{ChildId, Identity, PeerConfig};
+use crate::config::{ChildId, Identity, PeerConfig, PostQuantum};
 use crate::crypto::{KexGroup, KeyExchange, SkeySeed, Spis};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
@@ -94,11 +94,13 @@ impl Endpoint {
             state.kex.public(),
             state.kex.group(),
         );
+        let policy = peer.config.policy(&self.config);
         let say = Say {
             spis,
             path,
             cookie,
-            sa: init::offer(peer.config.policy(&self.config)),
+            sa: init::offer(policy),
+            intermediate: policy.post_quantum != PostQuantum::Off,
             group,
             public,
             nonce,
@@ -186,8 +188,11 @@ impl Endpoint {
         let forced = peer.config.force_udp_encapsulation;
         let policy = peer.config.policy(&self.config);
         let chosen = init::check_answer(heard.sa, policy, state.kex.group());
-        let Some(chosen) = chosen.filter(|chosen| chosen.group.transform_id() == heard.group)
-        else {
+        let fits = |chosen: &init::Chosen| {
+            chosen.group.transform_id() == heard.group
+                && (chosen.kem.is_none() || heard.intermediate)
+        };
+        let Some(chosen) = chosen.filter(fits) else {
             let told = format!("it chose {} out of another offer", init::describe(heard.sa));
             return self.disbelieve(spi, told);
         };
@@ -207,13 +212,27 @@ impl Endpoint {
         }
         self.timers.cancel(&Timer::Retransmit(spi));
         let sent = negotiate(*state, received, heard, chosen)
-            .and_then(|n| self.send_auth(spi, &peer, n, received.now));
+            .and_then(|n| self.send_next(spi, &peer, n, received.now));
         if let Err(failure) = sent {
             self.attempt_failed(spi, &peer, failure, received.now);
         }
     }
 
-    fn send_auth(
+    /// IKE_AUTH, or before it the key exchange that is left.
+    fn send_next(
+        &mut self,
+        spi: u64,
+        id: &Identity,
+        negotiated: Negotiated,
+        now: Instant,
+    ) -> Result<(), Failure> {
+        match negotiated.chosen.kem {
+            Some(kem) => self.send_intermediate(spi, id, negotiated, kem, now),
+            None => self.send_auth(spi, id, negotiated, now),
+        }
+    }
+
+    pub(super) fn send_auth(
         &mut self,
         spi: u64,
         id: &Identity,
@@ -236,7 +255,7 @@ impl Endpoint {
             &state.negotiated,
             Role::Initiator,
         );
-        let mesh = state.negotiated.mesh;
+        let (mesh, message_id) = (state.negotiated.mesh, state.negotiated.auth_id());
         sa.state = State::AuthSent(Box::new(state));
         let proof = proof?;
         let fresh =
@@ -260,7 +279,7 @@ impl Endpoint {
             spi_in,
         ));
         payloads.extend(mesh.then(|| announcement(&peer.announcement)));
-        let header = sa.header(ExchangeType::IkeAuth, false, 1);
+        let header = sa.header(ExchangeType::IkeAuth, false, message_id);
         let sealed = sa.seal(&header, &payloads)?;
         self.send_request(spi, Request::Auth, sealed, now);
         Ok(())
@@ -446,6 +465,7 @@ fn negotiate(
         chosen,
         mesh: heard.mesh,
         hashes: heard.hashes.clone(),
+        intermediate: None,
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Connect, Endpoint};
 use crate::config::{
-    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, TrafficSelector,
+    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, TrafficSelector,
 };
 use crate::crypto::SkCipher;
 use crate::error::ConfigError;
@@ -229,11 +229,15 @@ fn check_policy(policy: &IkePolicy, of: impl Fn() -> String) -> Result<(), Confi
         ciphers,
         prfs,
         groups,
+        post_quantum,
+        kems,
     } = policy;
+    let no_kem = *post_quantum != PostQuantum::Off && kems.is_empty();
     for (empty, what) in [
         (ciphers.is_empty(), "cipher"),
         (prfs.is_empty(), "PRF"),
         (groups.is_empty(), "key exchange method"),
+        (no_kem, "key encapsulation mechanism"),
     ] {
         if empty {
             return Err(ConfigError::NoIkeAlgorithm { of: of(), what });

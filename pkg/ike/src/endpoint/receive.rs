@@ -97,11 +97,14 @@ impl Endpoint {
         };
         self.heard(spi, received);
         if let Err(error) = opened.payloads()
-            && received.header.exchange != ExchangeType::IkeAuth
+            && !is_handshake(received.header.exchange)
         {
             return self.receive_malformed(spi, received, error);
         }
         match received.header.exchange {
+            ExchangeType::IkeIntermediate => {
+                self.receive_intermediate_request(spi, received, &opened);
+            }
             ExchangeType::IkeAuth => self.receive_auth_request(spi, received, &opened),
             ExchangeType::CreateChildSa => self.receive_create_child(spi, received, &opened),
             _ => self.receive_informational(spi, received, &opened),
@@ -156,10 +159,13 @@ impl Endpoint {
         let malformed = |payloads: Vec<Payload<'_>>| {
             error_notify(&payloads).is_some_and(|(kind, _)| kind == NotifyType::InvalidSyntax)
         };
-        if expected != ExchangeType::IkeAuth && opened.payloads().is_ok_and(malformed) {
+        if !is_handshake(expected) && opened.payloads().is_ok_and(malformed) {
             return self.broken_off(spi, received.now);
         }
         match expected {
+            ExchangeType::IkeIntermediate => {
+                self.receive_intermediate_response(spi, received, &opened);
+            }
             ExchangeType::IkeAuth => self.receive_auth_response(spi, received, &opened),
             ExchangeType::CreateChildSa => {
                 self.receive_create_child_response(spi, received, &opened);
@@ -176,4 +182,12 @@ impl Endpoint {
         }
         self.follow(spi, received.path);
     }
+}
+
+/// Before an IKE SA is established: whatever goes wrong ends the attempt.
+fn is_handshake(exchange: ExchangeType) -> bool {
+    matches!(
+        exchange,
+        ExchangeType::IkeIntermediate | ExchangeType::IkeAuth
+    )
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Endpoint;
 use super::receive::Received;
 use crate::child;
-use crate::config::{ChildId, IkePolicy};
+use crate::config::{ChildId, IkePolicy, PostQuantum};
 use crate::crypto::{KexGroup, KeyExchange, SharedSecret};
 use crate::error::Failure;
 use crate::exchange::Request;
@@ -108,6 +108,14 @@ impl Endpoint {
         peer.map_or(&self.config.ike, |peer| peer.config.policy(&self.config))
     }
 
+    /// What a rekey offers or takes: no additional key exchange.
+    pub(super) fn rekey_policy(&self, spi: u64) -> IkePolicy {
+        IkePolicy {
+            post_quantum: PostQuantum::Off,
+            ..self.policy_of(spi).clone()
+        }
+    }
+
     pub(super) fn first_group(&self, spi: u64) -> KexGroup {
         let first = self.policy_of(spi).groups.first().copied();
         first.unwrap_or(KexGroup::X25519)
@@ -128,7 +136,7 @@ impl Endpoint {
         };
         let rekey = Rekey {
             what,
-            policy: self.policy_of(spi).clone(),
+            policy: self.rekey_policy(spi),
             kex,
             nonce,
             restarts,

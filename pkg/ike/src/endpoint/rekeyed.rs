@@ -258,12 +258,12 @@ impl Endpoint {
         }
         let (remote, sa) = init::take_spi(sa.clone()).ok_or_else(|| missing("SPI"))?;
         let ke = key_exchange(payloads).ok_or_else(|| missing("KE payload"))?;
-        let policy = self.policy_of(spi);
+        let policy = self.rekey_policy(spi);
         let refused = || Failure::NoIkeProposal {
             offered: init::describe(&sa),
-            own: init::describe(&init::offer(policy)),
+            own: init::describe(&init::offer(&policy)),
         };
-        let chosen = init::choose(&sa, policy, ke.group).ok_or_else(refused)?;
+        let chosen = init::choose(&sa, &policy, ke.group, false).ok_or_else(refused)?;
         let keyed = self.key(payloads, Some(chosen.group))?;
         let fresh = self.fresh_ike_spi();
         let spis = Spis {

@@ -109,7 +109,8 @@ impl Endpoint {
             }
         };
         let policies = self.policies_at(received.path.remote.ip());
-        let choose = |policy: &&IkePolicy| init::choose(heard.sa, policy, heard.group);
+        let (sa, group, additional) = (heard.sa, heard.group, heard.intermediate);
+        let choose = |policy: &&IkePolicy| init::choose(sa, policy, group, additional);
         let Some(chosen) = policies.iter().find_map(choose) else {
             return self.refuse_proposals(received, heard.sa);
         };
@@ -186,6 +187,7 @@ impl Endpoint {
             fragmentation,
             certreq: &certreq,
             pretend_nat: forced,
+            intermediate: chosen.kem.is_some(),
         });
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
@@ -196,10 +198,13 @@ impl Endpoint {
             chosen,
             mesh: heard.mesh,
             hashes: heard.hashes.clone(),
+            intermediate: None,
         };
         let state = State::HalfOpen(Box::new(HalfOpen {
             negotiated,
             from: path.remote,
+            awaits: chosen.kem,
+            before: None,
         }));
         let mut sa = IkeSa::new(spi, header.spi_i, Role::Responder, path, now, state);
         sa.fragmentation.agreed = fragmentation;
@@ -296,7 +301,7 @@ impl Endpoint {
         })
     }
 
-    fn half_open_state(&self, spi: u64) -> Option<&HalfOpen> {
+    pub(super) fn half_open_state(&self, spi: u64) -> Option<&HalfOpen> {
         match &self.sas.get(&spi)?.state {
             State::HalfOpen(state) => Some(state),
             _ => None,
@@ -379,7 +384,7 @@ impl Endpoint {
     }
 
     /// Refused in an SK payload; the IKE SA is gone but for that response.
-    fn refuse_auth(
+    pub(super) fn refuse_auth(
         &mut self,
         spi: u64,
         received: &Received<'_>,

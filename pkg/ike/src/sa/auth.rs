@@ -64,6 +64,7 @@ pub(crate) fn prove<'a>(
     let (_, nonce) = nonces(negotiated, role);
     let id = own_id(config).body();
     let octets = SignedOctets::new(&negotiated.sent, nonce, &negotiated.keys.sk_p_local, &id);
+    let octets = with_intermediate(octets, negotiated);
     let failed = |error| Failure::Auth {
         peer: peer.identity.clone(),
         error,
@@ -138,6 +139,7 @@ pub(crate) fn verify(
         &negotiated.keys.sk_p_remote,
         &id.body(),
     );
+    let octets = with_intermediate(octets, negotiated);
     let failed = |error| Failure::Auth { peer: who(), error };
     match (&peer.auth, auth.method) {
         (PeerAuth::Psk(psk), AuthMethod::SharedKey) => {
@@ -176,6 +178,13 @@ fn chain<'a>(payloads: &[Payload<'a>]) -> Vec<&'a [u8]> {
         _ => None,
     });
     certs.collect()
+}
+
+fn with_intermediate(octets: SignedOctets, negotiated: &Negotiated) -> SignedOctets {
+    match &negotiated.intermediate {
+        Some(chains) => octets.with_intermediate(chains, negotiated.auth_id()),
+        None => octets,
+    }
 }
 
 /// (own nonce, the other side's).

@@ -82,6 +82,55 @@ struct Whole {
     inner: Zeroizing<Vec<u8>>,
 }
 
+impl Whole {
+    /// In one datagram, or in fragments where it exceeds `most` bytes and `fragmentation` was agreed.
+    fn seal(
+        &self,
+        sealer: &mut Sealer,
+        most: usize,
+        fragmentation: bool,
+    ) -> Result<Vec<Vec<u8>>, CryptoError> {
+        let Self {
+            header,
+            first,
+            inner,
+        } = self;
+        if !fragmentation || inner.len() <= sealer.inner_room(most - SK_AROUND) {
+            let mut datagram = sealer.seal_message(header, *first, inner)?;
+            datagram.shrink_to_fit();
+            return Ok(vec![datagram]);
+        }
+        let parts = inner.chunks(sealer.inner_room(most - SKF_AROUND));
+        let total = u16::try_from(parts.len());
+        let total = total.map_err(|_| CryptoError::SkLimit("too many fragments, send less"))?;
+        let mut datagrams = Vec::with_capacity(parts.len());
+        for (number, part) in (1..=total).zip(parts) {
+            // RFC 7383 §2.5: the type of the first payload is in the first fragment only.
+            let first = if number == 1 {
+                *first
+            } else {
+                PayloadType::None
+            };
+            let mut datagram = sealer.seal_fragment(header, first, (number, total), part)?;
+            datagram.shrink_to_fit();
+            datagrams.push(datagram);
+        }
+        Ok(datagrams)
+    }
+}
+
+/// What is authenticated of an IKE_INTERMEDIATE message with `payloads` (RFC 9242 §3.3.2), whichever way it is sealed.
+pub(crate) fn covered(header: &Header, payloads: &[Payload<'_>]) -> Zeroizing<Vec<u8>> {
+    let (first, inner) = wire::emit_chain(payloads);
+    let inner = Zeroizing::new(inner);
+    covered_whole(header, first, &inner)
+}
+
+fn covered_whole(header: &Header, first: PayloadType, inner: &[u8]) -> Zeroizing<Vec<u8>> {
+    let prefix = wire::emit_encrypted_prefix(header, first, inner.len());
+    Zeroizing::new([&prefix, inner].concat())
+}
+
 impl IkeSa {
     /// A message with `payloads` sealed: one datagram, or several where it is too large for one and the peer can join them.
     pub(crate) fn seal(
@@ -108,35 +157,8 @@ impl IkeSa {
     }
 
     fn seal_whole(&mut self, whole: &Whole) -> Result<Vec<Vec<u8>>, CryptoError> {
-        let most = self.largest_message();
-        let Whole {
-            header,
-            first,
-            inner,
-        } = whole;
-        let agreed = self.fragmentation.agreed;
-        let sealer = self.sealer_now()?;
-        if !agreed || inner.len() <= sealer.inner_room(most - SK_AROUND) {
-            let mut datagram = sealer.seal_message(header, *first, inner)?;
-            datagram.shrink_to_fit();
-            return Ok(vec![datagram]);
-        }
-        let parts = inner.chunks(sealer.inner_room(most - SKF_AROUND));
-        let total = u16::try_from(parts.len());
-        let total = total.map_err(|_| CryptoError::SkLimit("too many fragments, send less"))?;
-        let mut datagrams = Vec::with_capacity(parts.len());
-        for (number, part) in (1..=total).zip(parts) {
-            // RFC 7383 §2.5: the type of the first payload is in the first fragment only.
-            let first = if number == 1 {
-                *first
-            } else {
-                PayloadType::None
-            };
-            let mut datagram = sealer.seal_fragment(header, first, (number, total), part)?;
-            datagram.shrink_to_fit();
-            datagrams.push(datagram);
-        }
-        Ok(datagrams)
+        let (most, agreed) = (self.largest_message(), self.fragmentation.agreed);
+        whole.seal(self.sealer_now()?, most, agreed)
     }
 
     fn sealer_now(&mut self) -> Result<&mut Sealer, CryptoError> {
@@ -170,7 +192,11 @@ impl IkeSa {
     /// The peer sends a request again in smaller datagrams: perhaps the response was too large for the path, too.
     fn shrink_response(&mut self) {
         let whole = self.exchanges.response_mut().and_then(Sealed::take_whole);
-        if let Some(datagrams) = whole.and_then(|whole| self.shrunk(&whole))
+        let datagrams = whole.and_then(|whole| match self.before() {
+            Some((sealer, _)) => whole.seal(sealer, limits::MESSAGE_SMALL, true).ok(),
+            None => self.shrunk(&whole),
+        });
+        if let Some(datagrams) = datagrams
             && let Some(sealed) = self.exchanges.response_mut()
         {
             sealed.datagrams = datagrams;
@@ -196,6 +222,7 @@ impl IkeSa {
                 // RFC 7383 §2.6: a whole message makes its fragments superfluous.
                 self.reassembly(message.header.flags.response).clear();
                 Some(Opened {
+                    header: message.header,
                     first: sk.inner_first,
                     bytes,
                     fingerprint: Fingerprint::of(datagram),
@@ -236,6 +263,7 @@ impl IkeSa {
         let reassembly = self.reassembly(header.flags.response);
         let (first, bytes, fingerprint) = reassembly.add(id, fragment, part, fingerprint, now)?;
         Some(Opened {
+            header: *header,
             first,
             bytes,
             fingerprint,
@@ -266,9 +294,11 @@ impl IkeSa {
         let Some(Payload::Fragment(fragment)) = message.payloads.last() else {
             return false;
         };
-        let again = self.fragmentation.agreed
-            && fragment.number == 1
-            && self.authentic(datagram, fragment.aad_len).is_some();
+        let authentic = match self.before() {
+            Some((_, opener)) => opener.open(datagram, fragment.aad_len).is_ok(),
+            None => self.authentic(datagram, fragment.aad_len).is_some(),
+        };
+        let again = self.fragmentation.agreed && fragment.number == 1 && authentic;
         if again {
             self.shrink_response();
         }
@@ -278,6 +308,7 @@ impl IkeSa {
 
 /// The verified inner payloads of a message, whole.
 pub(crate) struct Opened {
+    header: Header,
     first: PayloadType,
     bytes: Zeroizing<Vec<u8>>,
     /// Tells a retransmission: of the datagram, or of the first fragment.
@@ -287,5 +318,10 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn payloads(&self) -> Result<Vec<Payload<'_>>, wire::Error> {
         wire::parse_chain(self.first, &self.bytes)
+    }
+
+    /// What is authenticated of it if it is an IKE_INTERMEDIATE message (RFC 9242 §3.3.2).
+    pub(crate) fn covered(&self) -> Zeroizing<Vec<u8>> {
+        covered_whole(&self.header, self.first, &self.bytes)
     }
 }

@@ -45,7 +45,9 @@ fn negotiated() -> Negotiated {
             number: 1,
             suite,
             group: KexGroup::X25519,
+            kem: None,
         },
+        intermediate: None,
     }
 }
 
@@ -67,9 +69,18 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         spi_in: 300,
         doomed: false,
     };
-    let half_open = HalfOpen {
+    let intermediate_sent = IntermediateSent {
+        peer: peer(),
         negotiated: negotiated(),
-        from: path().remote,
+        kem: KemKey::generate(Kem::MlKem768).unwrap(),
+    };
+    let half_open = |awaits| {
+        State::HalfOpen(Box::new(HalfOpen {
+            negotiated: negotiated(),
+            from: path().remote,
+            awaits,
+            before: None,
+        }))
     };
     let keys = negotiated().keys;
     let established = Established {
@@ -99,7 +110,13 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
     vec![
         ("InitSent", State::InitSent(Box::new(init_sent)), &[]),
         ("AuthSent", State::AuthSent(Box::new(auth_sent)), &[]),
-        ("HalfOpen", State::HalfOpen(Box::new(half_open)), &[35]),
+        (
+            "IntermediateSent",
+            State::IntermediateSent(Box::new(intermediate_sent)),
+            &[],
+        ),
+        ("HalfOpen", half_open(None), &[35]),
+        ("HalfOpen, ML-KEM", half_open(Some(Kem::MlKem768)), &[43]),
         (
             "Established",
             State::Established(Box::new(established)),

@@ -10,7 +10,7 @@ use espalier_ike::{
 };
 
 use crate::sim::pki::Ca;
-use crate::sim::{AUTH, INIT, Net, Packet, Weather, id};
+use crate::sim::{AUTH, INIT, Net, Packet, Weather, classic, id};
 
 const LONG: Duration = Duration::from_secs(300);
 /// The first node has a large certificate, the second a larger one.
@@ -24,6 +24,7 @@ fn large(seed: u64) -> Net {
         let config = Config {
             credentials: Some(ca.issue_large(&id(node).0, bytes)),
             trust: ca.trust(),
+            ike: classic(),
             ..Config::new(id(node))
         };
         net.nodes[node].endpoint.set_config(config).unwrap();

@@ -18,6 +18,7 @@ mod mesh;
 mod mobike;
 mod nat;
 mod policy;
+mod post_quantum;
 mod refused;
 mod rekey;
 mod rekey_raw;

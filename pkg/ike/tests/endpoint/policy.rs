@@ -7,7 +7,7 @@ use espalier_ike::{Config, ConfigError, Connect, Endpoint, IkePolicy, PeerConfig
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::sim::{CREATE_CHILD, INIT, Net, id, ip, peer_config, psk};
+use crate::sim::{CREATE_CHILD, INIT, Net, classic, id, ip, peer_config, psk};
 
 const LONG: Duration = Duration::from_secs(300);
 const CBC: SkCipher = SkCipher::AesCbc(CbcKey::Aes256, SkIntegrity::HmacSha256);
@@ -17,6 +17,7 @@ fn only(cipher: SkCipher, prf: Prf, group: KexGroup) -> IkePolicy {
         ciphers: vec![cipher],
         prfs: vec![prf],
         groups: vec![group],
+        ..classic()
     }
 }
 
@@ -92,7 +93,7 @@ fn the_first_of_the_initiators_that_the_responder_allows_is_taken() {
     let ours = IkePolicy {
         ciphers: vec![CBC, SkCipher::ChaCha20Poly1305, SkCipher::Aes128Gcm16],
         groups: vec![KexGroup::P384, KexGroup::X25519],
-        ..IkePolicy::default()
+        ..classic()
     };
     let theirs = only(SkCipher::Aes128Gcm16, Prf::HmacSha384, KexGroup::X25519);
     let mut net = pair(ours, theirs);
@@ -108,7 +109,7 @@ fn the_first_of_the_initiators_that_the_responder_allows_is_taken() {
 #[test]
 fn cbc_is_neither_offered_nor_taken_unless_the_peers_policy_lists_it() {
     let cbc = only(CBC, Prf::HmacSha256, KexGroup::X25519);
-    let mut net = pair(cbc.clone(), IkePolicy::default());
+    let mut net = pair(cbc.clone(), classic());
     net.run(Duration::from_secs(20));
     assert!(!net.all_settled());
     let refused = "no IKE proposal in common: the peer offered Ike ENCR 12/256";
@@ -117,7 +118,7 @@ fn cbc_is_neither_offered_nor_taken_unless_the_peers_policy_lists_it() {
         "{:?}",
         net.failures(1)
     );
-    let mut net = pair(IkePolicy::default(), cbc);
+    let mut net = pair(classic(), cbc);
     net.run(Duration::from_secs(20));
     assert!(!net.all_settled());
     assert!(net.failures(1)[0].contains("this node takes Ike ENCR 12/256"));

@@ -15,8 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
-    ChildConfig, Config, Connect, Endpoint, Event, Identity, Path, PeerAuth, PeerConfig, Rekeying,
-    TrafficSelector,
+    ChildConfig, Config, Connect, Endpoint, Event, Identity, IkePolicy, Path, PeerAuth, PeerConfig,
+    PostQuantum, Rekeying, TrafficSelector,
 };
 use espalier_secret::SecretBytes;
 use rand::rngs::StdRng;
@@ -71,6 +71,7 @@ pub const INIT: u8 = 34;
 pub const AUTH: u8 = 35;
 pub const CREATE_CHILD: u8 = 36;
 pub const INFORMATIONAL: u8 = 37;
+pub const INTERMEDIATE: u8 = 43;
 
 /// One node.
 pub struct Node {
@@ -154,6 +155,14 @@ pub fn peer_config(own: usize, peer: usize, auth: PeerAuth) -> PeerConfig {
     }
 }
 
+/// Without ML-KEM, so that a handshake has four messages; [`Net::post_quantum`] is for the others.
+pub fn classic() -> IkePolicy {
+    IkePolicy {
+        post_quantum: PostQuantum::Off,
+        ..IkePolicy::default()
+    }
+}
+
 impl Net {
     /// `size` nodes without peers. With a CA each has a certificate.
     pub fn new(seed: u64, size: usize, ca: Option<&Ca>) -> Self {
@@ -183,6 +192,7 @@ impl Net {
             let config = Config {
                 credentials,
                 trust,
+                ike: classic(),
                 ..Config::new(id(index))
             };
             net.add(address(index), config);
@@ -271,6 +281,19 @@ impl Net {
             rekeying,
             ..self.nodes[node].config.clone()
         };
+        self.set_config(node, config);
+    }
+
+    /// Sets ML-KEM for all nodes and all peers.
+    pub fn post_quantum(&mut self, post_quantum: PostQuantum) {
+        for node in 0..self.nodes.len() {
+            self.set_post_quantum(node, post_quantum);
+        }
+    }
+
+    pub fn set_post_quantum(&mut self, node: usize, post_quantum: PostQuantum) {
+        let mut config = self.nodes[node].config.clone();
+        config.ike.post_quantum = post_quantum;
         self.set_config(node, config);
     }
 

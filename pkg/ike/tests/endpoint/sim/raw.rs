@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use espalier_ike::crypto::{
-    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets, SkCipher, SkeySeed, Spis,
-    auth,
+    IkeSuite, IntAuth, Kem, KemKey, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets,
+    SkCipher, SkeySeed, Spis, auth,
 };
 use espalier_ike::identity::Credentials;
 use espalier_ike::wire::{
@@ -44,7 +44,9 @@ pub struct Raw {
     spis: Spis,
     keys: RoleKeys,
     sent: Vec<u8>,
+    nonce_i: Vec<u8>,
     nonce_r: Vec<u8>,
+    chains: Option<IntAuth>,
     next_id: u32,
 }
 
@@ -82,11 +84,15 @@ fn init_datagram_with(
     vendor: bool,
     supported: &[NotifyType],
 ) -> Vec<u8> {
-    let transforms = vec![
+    let mut transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Prf, wire::prf::HMAC_SHA2_256),
         Transform::new(TransformType::Ke, wire::kex::CURVE25519),
     ];
+    if supported.contains(&NotifyType::IntermediateExchangeSupported) {
+        let kem = Transform::new(TransformType::AddKe1, wire::kex::ML_KEM_768);
+        transforms.push(kem);
+    }
     let proposal = Proposal {
         number: 1,
         protocol: ProtocolId::Ike,
@@ -147,6 +153,19 @@ fn header(spis: Spis, exchange: ExchangeType, message_id: u32) -> Header {
     }
 }
 
+const SUITE: IkeSuite = IkeSuite {
+    prf: Prf::HmacSha256,
+    cipher: SkCipher::Aes256Gcm16,
+};
+
+/// RFC 9242 §3.3.2, by the bytes of a message that is not in fragments.
+fn covered(datagram: &[u8], inner: &[u8]) -> Vec<u8> {
+    let mut covered = datagram[..32].to_vec();
+    covered[24..28].copy_from_slice(&(32 + inner.len() as u32).to_be_bytes());
+    covered[30..].copy_from_slice(&(4 + inner.len() as u16).to_be_bytes());
+    [&covered, inner].concat()
+}
+
 impl Raw {
     /// Does IKE_SA_INIT with a node from an address.
     pub fn init(net: &mut Net, from: SocketAddr, to: usize, vendor: bool) -> Self {
@@ -188,11 +207,7 @@ impl Raw {
             initiator: &nonce_i,
             responder: &nonce_r,
         };
-        let suite = IkeSuite {
-            prf: Prf::HmacSha256,
-            cipher: SkCipher::Aes256Gcm16,
-        };
-        let keys = SkeySeed::new(suite, nonces, &kex.agree(&public).unwrap())
+        let keys = SkeySeed::new(SUITE, nonces, &kex.agree(&public).unwrap())
             .into_keys(nonces, spis)
             .unwrap();
         let keys = keys.for_role(Role::Initiator).unwrap();
@@ -201,9 +216,45 @@ impl Raw {
             spis,
             keys,
             sent,
+            nonce_i,
             nonce_r,
+            chains: None,
             next_id: 1,
         }
+    }
+
+    /// Does IKE_INTERMEDIATE with ML-KEM-768, which IKE_SA_INIT agreed on. Its datagrams are returned.
+    pub fn add_kem(&mut self, net: &mut Net) -> [Vec<u8>; 2] {
+        let key = KemKey::generate(Kem::MlKem768).unwrap();
+        let ke = kem_payload(key.public());
+        let (_, inner) = wire::emit_chain(&ke);
+        let asked = self
+            .seal(ExchangeType::IkeIntermediate, &ke, None)
+            .remove(0);
+        let answered = ask(net, self.path, asked.clone()).expect("IKE_INTERMEDIATE answered");
+        let message = Message::parse(&answered).unwrap();
+        let Some(Payload::Encrypted(sk)) = message.payloads.last() else {
+            panic!("unprotected answer");
+        };
+        let opened = self.keys.opener.open(&answered, sk.aad_len).unwrap();
+        let payloads = wire::parse_chain(sk.inner_first, &opened).unwrap();
+        let [Payload::Ke(ke)] = payloads.as_slice() else {
+            panic!("{payloads:?}");
+        };
+        let chains = self.chains.get_or_insert_default();
+        let (own, theirs) = (&self.keys.sk_p_local, &self.keys.sk_p_remote);
+        chains.add(Role::Initiator, own, &covered(&asked, &inner));
+        chains.add(Role::Responder, theirs, &covered(&answered, &opened));
+        let nonces = Nonces {
+            initiator: &self.nonce_i,
+            responder: &self.nonce_r,
+        };
+        let shared = key.open(ke.data).unwrap();
+        let seed = SkeySeed::rekey(&self.keys.sk_d, SUITE, nonces, &shared);
+        let keys = seed.into_keys(nonces, self.spis).unwrap();
+        self.keys = keys.for_role(Role::Initiator).unwrap();
+        self.next_id += 1;
+        [asked, answered]
     }
 
     /// Sends a sealed request; the answer, if one came.
@@ -415,7 +466,12 @@ impl Raw {
     }
 
     fn octets(&self, id: &Identification<'_>) -> SignedOctets {
-        SignedOctets::new(&self.sent, &self.nonce_r, &self.keys.sk_p_local, &id.body())
+        let octets =
+            SignedOctets::new(&self.sent, &self.nonce_r, &self.keys.sk_p_local, &id.body());
+        match &self.chains {
+            Some(chains) => octets.with_intermediate(chains, self.next_id),
+            None => octets,
+        }
     }
 
     /// IKE_AUTH as `name` by PSK.
@@ -460,6 +516,12 @@ impl Raw {
         payloads.extend(child.iter().cloned());
         self.ask(net, ExchangeType::IkeAuth, &payloads)
     }
+}
+
+/// A KE payload of ML-KEM-768.
+pub fn kem_payload(data: &[u8]) -> [Payload<'_>; 1] {
+    let group = wire::kex::ML_KEM_768;
+    [Payload::Ke(wire::KeyExchange { group, data })]
 }
 
 /// The first CHILD_SA as the nodes of the simulation want it.
