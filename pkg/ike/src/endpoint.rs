@@ -52,9 +52,9 @@ pub enum Connect {
 pub struct Endpoint {
     config: Config,
     rng: Box<dyn CryptoRng + Send>,
-    peers: BTreeMap<Identity, Peer>,
+    peers: BTreeMap<Identity, Box<Peer>>,
     /// By local SPI.
-    sas: BTreeMap<u64, IkeSa>,
+    sas: BTreeMap<u64, Box<IkeSa>>,
     half_open: HalfOpen,
     cookies: Cookies,
     strays: Strays,
@@ -138,7 +138,7 @@ impl Endpoint {
             .iter()
             .for_each(|address| self.half_open.know(*address, &id));
         let Some(known) = self.peers.get_mut(&id) else {
-            self.peers.insert(id, Peer::new(peer));
+            self.peers.insert(id, Box::new(Peer::new(peer)));
             return Ok(());
         };
         let old = known.replace_config(peer);

@@ -78,7 +78,7 @@ impl Endpoint {
                     return Err(format!("{id} lists an IKE SA that is not its own"));
                 }
             }
-            let attempt = peer.attempt.map(|spi| self.sas.get(&spi));
+            let attempt = peer.attempt.map(|spi| self.sas.get(&spi).map(Box::as_ref));
             let own = |sa: &IkeSa| self.handshake_with(sa) == Some(id);
             if attempt.is_some_and(|sa| !sa.is_some_and(own)) {
                 return Err(format!("{id} lists a handshake that is not there"));

@@ -65,7 +65,7 @@ impl Endpoint {
             now,
             State::InitSent(Box::new(state)),
         );
-        self.sas.insert(spi, sa);
+        self.sas.insert(spi, Box::new(sa));
         if let Some(peer) = self.peers.get_mut(id) {
             peer.attempt = Some(spi);
         }

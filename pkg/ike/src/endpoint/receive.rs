@@ -62,7 +62,7 @@ impl Endpoint {
         } else {
             (header.spi_i, header.spi_r, Role::Initiator)
         };
-        let fits = |sa: &&IkeSa| {
+        let fits = |sa: &&Box<IkeSa>| {
             let unanswered = matches!(sa.state, State::InitSent(_))
                 && header.exchange == ExchangeType::IkeSaInit;
             sa.role == role && (sa.remote_spi == remote || unanswered)

@@ -214,7 +214,7 @@ impl Endpoint {
             .unwrap_or_default();
         sa.exchanges
             .respond(Fingerprint::of(datagram), Sealed::plain(sent.clone()));
-        self.sas.insert(spi, sa);
+        self.sas.insert(spi, Box::new(sa));
         if let Some(evicted) = self.half_open.insert(path.remote, header.spi_i, spi) {
             self.forget(evicted);
         }

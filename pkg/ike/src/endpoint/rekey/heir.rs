@@ -132,7 +132,7 @@ impl Endpoint {
         let mut sa = IkeSa::new(fresh, remote, role, path, now, state);
         sa.fragmentation = fragmentation;
         (sa.nat, sa.mobility.mobike) = (nat, mobike);
-        self.sas.insert(fresh, sa);
+        self.sas.insert(fresh, Box::new(sa));
         let patience = now + limits::REKEYED_LINGER;
         self.timers.set(Timer::Expire(fresh), patience);
     }
