@@ -62,12 +62,12 @@ impl Endpoint {
         } else {
             (header.spi_i, header.spi_r, Role::Initiator)
         };
-        let fits = |sa: &&Box<IkeSa>| {
+        let fits = |sa: &IkeSa| {
             let unanswered = matches!(sa.state, State::InitSent(_))
                 && header.exchange == ExchangeType::IkeSaInit;
             sa.role == role && (sa.remote_spi == remote || unanswered)
         };
-        self.sas.get(&local).filter(fits).map(|sa| sa.spi)
+        self.sas.get(&local).filter(|sa| fits(sa)).map(|sa| sa.spi)
     }
 
     fn receive_request(&mut self, spi: u64, received: &Received<'_>) {
