@@ -10,8 +10,8 @@ use rcgen::{
 
 use crate::command::run;
 
-/// Further names in each certificate.
-const NAMES: usize = 40;
+/// Folder of the large ones, in that of the others.
+pub(crate) const LARGE: &str = "large";
 /// Our identity.
 pub(crate) const NODE: &str = "node.interop.test";
 /// The foreign one.
@@ -20,7 +20,9 @@ pub(crate) const GATEWAY: &str = "gateway.interop.test";
 const IPSEC_IKE: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 3, 17];
 
 /// Writes `ca.crt`, `<name>.crt`, `<name>.key` and, for NSS, `<gateway>.p12` without password into `folder`.
-pub(crate) fn make(folder: &Path) -> Result<()> {
+/// With `aliases`, further names, certificates can be made too large for one datagram.
+pub(crate) fn make(folder: &Path, aliases: usize) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
     let mut params = CertificateParams::default();
     params
         .distinguished_name
@@ -30,9 +32,8 @@ pub(crate) fn make(folder: &Path) -> Result<()> {
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     std::fs::write(folder.join("ca.crt"), issuer.pem())?;
     for name in [NODE, GATEWAY] {
-        // Many names: IKE_AUTH needs fragments.
         let mut names = vec![name.to_owned()];
-        names.extend((0..NAMES).map(|number| format!("alias-{number}.{name}")));
+        names.extend((0..aliases).map(|number| format!("alias-{number}.{name}")));
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -5,6 +5,7 @@ use anyhow::bail;
 use super::{Stage, Verdict, pass};
 use crate::foreign::{Place, Wish};
 use crate::matrix::{Auth, Item};
+use crate::pki;
 
 /// Encrypted fragment payload (RFC 7383 §2.5) and the exchange that it is looked for in.
 const SKF: u8 = 53;
@@ -47,6 +48,10 @@ pub(super) fn fragmentation(item: Item, place: &Place, id: &str) -> Verdict {
     let wish = Wish {
         fragment: Some(FRAGMENT),
         ..Wish::new(item.auth)
+    };
+    let place = &Place {
+        pki: place.pki.join(pki::LARGE),
+        ..place.clone()
     };
     let mut stage = Stage::set(item, place, id, &wish)?;
     let spis = stage.establish()?;
