@@ -108,6 +108,12 @@ impl Daemon {
         }
     }
 
+    /// At once, without a chance to clean up.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let _reaped = self.child.wait();
+    }
+
     fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
             // It may be gone already.
@@ -125,8 +131,7 @@ impl Drop for Daemon {
                 std::thread::sleep(STEP);
             }
         }
-        self.signal(Signal::SIGKILL);
-        let _reaped = self.child.wait();
+        self.kill();
     }
 }
 

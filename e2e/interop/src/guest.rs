@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cases;
 use crate::foreign::Place;
-use crate::matrix::{Item, name};
+use crate::matrix::{Foreign, Item, name};
 use crate::report::{self, Outcome, Row};
 
 /// What the host tells.
@@ -22,6 +22,7 @@ pub struct Options {
 /// What is to be done in this guest.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Plan {
+    pub(crate) foreign: Foreign,
     pub(crate) items: Vec<Item>,
     pub(crate) version: String,
     /// Root file system of the foreign implementation.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
+use espalier_ike::crypto::Prf;
 
 use crate::command::{Daemon, run as run_line};
 use crate::guest::Plan;
+use crate::kdf::{self, FUNCTIONS};
 use crate::matrix::{Auth, Case, Foreign, Item, Role, items, name};
 use crate::pki;
 use crate::report::{self, Outcome, Row};
@@ -70,7 +72,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     for foreign in chosen(&options.peer, &Foreign::ALL) {
         plans.push(plan(options, &folder, foreign, &psk)?);
     }
-    let rows: Vec<Row> = std::thread::scope(|scope| {
+    let mut rows: Vec<Row> = std::thread::scope(|scope| {
         let guests: Vec<_> = plans
             .iter()
             .map(|plan| scope.spawn(|| guest(options, plan)))
@@ -79,6 +81,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         rows.flat_map(|(guest, plan)| complete(plan, guest.join().unwrap_or_default()))
             .collect()
     });
+    rows.extend(
+        plans
+            .iter()
+            .filter(|_| options.case.is_empty())
+            .flat_map(kdf_rows),
+    );
     write(&options.report, &rows)?;
     print!("{}", report::table(&rows));
     for row in rows.iter().filter(|row| row.result != Outcome::Pass) {
@@ -132,6 +140,7 @@ fn plan(options: &Options, folder: &Path, foreign: Foreign, psk: &str) -> Result
             && chosen(&options.auth, Auth::value_variants()).contains(&item.auth)
     };
     Ok(Plan {
+        foreign,
         items: items(foreign).into_iter().filter(wanted).collect(),
         version: version
             .trim()
@@ -174,6 +183,29 @@ fn boot(options: &Options, plan: &Plan) -> Result<()> {
         .stdin(Stdio::null());
     let mut guest = Daemon::spawn(&mut command)?;
     guest.wait(GUEST).map(drop)
+}
+
+/// The key schedule beside Libreswan's: neither role nor authentication is in it.
+fn kdf_rows(plan: &Plan) -> Vec<Row> {
+    let of_libreswan = plan.foreign.peer() == "Libreswan";
+    let rows = FUNCTIONS.iter().filter(|_| of_libreswan);
+    let row = |(case, hash, prf): &(&str, &str, Prf)| {
+        let compared = kdf::compare(&plan.root, hash, *prf);
+        let (result, detail) = match compared {
+            Ok(detail) => (Outcome::Pass, detail),
+            Err(error) => (Outcome::Fail, format!("{error:#}")),
+        };
+        Row {
+            peer: plan.foreign.peer().into(),
+            version: plan.version.clone(),
+            role: "none".into(),
+            auth: "none".into(),
+            case: (*case).into(),
+            result,
+            detail,
+        }
+    };
+    rows.map(row).collect()
 }
 
 /// A row that the guest did not write is a failed one.

@@ -6,9 +6,11 @@
 mod capture;
 mod cases;
 mod command;
+pub mod fixture;
 mod foreign;
 pub mod guest;
 pub mod host;
+mod kdf;
 mod lab;
 mod matrix;
 mod ours;

@@ -58,6 +58,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         "initiator/ecdsa",
         "responder/psk",
         "responder/ecdsa",
+        "none/none",
     ];
     let _ok = writeln!(
         out,
@@ -124,7 +125,7 @@ mod tests {
         let table = table(&rows);
         let line = table.lines().nth(1).unwrap();
         let cells: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(cells[2..], ["tunnel", "pass", "-", "peer-limit", "-"]);
+        assert_eq!(cells[2..], ["tunnel", "pass", "-", "peer-limit", "-", "-"]);
         assert_eq!(summary(&rows), "1 passed, 1 peer-limit, 0 failed");
     }
 

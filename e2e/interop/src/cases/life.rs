@@ -45,10 +45,7 @@ pub(super) fn dpd(item: Item, place: &Place, id: &str) -> Verdict {
     )?;
     stage.traffic(&spis).context("after the check")?;
     if ours {
-        drop(std::mem::replace(
-            &mut stage.theirs,
-            Box::new(crate::foreign::Gone),
-        ));
+        stage.theirs.kill();
         let down = stage.ours.wait("ike-down", 120)?;
         if down["reason"] != "Timeout" {
             bail!("expected a timeout, the probe said {down}");

@@ -135,7 +135,15 @@ impl Stage {
 
     /// Packets go both ways, through whatever CHILD_SA.
     pub(crate) fn ping(&self) -> Result<()> {
-        self.lab.ping(!self.transport, 4)
+        let pinged = self.lab.ping(!self.transport, 4);
+        pinged.with_context(|| {
+            let drops = |namespace: &str| Lab::drops(namespace).unwrap_or_default();
+            let (ours, theirs) = (drops(&self.lab.ours), drops(&self.lab.theirs));
+            format!(
+                "we dropped: {ours}; they dropped: {theirs}; {}",
+                self.states()
+            )
+        })
     }
 
     /// Exactly this CHILD_SA is left, in the kernels of both sides too, and no packet was lost or clear.

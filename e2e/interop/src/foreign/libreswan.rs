@@ -59,7 +59,7 @@ pub(super) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
 }
 
 fn connection(foreign: Foreign, wish: &Wish) -> String {
-    let mut text = String::from("version 2\nconfig setup\n  plutodebug=\"base,private\"\n");
+    let mut text = String::from("version 2\nconfig setup\n  plutodebug=none\n");
     if wish.cookies {
         text.push_str("  ddos-mode=busy\n");
     }
@@ -72,7 +72,8 @@ fn connection(foreign: Foreign, wish: &Wish) -> String {
     let _ok = write!(
         text,
         "conn net\n  left={THEIRS}\n  leftid=@{GATEWAY}\n  right={OURS}\n  rightid=@{NODE}\n  type={kind}\n  \
-         authby={auth}\n  rekey=no\n  pfs=yes\n  mobike=no\n  auto=ignore\n  esn=either\n  retransmit-timeout=20s\n"
+         authby={auth}\n  rekey=no\n  pfs=yes\n  mobike=no\n  auto=ignore\n  esn=either\n  retransmit-timeout=20s\n  \
+         leftupdown=%disabled\n"
     );
     if foreign == Foreign::Libreswan4 {
         text.push_str("  ikev2=insist\n");
@@ -180,6 +181,10 @@ impl Daemon for Libreswan {
 
     fn delete_ike(&mut self) -> Result<()> {
         self.must("--name net --terminate")
+    }
+
+    fn kill(&mut self) {
+        self.daemon.kill();
     }
 
     fn ike_sas(&mut self) -> Result<usize> {

@@ -80,6 +80,8 @@ pub(crate) trait Daemon {
     fn delete_child(&mut self) -> Result<()>;
     /// Deletes the IKE SA.
     fn delete_ike(&mut self) -> Result<()>;
+    /// Ends it without a word to us.
+    fn kill(&mut self);
     /// Established IKE SAs with us.
     fn ike_sas(&mut self) -> Result<usize>;
 }
@@ -119,33 +121,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     }
     std::fs::copy(from, to)?;
     Ok(())
-}
-
-/// A daemon that is not there any more.
-pub(crate) struct Gone;
-
-impl Daemon for Gone {
-    fn initiate(&mut self) -> Result<()> {
-        anyhow::bail!("the daemon is gone")
-    }
-
-    fn rekey_child(&mut self) -> Result<()> {
-        self.initiate()
-    }
-
-    fn rekey_ike(&mut self) -> Result<()> {
-        self.initiate()
-    }
-
-    fn delete_child(&mut self) -> Result<()> {
-        self.initiate()
-    }
-
-    fn delete_ike(&mut self) -> Result<()> {
-        self.initiate()
-    }
-
-    fn ike_sas(&mut self) -> Result<usize> {
-        Ok(0)
-    }
 }

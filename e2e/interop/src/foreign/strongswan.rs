@@ -185,6 +185,10 @@ impl Daemon for Strongswan {
         self.ask("--terminate --ike gw")
     }
 
+    fn kill(&mut self) {
+        self.daemon.kill();
+    }
+
     fn ike_sas(&mut self) -> Result<usize> {
         let said = self.swanctl("--list-sas")?;
         Ok(said

@@ -136,6 +136,10 @@ fn state(child: &ChildSa, path: Path, inbound: bool) -> Result<String> {
     if child.esn {
         line.push_str(" flag esn");
     }
+    if protocol(child) == "ah" && from.is_ipv4() {
+        // Without it Linux pads the ICV to 8 bytes, which RFC 4302 §3.3.3.2.1 asks for with IPv6 only.
+        line.push_str(" flag align4");
+    }
     line.push_str(&algorithms(child, keys)?);
     if path.local.port() == 4500 {
         let (sport, dport) = if inbound {
