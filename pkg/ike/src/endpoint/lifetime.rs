@@ -201,7 +201,7 @@ impl Endpoint {
         let others = self.children(spi).len() > 1;
         tracing::warn!(
             spi_in = format_args!("{spi_in:08x}"),
-            "hard lifetime of a CHILD_SA reached"
+            "hard lifetime of a CHILD_SA reached, or the peer did not delete it though it was replaced"
         );
         if others {
             self.delete_child(spi, child, CloseReason::Local, now);

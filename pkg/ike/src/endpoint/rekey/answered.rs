@@ -50,11 +50,18 @@ impl Endpoint {
             return self.put_off(timer, limits::REKEY_RETRY, now);
         }
         // RFC 7296 §2.8.1: of two successors, the one of the exchange with the lowest nonce goes, by the end that began it.
-        let lost = crossed.is_some_and(|crossed| {
-            let there =
-                matches!(crossed.made, Made::Child(made) if self.find_child(spi, made).is_some());
-            there && own.min(theirs) < crossed.nonce
+        let crossed = crossed.and_then(|crossed| match crossed.made {
+            Made::Child(made) => self.find_child(spi, made).map(|_| (made, crossed.nonce)),
+            Made::Ike(_) => None,
         });
+        let lost = crossed
+            .as_ref()
+            .is_some_and(|(_, nonce)| own.min(theirs) < *nonce);
+        // What the peer is to delete then: the old one if its own rekey has won, else what its own made.
+        if let (Some((theirs, _)), What::Child { old, .. }) = (&crossed, what) {
+            let over = if lost { old } else { *theirs };
+            self.expect_delete(spi, over, now);
+        }
         let twice = matches!(what, What::New { id, .. } if self.has_child(spi, id));
         if lost || twice || self.newest_sa(&id) != Some(spi) {
             self.spis.remove(&spi_in);
@@ -75,6 +82,14 @@ impl Endpoint {
             self.child_confirmed(spi, spi_in, now);
         }
         self.make_next_child(spi, now);
+    }
+
+    /// A foreign peer that does not delete a CHILD_SA which is over has not seen that its rekey crossed another one.
+    fn expect_delete(&mut self, spi: u64, over: u32, now: Instant) {
+        if !self.is_mesh(spi) {
+            let patience = now + limits::REDUNDANT_PATIENCE;
+            self.timers.set(Timer::ExpireChild(over), patience);
+        }
     }
 
     /// The answer was of no use: the peer may have made a CHILD_SA of each protocol that was offered.

@@ -289,3 +289,40 @@ fn what_is_remembered_of_strange_deletes_is_bounded() {
     grant(&mut net, &mut raw, NEW, 0xff);
     assert!(seals(&net, NEW));
 }
+
+/// Libreswan does not see that rekeys crossed, and deletes neither its own CHILD_SA that lost nor, always, the old one.
+#[test]
+fn what_a_foreign_peer_leaves_after_crossing_rekeys_is_deleted_here() {
+    for own_wins in [true, false] {
+        let mut net = Net::psk_mesh(1, 2);
+        net.strict = false;
+        let mut raw = Raw::init(&mut net, address(1), 0, false);
+        let child = raw::child(OLD, address(1), address(0));
+        let psk = SecretBytes::copy_from(&[7; 32]);
+        raw.auth_psk(&mut net, "node-01", &psk, &child).unwrap();
+        net.connect(0, 1, Connect::Policy);
+        net.nodes[0].first_byte.set(0x80);
+        net.rekey_child(0, 1);
+        demand(
+            &mut net,
+            &mut raw,
+            OLD,
+            NEW,
+            if own_wins { 0x00 } else { 0xff },
+        );
+        grant(&mut net, &mut raw, NEW + 1, 0xff);
+        if !own_wins {
+            raw.answer(&mut net, &[]);
+            assert_eq!(outbound(&net), [OLD, NEW], "its own went at once");
+        } else {
+            net.run(limits::DRAIN + MOMENT);
+            raw.answer(&mut net, &[]);
+            assert_eq!(outbound(&net), [NEW, NEW + 1], "it deleted the old one");
+        }
+        net.run(limits::REDUNDANT_PATIENCE);
+        raw.answer(&mut net, &[]);
+        let left = if own_wins { NEW + 1 } else { NEW };
+        assert_eq!((outbound(&net), kept_its_ike_sa(&net)), (vec![left], true));
+        net.nodes[0].endpoint.audit().unwrap();
+    }
+}
