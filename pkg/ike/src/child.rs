@@ -7,7 +7,7 @@ pub(crate) use proposal::{answer_group, choose_group, offer_groups};
 
 use proposal::{Chosen, check_answer, choose, groups, offer};
 
-use crate::config::{ChildConfig, ChildId, Identity, TrafficSelector};
+use crate::config::{ChildConfig, ChildId, Identity, TrafficSelector, Volume};
 use crate::crypto::{CryptoError, KexGroup, Nonces, SharedSecret, SkD, child_keymat};
 use crate::error::Failure;
 use crate::event::{ChildKeys, ChildSa, Role};
@@ -183,6 +183,7 @@ impl Agreed {
             remote_ts: self.remote_ts,
             role,
             udp_encapsulation: None,
+            volume: Volume::UNLIMITED,
         })
     }
 

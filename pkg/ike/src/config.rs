@@ -132,20 +132,55 @@ pub struct Rekeying {
     pub child_hard: Duration,
     /// Age of an IKE SA at which the lower identity begins to rekey it; the default is [`crate::limits::IKE_SOFT`].
     pub ike_soft: Duration,
+    /// Age at which an IKE SA ends in any case, with its CHILD_SAs; the default is [`crate::limits::IKE_HARD`]. A new one is tried
+    /// beside it before.
+    pub ike_hard: Duration,
+    /// Age of an authentication at which a whole new IKE SA is made beside the old one, which goes when that is in use.
+    /// `None`: never. Where it does not succeed, the old one ends at twice this age.
+    pub reauth: Option<Duration>,
+    /// What a CHILD_SA may carry before it is rekeyed, as the driver reports it ([`crate::Endpoint::note_usage`]); the default
+    /// is no limit but that of 32-bit sequence numbers.
+    pub child_volume: Volume,
     /// Insist on a new key exchange for each rekeyed CHILD_SA (perfect forward secrecy). It is always offered.
     pub require_pfs: bool,
 }
 
 impl Default for Rekeying {
     fn default() -> Self {
-        use crate::limits::{CHILD_HARD, CHILD_SOFT, IKE_SOFT};
+        use crate::limits::{CHILD_HARD, CHILD_SOFT, IKE_HARD, IKE_SOFT};
         Self {
             child_soft: CHILD_SOFT,
             child_hard: CHILD_HARD,
             ike_soft: IKE_SOFT,
+            ike_hard: IKE_HARD,
+            reauth: None,
+            child_volume: Volume::UNLIMITED,
             require_pfs: true,
         }
     }
+}
+
+/// Bytes and packets in one direction of a CHILD_SA; `u64::MAX` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Volume {
+    /// Bytes after which it is rekeyed.
+    pub soft_bytes: u64,
+    /// Bytes after which it ends.
+    pub hard_bytes: u64,
+    /// Packets after which it is rekeyed.
+    pub soft_packets: u64,
+    /// Packets after which it ends.
+    pub hard_packets: u64,
+}
+
+impl Volume {
+    /// No limits.
+    pub const UNLIMITED: Self = Self {
+        soft_bytes: u64::MAX,
+        hard_bytes: u64::MAX,
+        soft_packets: u64::MAX,
+        hard_packets: u64::MAX,
+    };
 }
 
 /// How a peer proves who it is. The same way is used in both directions.

@@ -13,6 +13,7 @@ mod initiate;
 mod intermediate;
 mod lifetime;
 mod peer;
+mod reauth;
 mod receive;
 mod rekey;
 mod rekeyed;
@@ -265,6 +266,8 @@ impl Endpoint {
                 Timer::Expire(spi) => self.expire(spi),
                 Timer::RekeyIke(spi) => self.rekey_ike_due(spi, now),
                 Timer::RekeyChild(spi_in) => self.rekey_child_due(spi_in, now),
+                Timer::Reauth(spi) => self.reauth_due(spi, now),
+                Timer::EndIke(spi) => self.end_ike(spi, now),
                 Timer::MakeChild(spi, id) => self.make_child_due(spi, id, now),
                 Timer::DrainChild(spi_in) => self.drain_child(spi_in, now),
                 Timer::ExpireChild(spi_in) => self.expire_child(spi_in, now),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use espalier_secret::SecretBytes;
 
-use crate::config::{ChildId, Identity, TrafficSelector};
+use crate::config::{ChildId, Identity, TrafficSelector, Volume};
 use crate::suite::ChildSuite;
 
 /// Where a datagram came in or goes out. The UDP ports tell the framing: on 4500 the I/O adds and strips the non-ESP marker.
@@ -79,6 +79,9 @@ pub struct ChildSa {
     pub keys_in: ChildKeys,
     /// For `spi_out`.
     pub keys_out: ChildKeys,
+    /// What it may carry, with this node's random part: report with [`crate::Endpoint::note_usage`] how much it has, or act on
+    /// it where the counters are (soft: [`crate::Endpoint::rekey_child_sa`]).
+    pub volume: Volume,
     /// Narrowed selectors of this node.
     pub local_ts: Vec<TrafficSelector>,
     /// Narrowed selectors of the peer.

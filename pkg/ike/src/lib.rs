@@ -21,7 +21,7 @@ pub mod wire;
 
 pub use config::{
     ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Rekeying,
-    TrafficSelector,
+    TrafficSelector, Volume,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;

@@ -63,6 +63,22 @@ pub const CHILD_SOFT: Duration = Duration::from_secs(3600);
 pub const CHILD_HARD: Duration = Duration::from_secs(24 * 3600);
 /// The lower identity rekeys an IKE SA at this age, less up to [`REKEY_JITTER_PERCENT`].
 pub const IKE_SOFT: Duration = Duration::from_secs(4 * 3600);
+/// An IKE SA that was not replaced by this age ends: as long as a CHILD_SA may last.
+pub const IKE_HARD: Duration = Duration::from_secs(24 * 3600);
+/// At this many percent of [`IKE_HARD`] a new IKE SA is tried, since rekeys have not succeeded.
+pub const RENEW_PERCENT: u32 = 90;
+/// At this many percent of a peer's AUTH_LIFETIME, less up to [`REKEY_JITTER_PERCENT`] of that, it is authenticated anew
+/// (RFC 4478 §2: before the peer closes the IKE SA).
+pub const AUTH_LIFETIME_PERCENT: u32 = 80;
+/// However short a peer's AUTH_LIFETIME is, handshakes with it are at least this far apart.
+pub const REAUTH_MIN: Duration = Duration::from_secs(10);
+/// Packets after which a CHILD_SA without extended sequence numbers is rekeyed, at the latest: three quarters of what there
+/// are, so that the margin of the higher identity fits in (RFC 4303 §3.3.3: they never wrap).
+pub const SEQUENCE_SOFT: u64 = 3 << 30;
+/// Packets after which such a CHILD_SA ends: a little before the sender stops by itself.
+pub const SEQUENCE_HARD: u64 = (1 << 32) - (1 << 16);
+/// A soft limit of volume is at most this many percent of the hard one.
+pub const VOLUME_SOFT_PERCENT: u64 = 90;
 /// Rekeys come earlier by up to this many percent of the lifetime, so that a mesh does not rekey in step.
 pub const REKEY_JITTER_PERCENT: u32 = 10;
 /// The higher identity rekeys this many percent of the lifetime later, if the lower one did not.

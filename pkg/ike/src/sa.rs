@@ -11,7 +11,7 @@ mod reassembly;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::{ChildId, Identity, IkePolicy};
+use crate::config::{ChildId, Identity, IkePolicy, Volume};
 use crate::crypto::{
     CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SharedSecret,
     SkD, SkeySeed, Spis,
@@ -156,6 +156,7 @@ pub(crate) struct ChildRef {
     pub(crate) spi_out: u32,
     pub(crate) suite: ChildSuite,
     pub(crate) esn: bool,
+    pub(crate) volume: Volume,
     /// Further ones, one for each CPU, may be made of it (RFC 9611).
     pub(crate) per_cpu: bool,
     /// This end's in the exchange that made it.
@@ -176,6 +177,7 @@ impl ChildRef {
             spi_out: child.spi_out,
             suite: child.suite,
             esn: child.esn,
+            volume: child.volume,
             per_cpu: child.per_cpu,
             role: child.role,
             replaces,
@@ -213,10 +215,19 @@ pub(crate) struct Established {
     pub(crate) rekey: Option<Box<Rekey>>,
     /// CHILD_SAs that are gone here and whose DELETE waits for the window.
     pub(crate) deletes: Vec<ChildRef>,
+    /// When the authentication is to be repeated, and when it ends: a rekeyed IKE SA inherits both.
+    pub(crate) reauth: Reauth,
     /// It took over the CHILD_SAs of an IKE SA that it rekeyed.
     pub(crate) heir: bool,
     /// Local SPI of the IKE SA that it may succeed, if this end's own rekey of that one does not win.
     pub(crate) candidate_of: Option<u64>,
+}
+
+/// Limits of an authentication.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reauth {
+    pub(crate) due: Option<Instant>,
+    pub(crate) ends: Option<Instant>,
 }
 
 impl Established {

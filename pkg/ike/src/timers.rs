@@ -21,6 +21,10 @@ pub(crate) enum Timer {
     Drain(u64),
     /// Rekey the IKE SA with this local SPI.
     RekeyIke(u64),
+    /// Authenticate the peer of this IKE SA anew, or replace it because it could not be rekeyed.
+    Reauth(u64),
+    /// This IKE SA has reached its hard lifetime.
+    EndIke(u64),
     /// Rekey the CHILD_SA with this inbound SPI.
     RekeyChild(u32),
     /// Make this CHILD_SA under the IKE SA with this local SPI, if it is missing.
@@ -63,6 +67,8 @@ impl Timers {
             Timer::Drain(spi),
             Timer::Expire(spi),
             Timer::RekeyIke(spi),
+            Timer::Reauth(spi),
+            Timer::EndIke(spi),
         ] {
             self.cancel(&timer);
         }

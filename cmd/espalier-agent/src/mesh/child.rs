@@ -282,7 +282,7 @@ fn aead(child: &ChildSa) -> Result<Aead, Error> {
 
 #[cfg(test)]
 mod tests {
-    use espalier_ike::{ChildId, ChildKeys, Integrity};
+    use espalier_ike::{ChildId, ChildKeys, Integrity, Volume};
     use espalier_secret::SecretBytes;
 
     use super::*;
@@ -299,6 +299,7 @@ mod tests {
             spi_out: 400,
             suite,
             esn: true,
+            volume: Volume::UNLIMITED,
             transport,
             keys_in: keys.clone(),
             keys_out: keys,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use espalier_dataplane_core::{Dataplane, Direction, Event, Hello};
+use espalier_dataplane_core::{Dataplane, Direction, Event, Hello, Spi};
 use espalier_ike::Identity;
 use espalier_peers::{Change, Limits, NodeSpec, Pair, PeerSet};
 use tracing::{info, warn};
@@ -170,7 +170,8 @@ impl<D: Dataplane> Mesh<D> {
         }
     }
 
-    /// Authenticated ESP counts as a sign of life.
+    /// Authenticated ESP counts as a sign of life; what an SA has carried may be enough for it. Each direction counts for its
+    /// pair, the outbound one too: its sequence numbers are used up here.
     pub(super) async fn note_traffic(&mut self) {
         if self.hello.is_none() {
             return;
@@ -181,6 +182,14 @@ impl<D: Dataplane> Mesh<D> {
         let now = Instant::now();
         let recent =
             |idle: Option<u64>| idle.is_some_and(|ms| u128::from(ms) < TRAFFIC_POLL.as_millis());
+        for sa in &dump.sas {
+            let Some(spi_in) = self.pair_of(&sa.peer.0, sa.direction, sa.spi) else {
+                continue;
+            };
+            let id = Identity(sa.peer.0.clone());
+            let endpoint = &mut self.parts.endpoint;
+            endpoint.note_usage(&id, spi_in, sa.bytes, sa.packets, now);
+        }
         for sa in dump
             .sas
             .iter()
@@ -190,5 +199,15 @@ impl<D: Dataplane> Mesh<D> {
                 .endpoint
                 .note_traffic(&Identity(sa.peer.0.clone()), now);
         }
+    }
+
+    /// The inbound SPI of the pair that an SA belongs to; none for adopted ones, which are replaced soon anyway.
+    fn pair_of(&self, peer: &str, direction: Direction, spi: Spi) -> Option<u32> {
+        let mut pairs = self.peers.get(peer)?.sas.iter();
+        let pair = pairs.find(|pair| match direction {
+            Direction::In => pair.spi_in == spi,
+            Direction::Out => pair.spi_out == spi,
+        });
+        pair.map(|pair| pair.spi_in.0)
     }
 }

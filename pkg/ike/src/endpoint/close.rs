@@ -200,7 +200,7 @@ impl Endpoint {
     }
 
     /// It is one of the IKE SAs in use with this peer.
-    fn is_listed(&self, id: &Identity, spi: u64) -> bool {
+    pub(super) fn is_listed(&self, id: &Identity, spi: u64) -> bool {
         let peer = self.peers.get(id);
         peer.is_some_and(|peer| peer.sas.contains(&spi))
     }

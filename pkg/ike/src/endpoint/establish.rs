@@ -14,7 +14,7 @@ impl Endpoint {
     pub(super) fn establish_initiator(
         &mut self,
         spi: u64,
-        child: ChildSa,
+        mut child: ChildSa,
         announcement: Option<Vec<u8>>,
         now: Instant,
     ) {
@@ -26,6 +26,7 @@ impl Endpoint {
             return;
         };
         let (id, mesh) = (state.peer, state.negotiated.mesh);
+        child.volume = self.draw_volume(&id, child.esn);
         let established = self.established(&id, state.negotiated, &child, true);
         self.install(spi, &id, established, child, announcement, now);
         if let Some(peer) = self.peers.get_mut(&id) {
@@ -43,7 +44,7 @@ impl Endpoint {
         &mut self,
         spi: u64,
         id: &Identity,
-        child: ChildSa,
+        mut child: ChildSa,
         announcement: Option<Vec<u8>>,
         now: Instant,
     ) {
@@ -55,6 +56,7 @@ impl Endpoint {
             return;
         };
         let mesh = state.negotiated.mesh;
+        child.volume = self.draw_volume(id, child.esn);
         let mut established = self.established(id, state.negotiated, &child, false);
         established.carried = self
             .peers
@@ -115,6 +117,7 @@ impl Endpoint {
             carried: None,
             rekey: None,
             deletes: Vec::new(),
+            reauth: crate::sa::Reauth::default(),
             heir: false,
             candidate_of: None,
         }
@@ -145,6 +148,7 @@ impl Endpoint {
         self.timers
             .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
         self.start_child_lifetime(id, child.spi_in, now);
+        self.start_auth_lifetime(id, spi, now);
         self.start_ike_lifetime(id, spi, now);
         self.talkative.insert(id.clone());
         let (spi_in, spi_out) = (

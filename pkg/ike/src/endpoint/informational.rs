@@ -76,6 +76,7 @@ impl Endpoint {
         if let Some(data) = announced(&payloads) {
             self.take_announcement(spi, data);
         }
+        self.note_auth_lifetime(spi, &payloads, received.now);
         self.flush_moves(spi, received.now);
     }
 

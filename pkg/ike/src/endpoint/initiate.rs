@@ -308,9 +308,14 @@ impl Endpoint {
             let mobike = notify(payloads, NotifyType::MobikeSupported).is_some();
             sa.mobility.mobike = mobike && sa.path.remote.port() == NAT_PORT;
         }
-        match payloads.and_then(|payloads| self.judge_auth_response(spi, received, &payloads)) {
-            Ok((child, announcement)) => {
-                self.establish_initiator(spi, child, announcement, received.now)
+        let judged = payloads.and_then(|payloads| {
+            let judged = self.judge_auth_response(spi, received, &payloads)?;
+            Ok((judged, payloads))
+        });
+        match judged {
+            Ok(((child, announcement), payloads)) => {
+                self.establish_initiator(spi, child, announcement, received.now);
+                self.note_auth_lifetime(spi, &payloads, received.now);
             }
             Err(failure) => {
                 match goodbye(&failure) {
@@ -430,8 +435,8 @@ impl Endpoint {
         if matches!(failure, Failure::Crossing) {
             return self.schedule_after_crossing(id, now);
         }
-        // A crossing attempt that succeeded makes this one's end no news.
-        if peer.sas.is_empty() {
+        // A crossing attempt that succeeded makes this one's end no news; what stands between the peers and a renewal is.
+        if peer.sas.is_empty() || peer.renew {
             self.handshake_failed(Some(id.clone()), path, failure);
         }
         self.schedule_retry(id, now);

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use rand_core::Rng as _;
+
 use super::Endpoint;
-use crate::config::{ChildId, Identity};
+use crate::config::{ChildId, Identity, Volume};
 use crate::event::{CloseReason, Role};
 use crate::exchange::Request;
 use crate::limits;
@@ -32,6 +34,40 @@ impl Endpoint {
         self.rekey_child_due(spi_in, now);
     }
 
+    /// The driver's count of what a CHILD_SA has carried, in the direction that has carried more: past its soft limit it is
+    /// rekeyed, past the hard one it ends.
+    pub fn note_usage(
+        &mut self,
+        id: &Identity,
+        spi_in: u32,
+        bytes: u64,
+        packets: u64,
+        now: Instant,
+    ) {
+        self.now = Some(now);
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        let used = peer.sas.iter().flat_map(|spi| self.children(*spi));
+        let orphans = peer.orphans.iter().map(|(_, child)| child);
+        let mut all = used.chain(orphans);
+        let Some(volume) = all
+            .find(|child| child.spi_in == spi_in)
+            .map(|child| child.volume)
+        else {
+            return;
+        };
+        let timer = Timer::RekeyChild(spi_in);
+        // A request that waits for its answer, or a short wait before the next, is not started over.
+        let soon = now + limits::REKEY_RETRY * 2;
+        let waits = self.timers.due(&timer).is_none_or(|at| at <= soon);
+        if bytes >= volume.hard_bytes || packets >= volume.hard_packets {
+            self.expire_child(spi_in, now);
+        } else if !waits && (bytes >= volume.soft_bytes || packets >= volume.soft_packets) {
+            self.rekey_child_due(spi_in, now);
+        }
+    }
+
     /// Rekeys the IKE SA with a peer now; its CHILD_SAs move to the new one. Put off while another exchange is under way.
     pub fn rekey_ike(&mut self, id: &Identity, now: Instant) {
         self.now = Some(now);
@@ -45,7 +81,7 @@ impl Endpoint {
     }
 
     /// The lower identity begins, so that two ends with the same lifetimes do not collide each time.
-    fn soft(&mut self, id: &Identity, lifetime: Duration) -> Duration {
+    pub(super) fn soft(&mut self, id: &Identity, lifetime: Duration) -> Duration {
         let early = lifetime * limits::REKEY_JITTER_PERCENT / 100;
         let early = up_to(early, &mut *self.rng);
         let margin = if self.config.identity < *id {
@@ -67,6 +103,36 @@ impl Endpoint {
     pub(super) fn start_ike_lifetime(&mut self, id: &Identity, spi: u64, now: Instant) {
         let soft = self.soft(id, self.config.rekeying.ike_soft);
         self.timers.set(Timer::RekeyIke(spi), now + soft);
+        self.start_ike_end(spi, now);
+    }
+
+    /// What a new CHILD_SA may carry: as configured, with a random part, and never more than its sequence numbers.
+    pub(super) fn draw_volume(&mut self, id: &Identity, esn: bool) -> Volume {
+        let mut volume = self.config.rekeying.child_volume;
+        if !esn {
+            volume.soft_packets = volume.soft_packets.min(limits::SEQUENCE_SOFT);
+            volume.hard_packets = volume.hard_packets.min(limits::SEQUENCE_HARD);
+        }
+        volume.soft_bytes = self.soft_volume(id, volume.soft_bytes, volume.hard_bytes);
+        volume.soft_packets = self.soft_volume(id, volume.soft_packets, volume.hard_packets);
+        volume
+    }
+
+    /// As [`Endpoint::soft`] does with time.
+    fn soft_volume(&mut self, id: &Identity, soft: u64, hard: u64) -> u64 {
+        if soft == u64::MAX && hard == u64::MAX {
+            return u64::MAX;
+        }
+        let percent = |part: u64, whole: u64| whole / 100 * part + whole % 100 * part / 100;
+        let soft = soft.min(percent(limits::VOLUME_SOFT_PERCENT, hard));
+        let jitter = percent(limits::REKEY_JITTER_PERCENT.into(), soft);
+        let early = self.rng.next_u64() % jitter.saturating_add(1);
+        let margin = match self.config.identity < *id {
+            true => 0,
+            false => percent(limits::REKEY_MARGIN_PERCENT.into(), soft),
+        };
+        let late = (soft - early).saturating_add(margin);
+        late.min(percent(limits::VOLUME_SOFT_PERCENT, hard))
     }
 
     /// Comes back to `timer` soon.

@@ -320,7 +320,7 @@ impl Endpoint {
     }
 
     /// The peer makes no further SAs under this IKE SA: a new one is to replace it.
-    fn renew(&mut self, spi: u64, now: Instant) {
+    pub(super) fn renew(&mut self, spi: u64, now: Instant) {
         let id = self.sas.get(&spi).and_then(|sa| sa.established());
         let Some(id) = id.map(|sa| sa.peer.clone()) else {
             return;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::Endpoint;
 use super::half_open::Admission;
 use super::informational::{announced, announcement};
+use super::reauth::auth_lifetime;
 use super::receive::Received;
 use crate::child::{self, Agreed};
 use crate::config::{ChildId, Identity, IkePolicy, PeerConfig};
@@ -452,8 +453,13 @@ impl Endpoint {
         let said = state.negotiated.mesh.then(|| peer.announcement.clone());
         let mobike = self.sas.get(&spi).is_some_and(|sa| sa.mobility.mobike);
         let mobike = mobike.then(|| Notify::new(NotifyType::MobikeSupported, &[]));
+        let lifetime = auth_lifetime(&config.rekeying);
         let mut payloads = vec![Payload::IdR(own_id(&config))];
         payloads.extend(proof.payloads());
+        let lifetime = lifetime
+            .as_ref()
+            .map(|data| Notify::new(NotifyType::AuthLifetime, data));
+        payloads.extend(lifetime.map(Payload::Notify));
         payloads.extend(mobike.map(Payload::Notify));
         match child {
             Ok((agreed, child)) => {

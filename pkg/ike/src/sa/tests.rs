@@ -96,6 +96,7 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         carried: None,
         rekey: None,
         deletes: Vec::new(),
+        reauth: Reauth::default(),
         heir: false,
         candidate_of: None,
     };

@@ -94,6 +94,8 @@ wire_enum! {
         Cookie2 = 16401,
         /// NO_NATS_ALLOWED (RFC 4555).
         NoNatsAllowed = 16402,
+        /// AUTH_LIFETIME (RFC 4478); data: seconds, 4 bytes.
+        AuthLifetime = 16403,
         /// CHILDLESS_IKEV2_SUPPORTED (RFC 6023).
         ChildlessIkev2Supported = 16418,
         /// IKEV2_MESSAGE_ID_SYNC_SUPPORTED (RFC 6311).

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{agree, missing, missing_sa};
 use crate::child;
-use crate::config::{ChildId, Identity};
+use crate::config::{ChildId, Identity, Volume};
 use crate::crypto::{KeyExchange, Nonces};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
@@ -165,6 +165,7 @@ impl Endpoint {
         old: Option<u32>,
         now: Instant,
     ) {
+        child.volume = self.draw_volume(id, child.esn);
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
@@ -203,6 +204,7 @@ fn unborn(spi_in: u32, spi_out: u32, suite: ChildSuite) -> ChildRef {
         spi_out,
         suite,
         esn: false,
+        volume: Volume::UNLIMITED,
         per_cpu: false,
         role: Role::Initiator,
         replaces: None,

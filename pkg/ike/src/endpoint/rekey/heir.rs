@@ -108,6 +108,7 @@ impl Endpoint {
         };
         let (path, fragmentation) = (old.path, old.fragmentation.inherited());
         let (nat, mobike) = (old.nat, old.mobility.mobike);
+        let reauth = old.established().map(|old| old.reauth).unwrap_or_default();
         let (peer, mesh, order, confirmed) = match &old.state {
             State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
             _ => (Identity(String::new()), false, 0, false),
@@ -120,6 +121,7 @@ impl Endpoint {
             mesh,
             children: Vec::new(),
             order,
+            reauth,
             proven: role == Role::Initiator,
             confirmed,
             carried: None,
