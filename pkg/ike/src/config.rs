@@ -216,6 +216,18 @@ impl ChildId {
     }
 }
 
+/// A post-quantum preshared key (RFC 8784): CHILD_SAs and rekeyed IKE SAs are safe as long as it is secret, whatever becomes of
+/// the key exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ppk {
+    /// Its name, the same on both ends (PPK_ID_FIXED); sent inside the IKE SA's protection.
+    pub id: String,
+    /// At least 32 bytes that cannot be guessed.
+    pub key: SecretBytes,
+    /// Refuse the peer if it does not use it. Otherwise it is used where both ends have it.
+    pub required: bool,
+}
+
 /// What CHILD_SA to have with a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildConfig {
@@ -264,6 +276,8 @@ pub struct PeerConfig {
     pub addresses: Vec<IpAddr>,
     /// How it proves who it is.
     pub auth: PeerAuth,
+    /// A key that is mixed into all others, besides how it proves who it is (RFC 8784).
+    pub ppk: Option<Ppk>,
     /// How IKE SAs with it are protected; `None`: as [`Config::ike`] says.
     pub ike: Option<IkePolicy>,
     /// The CHILD_SA.
@@ -293,11 +307,17 @@ impl PeerConfig {
             remote,
             addresses: vec![remote.ip()],
             auth,
+            ppk: None,
             ike: None,
             child,
             force_udp_encapsulation: false,
             announcement: Vec::new(),
         }
+    }
+
+    /// Without a PPK there is to be no IKE SA.
+    pub(crate) fn requires_ppk(&self) -> bool {
+        self.ppk.as_ref().is_some_and(|ppk| ppk.required)
     }
 
     /// What protects IKE SAs with this peer.

@@ -51,6 +51,20 @@ pub enum ConfigError {
         /// Its length.
         got: usize,
     },
+    /// A PPK that can be guessed, or without a name.
+    #[error(
+        "PPK for peer {peer} has a name of {name} bytes (1 to {longest} expected) and {got} bytes of key (at least {min} expected): make one with `espalier pki psk`",
+        longest = limits::PPK_ID_MAX,
+        min = limits::PPK_MIN
+    )]
+    Ppk {
+        /// For whom.
+        peer: Identity,
+        /// Length of its name.
+        name: usize,
+        /// Its length.
+        got: usize,
+    },
     /// Nobody could ever be this peer.
     #[error("peer {0} has no address: its Node needs an address of type InternalIP")]
     NoAddress(Identity),
@@ -178,6 +192,18 @@ pub(crate) enum Failure {
         expected: &'static str,
         got: AuthMethod,
     },
+    #[error(
+        "{peer} does not use the post-quantum preshared key that is required for it (RFC 8784): set the same PPK on both nodes, or make it optional here"
+    )]
+    PpkRequired { peer: Identity },
+    #[error(
+        "{peer} insists on the post-quantum preshared key {named:?}, which this node does not have for it: set the same PPK on both nodes, or make it optional there"
+    )]
+    PpkUnknown { peer: Identity, named: String },
+    #[error(
+        "{failure} (Or its post-quantum preshared key of the same name differs from this node's: put the same one on both.)"
+    )]
+    PpkDiffers { failure: Box<Failure> },
     #[error(
         "{peer} does not accept signatures with hash {wanted} (RFC 7427), only {listed:?}: use another kind of key for this node's certificate"
     )]

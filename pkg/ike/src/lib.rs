@@ -20,8 +20,8 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Rekeying,
-    TrafficSelector, Volume,
+    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Ppk,
+    Rekeying, TrafficSelector, Volume,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;

@@ -178,6 +178,10 @@ pub const ANNOUNCEMENT_MAX: usize = 64;
 pub const IDENTITY_MAX: usize = 253;
 /// Shortest pre-shared key in bytes (RFC 7296 §2.15 asks for as much unpredictability as the strongest key has).
 pub const PSK_MIN: usize = 32;
+/// Shortest post-quantum preshared key in bytes: 256 bits, half of which a quantum computer leaves (RFC 8784 §6).
+pub const PPK_MIN: usize = 32;
+/// Longest name of one.
+pub const PPK_ID_MAX: usize = 128;
 /// Traffic selectors per side in a configuration.
 pub const SELECTORS_MAX: usize = 16;
 /// Suites of a CHILD_SA in a configuration: each may need a proposal of its own, and all must fit into one message.

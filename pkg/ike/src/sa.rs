@@ -5,13 +5,14 @@ pub(crate) mod auth;
 mod datagrams;
 pub(crate) mod init;
 pub(crate) mod nat;
+pub(crate) mod ppk;
 mod proposals;
 mod reassembly;
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::{ChildId, Identity, IkePolicy, Volume};
+use crate::config::{ChildId, Identity, IkePolicy, Ppk, Volume};
 use crate::crypto::{
     CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SharedSecret,
     SkD, SkeySeed, Spis,
@@ -81,9 +82,27 @@ pub(crate) struct Negotiated {
     /// Its SIGNATURE_HASH_ALGORITHMS.
     pub(crate) hashes: Vec<u16>,
     pub(crate) intermediate: Option<IntAuth>,
+    pub(crate) ppk: PpkUse,
+}
+
+/// How far both ends are with a post-quantum preshared key (RFC 8784).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PpkUse {
+    /// Not both have one.
+    No,
+    /// Both sent USE_PPK.
+    Agreed,
+    /// It is mixed into the keys.
+    Mixed,
 }
 
 impl Negotiated {
+    /// Mixes a PPK into the keys that IKE_AUTH proves and CHILD_SAs come from.
+    pub(crate) fn mix(&mut self, ppk: &Ppk) -> Result<(), CryptoError> {
+        self.ppk = PpkUse::Mixed;
+        self.keys.mix_ppk(&ppk.key)
+    }
+
     /// The message ID of IKE_AUTH.
     pub(crate) fn auth_id(&self) -> u32 {
         1 + u32::from(self.intermediate.is_some())

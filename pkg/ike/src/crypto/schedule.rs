@@ -152,6 +152,25 @@ pub struct RoleKeys {
     pub sk_p_remote: SkP,
 }
 
+impl RoleKeys {
+    /// Mixes a post-quantum preshared key into SK_d, SK_pi and SK_pr: `prf+(PPK, SK)` (RFC 8784 §3). What protects IKE
+    /// messages stays as it is.
+    ///
+    /// # Errors
+    /// None with the functions there are: each key is one block.
+    pub fn mix_ppk(&mut self, ppk: &SecretBytes) -> Result<(), CryptoError> {
+        let SkD { prf, key } = &mut self.sk_d;
+        *key = mixed(*prf, key, ppk)?;
+        self.sk_p_local = self.sk_p_local.mixed(ppk)?;
+        self.sk_p_remote = self.sk_p_remote.mixed(ppk)?;
+        Ok(())
+    }
+}
+
+fn mixed(prf: Prf, key: &SecretBytes, ppk: &SecretBytes) -> Result<SecretBytes, CryptoError> {
+    prf.plus(ppk.expose(), &[key.expose()], key.len())
+}
+
 /// SK_d: all that is needed to key CHILD_SAs and the next IKE SA.
 #[derive(Clone, Debug)]
 pub struct SkD {
@@ -199,6 +218,17 @@ impl SkP {
 
     pub(super) fn prf(&self) -> Prf {
         self.prf
+    }
+
+    /// The same with a post-quantum preshared key, see [`RoleKeys::mix_ppk`].
+    ///
+    /// # Errors
+    /// As [`RoleKeys::mix_ppk`].
+    pub fn mixed(&self, ppk: &SecretBytes) -> Result<Self, CryptoError> {
+        Ok(Self {
+            prf: self.prf,
+            key: mixed(self.prf, &self.key, ppk)?,
+        })
     }
 
     #[cfg(test)]

@@ -12,11 +12,13 @@ use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::auth::{node_name, own_id, prove, verify};
+use crate::sa::auth::{Proof, node_name, own_id, prove, verify};
 use crate::sa::init::{self, Heard, Retry, Say};
 use crate::sa::nat::{NAT_PORT, Nat};
+use crate::sa::ppk;
 use crate::sa::{
-    AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, Sealed, State, error_notify, notify,
+    AuthSent, Goodbye, IkeSa, InitSent, Negotiated, Opened, PpkUse, Sealed, State, error_notify,
+    notify,
 };
 use crate::timers::Timer;
 use crate::wire::{
@@ -100,6 +102,7 @@ impl Endpoint {
             path,
             cookie,
             sa: init::offer(policy),
+            ppk: peer.config.ppk.is_some(),
             intermediate: policy.post_quantum != PostQuantum::Off,
             group,
             public,
@@ -186,6 +189,11 @@ impl Endpoint {
             return;
         };
         let forced = peer.config.force_udp_encapsulation;
+        if peer.config.requires_ppk() && !heard.ppk {
+            let told = "it has no post-quantum preshared key (USE_PPK), which is required for it";
+            return self.disbelieve(spi, told.into());
+        }
+        let has_ppk = peer.config.ppk.is_some();
         let policy = peer.config.policy(&self.config);
         let chosen = init::check_answer(heard.sa, policy, state.kex.group());
         let fits = |chosen: &init::Chosen| {
@@ -211,8 +219,12 @@ impl Endpoint {
             sa.path.remote.set_port(NAT_PORT);
         }
         self.timers.cancel(&Timer::Retransmit(spi));
-        let sent = negotiate(*state, received, heard, chosen)
-            .and_then(|n| self.send_next(spi, &peer, n, received.now));
+        let sent = negotiate(*state, received, heard, chosen).and_then(|mut n| {
+            if has_ppk && heard.ppk {
+                n.ppk = PpkUse::Agreed;
+            }
+            self.send_next(spi, &peer, n, received.now)
+        });
         if let Err(failure) = sent {
             self.attempt_failed(spi, &peer, failure, received.now);
         }
@@ -249,15 +261,19 @@ impl Endpoint {
         let (Some(sa), Some(peer)) = (self.sas.get_mut(&spi), self.peers.get(id)) else {
             return Ok(());
         };
-        let proof = prove(
-            &self.config,
-            &peer.config,
-            &state.negotiated,
-            Role::Initiator,
-        );
+        let ppk = peer.config.ppk.as_ref();
+        let ppk = ppk.filter(|_| state.negotiated.ppk == PpkUse::Agreed);
+        let prove_with = |ppk| {
+            let (config, negotiated) = (&self.config, &state.negotiated);
+            prove(config, &peer.config, negotiated, Role::Initiator, ppk)
+        };
+        let fallback = ppk.filter(|ppk| !ppk.required).map(|_| prove_with(None));
+        let proof = prove_with(ppk);
         let (mesh, message_id) = (state.negotiated.mesh, state.negotiated.auth_id());
         sa.state = State::AuthSent(Box::new(state));
-        let proof = proof?;
+        let (proof, fallback) = (proof?, fallback.transpose()?);
+        let ppk_id = ppk.map(ppk::identity);
+        let fallback = fallback.as_ref().map(Proof::data);
         let fresh =
             peer.wanted == Some(Connect::Fresh) && peer.sas.is_empty() && peer.orphans.is_empty();
         let certreq = self.config.trust.certreq();
@@ -268,6 +284,7 @@ impl Endpoint {
             id.0.as_bytes(),
         )));
         payloads.extend(proof.payloads());
+        payloads.extend(ppk_id.iter().flat_map(|id| ppk::said(id, fallback)));
         payloads
             .extend(fresh.then(|| Payload::Notify(Notify::new(NotifyType::InitialContact, &[]))));
         let mobike = sa.path.remote.port() == NAT_PORT;
@@ -309,6 +326,7 @@ impl Endpoint {
             sa.mobility.mobike = mobike && sa.path.remote.port() == NAT_PORT;
         }
         let judged = payloads.and_then(|payloads| {
+            self.mix_ppk_answered(spi, &payloads)?;
             let judged = self.judge_auth_response(spi, received, &payloads)?;
             Ok((judged, payloads))
         });
@@ -324,6 +342,20 @@ impl Endpoint {
                 }
                 self.attempt_failed(spi, &id, failure, received.now);
             }
+        }
+    }
+
+    /// PPK_IDENTITY in the answer: the responder has used the PPK (RFC 8784 §3).
+    fn mix_ppk_answered(&mut self, spi: u64, payloads: &[Payload<'_>]) -> Result<(), Failure> {
+        let Some(State::AuthSent(state)) = self.sas.get_mut(&spi).map(|sa| &mut sa.state) else {
+            return Ok(());
+        };
+        let used = notify(payloads, NotifyType::PpkIdentity).is_some()
+            && state.negotiated.ppk == PpkUse::Agreed;
+        let peer = self.peers.get(&state.peer).map(|peer| &peer.config);
+        match peer.and_then(|peer| peer.ppk.as_ref()).filter(|_| used) {
+            Some(ppk) => Ok(state.negotiated.mix(ppk)?),
+            None => Ok(()),
         }
     }
 
@@ -391,6 +423,10 @@ impl Endpoint {
                 peer: peer.identity.clone(),
                 answered,
             });
+        }
+        if peer.requires_ppk() && negotiated.ppk != PpkUse::Mixed {
+            let peer = peer.identity.clone();
+            return Err(Failure::PpkRequired { peer });
         }
         verify(
             &self.config,
@@ -471,6 +507,7 @@ fn negotiate(
         mesh: heard.mesh,
         hashes: heard.hashes.clone(),
         intermediate: None,
+        ppk: PpkUse::No,
     })
 }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::{Connect, Endpoint};
 use crate::config::{
-    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, TrafficSelector,
+    ChildConfig, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Ppk,
+    TrafficSelector,
 };
 use crate::crypto::SkCipher;
 use crate::error::ConfigError;
@@ -160,7 +161,7 @@ impl Endpoint {
         };
         let new = &peer.config;
         let renamed = matches!((&old.uid, &new.uid), (Some(old), Some(new)) if old != new);
-        let other_auth = old.auth != new.auth || renamed;
+        let other_auth = (&old.auth, &old.ppk) != (&new.auth, &new.ppk) || renamed;
         let moved = |spi: &u64| {
             self.sas.get(spi).is_some_and(|sa| {
                 !new.addresses.contains(&sa.path.remote.ip())
@@ -211,6 +212,16 @@ pub(super) fn check(config: &Config, peer: &PeerConfig) -> Result<(), ConfigErro
             return Err(ConfigError::NoTrust(who()));
         }
         PeerAuth::Psk(_) | PeerAuth::Certificate => {}
+    }
+    let good = |ppk: &Ppk| {
+        ppk.key.len() >= limits::PPK_MIN && (1..=limits::PPK_ID_MAX).contains(&ppk.id.len())
+    };
+    if let Some(ppk) = peer.ppk.as_ref().filter(|ppk| !good(ppk)) {
+        return Err(ConfigError::Ppk {
+            peer: who(),
+            name: ppk.id.len(),
+            got: ppk.key.len(),
+        });
     }
     check_content(peer)
 }

@@ -18,7 +18,7 @@ use crate::limits;
 use crate::sa::auth::{node_name, own_id, prove, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
 use crate::sa::nat::{NAT_PORT, Nat};
-use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, Sealed, State, notify};
+use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, PpkUse, Sealed, State, notify, ppk};
 use crate::timers::Timer;
 use crate::wire::{
     self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload,
@@ -147,6 +147,16 @@ impl Endpoint {
         peers.any(|peer| peer.config.force_udp_encapsulation)
     }
 
+    /// A peer that has `address` has a post-quantum preshared key.
+    fn has_ppk_at(&self, address: IpAddr) -> bool {
+        let mut peers = self.half_open.peers_at(address);
+        peers.any(|id| {
+            self.peers
+                .get(id)
+                .is_some_and(|peer| peer.config.ppk.is_some())
+        })
+    }
+
     /// Makes a half-open IKE SA and answers.
     fn open_half(
         &mut self,
@@ -177,6 +187,7 @@ impl Endpoint {
         // Nodes of a mesh send their certificates unasked.
         let trust = (!heard.mesh).then_some(&self.config.trust);
         let certreq = trust.map(TrustAnchors::certreq).unwrap_or_default();
+        let ppk = heard.ppk && self.has_ppk_at(path.remote.ip());
         let sent = init_response(&Say {
             spis,
             path,
@@ -189,6 +200,7 @@ impl Endpoint {
             certreq: &certreq,
             pretend_nat: forced,
             intermediate: chosen.kem.is_some(),
+            ppk,
         });
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
@@ -200,6 +212,7 @@ impl Endpoint {
             mesh: heard.mesh,
             hashes: heard.hashes.clone(),
             intermediate: None,
+            ppk: if ppk { PpkUse::Agreed } else { PpkUse::No },
         };
         let state = State::HalfOpen(Box::new(HalfOpen {
             negotiated,
@@ -286,6 +299,9 @@ impl Endpoint {
         received: &Received<'_>,
         payloads: &[Payload<'_>],
     ) -> Result<Verdict, Failure> {
+        let fallback = self.mix_ppk_asked(spi, payloads)?;
+        let replaced = fallback.map(|data| ppk::with_auth(payloads, data));
+        let payloads = replaced.as_deref().unwrap_or(payloads);
         let peer = self.authenticate(spi, received, payloads)?.clone();
         self.check_crossing(&peer.identity, received.now)?;
         let spi_in = self.fresh_esp_spi();
@@ -300,6 +316,31 @@ impl Endpoint {
             child,
             announcement,
         })
+    }
+
+    /// Mixes in the PPK that the peer claims to have used; the proof must bear it out. Else the AUTH data that counts in
+    /// the place of that in the AUTH payload.
+    fn mix_ppk_asked<'a>(
+        &mut self,
+        spi: u64,
+        payloads: &[Payload<'a>],
+    ) -> Result<Option<&'a [u8]>, Failure> {
+        let Some(State::HalfOpen(state)) = self.sas.get_mut(&spi).map(|sa| &mut sa.state) else {
+            return Ok(None);
+        };
+        let claimed = find_id(payloads, true).and_then(node_name);
+        let Some(peer) = claimed.and_then(|id| self.peers.get(&id)) else {
+            return Ok(None);
+        };
+        let agreed = state.negotiated.ppk == PpkUse::Agreed;
+        match ppk::judge(&peer.config, agreed, payloads)? {
+            ppk::Proof::Plain => Ok(None),
+            ppk::Proof::Fallback(data) => Ok(Some(data)),
+            ppk::Proof::With(ppk) => {
+                state.negotiated.mix(ppk)?;
+                Ok(None)
+            }
+        }
     }
 
     pub(super) fn half_open_state(&self, spi: u64) -> Option<&HalfOpen> {
@@ -449,7 +490,10 @@ impl Endpoint {
             (Some(peer), Some(state)) => (peer, state),
             _ => return Err(no_state()),
         };
-        let proof = prove(&config, &peer.config, &state.negotiated, Role::Responder)?;
+        let negotiated = &state.negotiated;
+        let proof = prove(&config, &peer.config, negotiated, Role::Responder, None)?;
+        let ppk =
+            (negotiated.ppk == PpkUse::Mixed).then(|| Notify::new(NotifyType::PpkIdentity, &[]));
         let said = state.negotiated.mesh.then(|| peer.announcement.clone());
         let mobike = self.sas.get(&spi).is_some_and(|sa| sa.mobility.mobike);
         let mobike = mobike.then(|| Notify::new(NotifyType::MobikeSupported, &[]));
@@ -460,7 +504,7 @@ impl Endpoint {
             .as_ref()
             .map(|data| Notify::new(NotifyType::AuthLifetime, data));
         payloads.extend(lifetime.map(Payload::Notify));
-        payloads.extend(mobike.map(Payload::Notify));
+        payloads.extend(mobike.into_iter().chain(ppk).map(Payload::Notify));
         match child {
             Ok((agreed, child)) => {
                 payloads.extend(agreed.payloads(child.spi_in));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Negotiated;
-use crate::config::{Config, Identity, PeerAuth, PeerConfig};
+use super::{Negotiated, PpkUse};
+use crate::config::{Config, Identity, PeerAuth, PeerConfig, Ppk};
 use crate::crypto::SignedOctets;
 use crate::crypto::auth::{psk_auth, verify_psk_auth};
 use crate::error::Failure;
@@ -39,6 +39,11 @@ pub(crate) struct Proof<'a> {
 }
 
 impl Proof<'_> {
+    /// AUTH data.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
     /// CERT payloads and AUTH payload.
     pub(crate) fn payloads(&self) -> Vec<Payload<'_>> {
         let auth = Auth {
@@ -54,16 +59,22 @@ impl Proof<'_> {
     }
 }
 
-/// Proves this side's identity to a peer that expects `auth`.
+/// Proves this side's identity to a peer that expects `auth`; with a `ppk` that is not mixed into the keys yet.
 pub(crate) fn prove<'a>(
     config: &'a Config,
     peer: &PeerConfig,
     negotiated: &Negotiated,
     role: Role,
+    ppk: Option<&Ppk>,
 ) -> Result<Proof<'a>, Failure> {
     let (_, nonce) = nonces(negotiated, role);
     let id = own_id(config).body();
-    let octets = SignedOctets::new(&negotiated.sent, nonce, &negotiated.keys.sk_p_local, &id);
+    let sk_p = &negotiated.keys.sk_p_local;
+    let sk_p = match ppk {
+        Some(ppk) => &sk_p.mixed(&ppk.key)?,
+        None => sk_p,
+    };
+    let octets = SignedOctets::new(&negotiated.sent, nonce, sk_p, &id);
     let octets = with_intermediate(octets, negotiated);
     let failed = |error| Failure::Auth {
         peer: peer.identity.clone(),
@@ -140,7 +151,15 @@ pub(crate) fn verify(
         &id.body(),
     );
     let octets = with_intermediate(octets, negotiated);
-    let failed = |error| Failure::Auth { peer: who(), error };
+    let failed = |error| {
+        let failure = Failure::Auth { peer: who(), error };
+        match negotiated.ppk {
+            PpkUse::Mixed => Failure::PpkDiffers {
+                failure: Box::new(failure),
+            },
+            PpkUse::No | PpkUse::Agreed => failure,
+        }
+    };
     match (&peer.auth, auth.method) {
         (PeerAuth::Psk(psk), AuthMethod::SharedKey) => {
             verify_psk_auth(psk, &octets, auth.data).map_err(failed)

@@ -32,6 +32,8 @@ pub(crate) struct Say<'a> {
     pub(crate) certreq: &'a [u8],
     /// [`crate::PeerConfig::force_udp_encapsulation`].
     pub(crate) pretend_nat: bool,
+    /// USE_PPK (RFC 8784 §3).
+    pub(crate) ppk: bool,
     /// INTERMEDIATE_EXCHANGE_SUPPORTED (RFC 9242 §3.1): where ML-KEM is offered or taken.
     pub(crate) intermediate: bool,
 }
@@ -71,6 +73,9 @@ impl Say<'_> {
                 authorities: self.certreq,
             },
         )));
+        if self.ppk {
+            payloads.push(said(NotifyType::UsePpk, &[]));
+        }
         if self.intermediate {
             payloads.push(said(NotifyType::IntermediateExchangeSupported, &[]));
         }
@@ -89,6 +94,8 @@ pub(crate) struct Heard<'a> {
     pub(crate) hashes: Vec<u16>,
     /// It joins fragments (RFC 7383).
     pub(crate) fragmentation: bool,
+    /// It has post-quantum preshared keys (RFC 8784).
+    pub(crate) ppk: bool,
     /// It knows IKE_INTERMEDIATE (RFC 9242).
     pub(crate) intermediate: bool,
     /// Whose address was translated on the way; `None`: it does not say what it sees.
@@ -124,6 +131,7 @@ impl<'a> Heard<'a> {
             hashes: hashes(payloads),
             fragmentation: notify(payloads, NotifyType::FragmentationSupported).is_some(),
             nat: Nat::detect(payloads, spis, path),
+            ppk: notify(payloads, NotifyType::UsePpk).is_some(),
             intermediate: notify(payloads, NotifyType::IntermediateExchangeSupported).is_some(),
         })
     }

@@ -48,6 +48,7 @@ fn negotiated() -> Negotiated {
             kem: None,
         },
         intermediate: None,
+        ppk: PpkUse::No,
     }
 }
 

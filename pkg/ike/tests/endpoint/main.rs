@@ -20,6 +20,7 @@ mod mobike;
 mod nat;
 mod policy;
 mod post_quantum;
+mod ppk;
 mod reauth;
 mod refused;
 mod rekey;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes kdf.json: IKEv2 key derivation and PSK AUTH (RFC 7296 §2.13 to §2.18, RFC 5282), computed with Python's
+"""Writes kdf.json: IKEv2 key derivation and PSK AUTH (RFC 7296 §2.13 to §2.18, RFC 5282, RFC 8784), computed with Python's
 standard library alone, from the RFC's formulas. Run it in this folder; the result is always the same."""
 
 import hashlib
@@ -63,6 +63,13 @@ def auth(name, keys, ni, nr):
             "octets_r": octets_r, "auth_i": prf(name, padded, octets_i), "auth_r": prf(name, padded, octets_r)}
 
 
+def ppk(name, keys):
+    """RFC 8784 section 3."""
+    key = made(f"{name} PPK", 40)
+    mixed = {which: prf_plus(name, key, keys[which], len(keys[which])) for which in ("sk_d", "sk_pi", "sk_pr")}
+    return {"key": key} | mixed
+
+
 def case(name, cipher, nonce_len):
     def some(what, length):
         return made(f"{name} {cipher} {what}", length)
@@ -84,6 +91,7 @@ def case(name, cipher, nonce_len):
         "child_pfs": [child(name, keys["sk_d"], new["shared"], new["ni"], new["nr"], suite) for suite in ESP_SUITES],
         "rekey": new | {"prf": new_prf, "skeyseed": rekey_seed, "keys": rekeyed},
         "auth": auth(name, keys, ni, nr),
+        "ppk": ppk(name, keys),
     }
 
 

@@ -99,6 +99,27 @@ fn first_handshake_as_computed_elsewhere() {
 }
 
 #[test]
+fn a_ppk_is_mixed_in_as_computed_elsewhere() {
+    for row in rows(&kdf(), "cases") {
+        let (ni, nr) = (bytes(row, "ni"), bytes(row, "nr"));
+        let nonces = Nonces {
+            initiator: &ni,
+            responder: &nr,
+        };
+        let mut keys = first(row, nonces).for_role(Role::Initiator).unwrap();
+        let ppk = SecretBytes::new(bytes(&row["ppk"], "key"));
+        keys.mix_ppk(&ppk).unwrap();
+        for (key, name) in [
+            (&keys.sk_d.key, "sk_d"),
+            (&keys.sk_p_local.key, "sk_pi"),
+            (&keys.sk_p_remote.key, "sk_pr"),
+        ] {
+            assert_eq!(hex::encode(key.expose()), text(&row["ppk"], name), "{name}");
+        }
+    }
+}
+
+#[test]
 fn child_keys_with_and_without_pfs_as_computed_elsewhere() {
     for row in rows(&kdf(), "cases") {
         let (ni, nr) = (bytes(row, "ni"), bytes(row, "nr"));
