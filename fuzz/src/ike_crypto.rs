@@ -51,7 +51,7 @@ pub fn ike_verify_peer(data: &[u8]) {
         TrustAnchors::from_pem(pem).expect("the committed CA certificate is one")
     });
     let chain = split_chain(data);
-    let expected = Identity("node-a".to_owned());
+    let expected = Identity("node-a".into());
     let uid = Some("11111111-2222-3333-4444-555555555555");
     for unix in [VALID_AT, Duration::ZERO, Duration::MAX] {
         let verified = verify_peer(&ANCHORS, &chain, &expected, uid, unix);

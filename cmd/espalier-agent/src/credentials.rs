@@ -29,7 +29,7 @@ impl Keyring {
     pub(crate) fn own_problem(&self, node: &str, unix: Duration) -> Option<String> {
         let credentials = self.credentials.as_ref()?;
         let refused = credentials
-            .check(&self.trust, &Identity(node.to_owned()), None, unix)
+            .check(&self.trust, &Identity(node.into()), None, unix)
             .err()?;
         Some(format!("peers refuse this node's certificate: {refused}"))
     }

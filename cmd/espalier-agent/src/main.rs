@@ -77,7 +77,7 @@ async fn main() -> Result<()> {
 fn endpoint(args: &Args) -> Result<Endpoint> {
     let config = Config {
         rekeying: args.rekeying(),
-        ..Config::new(Identity(args.node.clone()))
+        ..Config::new(Identity(args.node.as_str().into()))
     };
     Ok(Endpoint::new(config, Box::new(OsRng))?)
 }

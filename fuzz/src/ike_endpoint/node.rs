@@ -26,9 +26,9 @@ pub(super) struct Node {
 
 /// The lower identity initiates.
 pub(super) fn id(role: Role) -> Identity {
-    Identity(match role {
-        Role::Initiator => "node-a".to_owned(),
-        Role::Responder => "node-b".to_owned(),
+    Identity::from(match role {
+        Role::Initiator => "node-a",
+        Role::Responder => "node-b",
     })
 }
 

@@ -80,7 +80,7 @@ fn chains_that_are_good_by_name_are_accepted_and_no_others() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let bytes = fs::read(&path).unwrap();
         let chain = espalier_fuzz::split_chain(&bytes);
-        let expected = Identity("node-a".to_owned());
+        let expected = Identity("node-a".into());
         let verified = verify_peer(&anchors, &chain, &expected, Some(UID), in_2030);
         let good = [
             "good",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use espalier_secret::SecretBytes;
@@ -9,9 +10,15 @@ use espalier_secret::SecretBytes;
 use crate::crypto::{Kem, KexGroup, Prf, SkCipher};
 use crate::suite::{ChildSuite, EspSuite};
 
-/// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object.
+/// A node's IKE identity, sent as ID_FQDN (RFC 7296 §3.5): the name of its Node object. Cheap to clone: all clones share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity(pub String);
+pub struct Identity(pub Arc<str>);
+
+impl From<&str> for Identity {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

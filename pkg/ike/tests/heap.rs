@@ -32,7 +32,7 @@ fn live() -> usize {
 const PEERS: usize = 400;
 
 fn name(index: usize) -> Identity {
-    Identity(format!("worker-{index:05}.example.internal"))
+    Identity(format!("worker-{index:05}.example.internal").into())
 }
 
 fn address(index: usize) -> SocketAddr {

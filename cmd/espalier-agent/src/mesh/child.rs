@@ -62,7 +62,7 @@ impl<D: Dataplane> Mesh<D> {
             let now = Instant::now();
             self.parts
                 .endpoint
-                .disconnect(&Identity(name.to_owned()), now);
+                .disconnect(&Identity(name.into()), now);
             self.note_problem(name, e.to_string());
             return;
         }
@@ -192,7 +192,7 @@ impl<D: Dataplane> Mesh<D> {
         self.switch_to_best(name).await;
         self.parts
             .endpoint
-            .confirm_child(&Identity(name.to_owned()), spi_in, Instant::now());
+            .confirm_child(&Identity(name.into()), spi_in, Instant::now());
         self.expire_adopted(name);
     }
 
@@ -240,7 +240,7 @@ impl<D: Dataplane> Mesh<D> {
         // Whoever claims a peer's name from elsewhere is not that peer: its status is not for strangers to write.
         let is_peer = |name: &Identity| {
             self.peers
-                .get(&name.0)
+                .get(&*name.0)
                 .is_some_and(|peer| peer.addresses.1 == remote.ip())
         };
         if let Some(peer) = peer.filter(is_peer) {

@@ -197,7 +197,7 @@ impl<D: Dataplane> Mesh<D> {
         for problem in &self.keyring.problems {
             warn!(%problem, "credentials");
         }
-        let identity = espalier_ike::Identity(self.parts.node.clone());
+        let identity = espalier_ike::Identity::from(self.parts.node.as_str());
         let config = espalier_ike::Config {
             credentials: self.keyring.credentials.clone(),
             trust: self.keyring.trust.clone(),

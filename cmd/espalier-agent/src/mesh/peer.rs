@@ -118,7 +118,7 @@ impl PeerState {
         let auth = psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone()));
         let mut child = ChildConfig::new(vec![any_udp(local)], vec![any_udp(remote)]);
         child.suites.push(EspSuite::ChaCha20Poly1305.into());
-        let identity = Identity(self.spec.name.clone());
+        let identity = Identity(self.spec.name.as_str().into());
         PeerConfig {
             uid: self.spec.uid.clone(),
             addresses: self.spec.addresses.clone(),

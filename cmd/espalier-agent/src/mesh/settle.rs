@@ -108,7 +108,7 @@ impl<D: Dataplane> Mesh<D> {
     fn settle_ike(&mut self, now: Instant) {
         let plane_is_up = self.hello.is_some();
         for (name, peer) in &mut self.peers {
-            let id = Identity(name.clone());
+            let id = Identity(name.as_str().into());
             let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
             let wanted = peer.pair.view().wants_sa && plane_is_up && peer.config_problem.is_none();
             if wanted && !connected {
@@ -128,7 +128,7 @@ impl<D: Dataplane> Mesh<D> {
         for (name, peer) in &mut self.peers {
             let news = peer.pair.announcement(peer.opens());
             if peer.said != Some(news) {
-                let id = Identity(name.clone());
+                let id = Identity(name.as_str().into());
                 debug!(peer = %name, ?news, "announcing");
                 self.parts.endpoint.announce(&id, news.to_bytes(), now);
                 peer.said = Some(news);

@@ -108,7 +108,7 @@ impl<D: Dataplane> Mesh<D> {
         info!(peer = name, "peer removed");
         self.parts
             .endpoint
-            .remove_peer(&Identity(name.to_owned()), Instant::now());
+            .remove_peer(&Identity(name.into()), Instant::now());
         // Its ChildDown events name SAs that go with the peer below.
         if let Some(peer) = self.peers.remove(name)
             && let Err(e) = self.parts.plane.remove_peer(peer.id()).await
@@ -166,7 +166,7 @@ impl<D: Dataplane> Mesh<D> {
                 (None, false, None, None);
             peer.pair.ike_down(now);
             peer.pair.set_esp(false, now);
-            self.parts.endpoint.disconnect(&Identity(name.clone()), now);
+            self.parts.endpoint.disconnect(&Identity(name.as_str().into()), now);
         }
     }
 
@@ -197,7 +197,7 @@ impl<D: Dataplane> Mesh<D> {
         {
             self.parts
                 .endpoint
-                .note_traffic(&Identity(sa.peer.0.clone()), now);
+                .note_traffic(&Identity(sa.peer.0.as_str().into()), now);
         }
     }
 

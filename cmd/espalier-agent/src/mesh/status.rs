@@ -165,7 +165,7 @@ impl<D: Dataplane> Mesh<D> {
             .to_owned(),
             accepts_clear: view.accepts_clear,
             enforced: view.enforced,
-            ike: match self.parts.endpoint.status(&Identity(name.clone())) {
+            ike: match self.parts.endpoint.status(&Identity(name.as_str().into())) {
                 IkeStatus::None => "none",
                 IkeStatus::Connecting => "connecting",
                 IkeStatus::Established => "established",

@@ -61,7 +61,7 @@ impl ProbeConfig {
     }
 
     pub(crate) fn node(&self) -> Result<Config> {
-        let mut config = Config::new(Identity(self.identity.clone()));
+        let mut config = Config::new(Identity(self.identity.as_str().into()));
         if let Some(files) = &self.files {
             config.credentials = Some(Credentials::from_files(&files.chain, &files.key)?);
             config.trust = TrustAnchors::from_file(&files.ca)?;
@@ -83,7 +83,7 @@ impl ProbeConfig {
         if self.ah {
             child.suites = vec![ChildSuite::Ah(Integrity::HmacSha256)];
         }
-        let id = Identity(self.peer.clone());
+        let id = Identity(self.peer.as_str().into());
         Ok(PeerConfig::new(id, self.local, self.remote, auth, child))
     }
 }

@@ -417,7 +417,7 @@ impl Endpoint {
         if name.as_ref() != Some(&peer.identity) {
             let answered = name.map_or_else(
                 || format!("an identity of type {:?}", id.kind),
-                |name| name.0,
+                |name| name.to_string(),
             );
             return Err(Failure::OtherPeer {
                 peer: peer.identity.clone(),

@@ -187,7 +187,7 @@ pub(super) fn check_identity(id: &Identity) -> Result<(), ConfigError> {
     if is_node_name(&id.0) {
         Ok(())
     } else {
-        Err(ConfigError::Identity(id.0.clone()))
+        Err(ConfigError::Identity(id.to_string()))
     }
 }
 

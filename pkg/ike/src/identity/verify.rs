@@ -208,7 +208,7 @@ impl<'a> Names<'a> {
 
     /// Exact: no wildcards, no case folding (Node names are lower case), the subject's common name does not count.
     fn check_dns(&self, expected: &Identity) -> Result<(), IdentityError> {
-        if self.dns.contains(&expected.0.as_str()) {
+        if self.dns.contains(&&*expected.0) {
             return Ok(());
         }
         let found = if self.dns.is_empty() {
@@ -217,7 +217,7 @@ impl<'a> Names<'a> {
             printable(&self.dns.join(", "))
         };
         Err(IdentityError::NameMismatch {
-            expected: expected.0.clone(),
+            expected: expected.to_string(),
             found,
         })
     }
@@ -229,7 +229,7 @@ impl<'a> Names<'a> {
         expected: Option<&str>,
     ) -> Result<Option<String>, IdentityError> {
         let own = |node: &&'a str| {
-            node.strip_prefix(&identity.0)?
+            node.strip_prefix(&*identity.0)?
                 .strip_prefix('/')
                 .filter(|uid| !uid.is_empty())
         };
@@ -237,7 +237,7 @@ impl<'a> Names<'a> {
         match expected {
             Some(expected) if !self.nodes.is_empty() && !uids.contains(&expected) => {
                 Err(IdentityError::UidMismatch {
-                    identity: identity.0.clone(),
+                    identity: identity.to_string(),
                     expected: expected.into(),
                     found: printable(&self.nodes.join(", ")),
                 })

@@ -22,7 +22,7 @@ pub(crate) fn node_name(id: &Identification<'_>) -> Option<Identity> {
     let name = std::str::from_utf8(id.data)
         .ok()
         .filter(|_| id.kind == IdType::Fqdn)?;
-    is_node_name(name).then(|| Identity(name.to_owned()))
+    is_node_name(name).then(|| Identity(name.into()))
 }
 
 /// Printable ASCII of bounded length.

@@ -111,7 +111,7 @@ impl Endpoint {
         let reauth = old.established().map(|old| old.reauth).unwrap_or_default();
         let (peer, mesh, order, confirmed) = match &old.state {
             State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
-            _ => (Identity(String::new()), false, 0, false),
+            _ => (Identity("".into()), false, 0, false),
         };
         let established = Established {
             peer,

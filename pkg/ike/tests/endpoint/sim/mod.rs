@@ -120,7 +120,7 @@ pub struct Net {
 }
 
 pub fn id(index: usize) -> Identity {
-    Identity(format!("node-{index:02}"))
+    Identity(format!("node-{index:02}").into())
 }
 
 pub fn address(index: usize) -> SocketAddr {
