@@ -54,8 +54,8 @@ pub struct Config {
     pub rekeying: Rekeying,
     /// How IKE SAs are protected, with peers that have no policy of their own. AES-CBC does not belong here.
     pub ike: IkePolicy,
-    /// Half-open IKE SAs of others from which on every IKE_SA_INIT needs a cookie (RFC 7296 §2.6); the default is
-    /// [`crate::limits::HALF_OPEN`]. A cookie costs a round trip.
+    /// Half-open IKE SAs of unknown addresses from which on their IKE_SA_INITs need a cookie (RFC 7296 §2.6); the default is
+    /// [`crate::limits::HALF_OPEN`]. A cookie costs a round trip; configured peers are spared it, unless this is 0.
     pub cookie_threshold: usize,
 }
 

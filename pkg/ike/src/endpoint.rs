@@ -21,6 +21,7 @@ mod respond;
 mod stray;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand_core::{CryptoRng, Rng as _};
@@ -51,7 +52,7 @@ pub enum Connect {
 
 /// One node's IKE engine. See the crate's documentation for the order in which to drain it.
 pub struct Endpoint {
-    config: Config,
+    config: Arc<Config>,
     rng: Box<dyn CryptoRng + Send>,
     peers: BTreeMap<Identity, Box<Peer>>,
     /// By local SPI.
@@ -59,8 +60,8 @@ pub struct Endpoint {
     half_open: HalfOpen,
     cookies: Cookies,
     strays: Strays,
-    /// Inbound ESP SPIs that must not be chosen: given out and not yet down, or reserved.
-    spis: BTreeSet<u32>,
+    /// Inbound ESP SPIs that must not be chosen: given out and not yet down, or reserved; with whose CHILD_SA it is.
+    spis: BTreeMap<u32, Option<Identity>>,
     timers: Timers,
     events: VecDeque<Event>,
     transmits: VecDeque<Transmit>,
@@ -93,14 +94,14 @@ impl Endpoint {
         peer::check_own_policy(&config)?;
         let cookies = Cookies::new(&mut *rng);
         Ok(Self {
-            config,
+            config: Arc::new(config),
             rng,
             cookies,
             peers: BTreeMap::new(),
             sas: BTreeMap::new(),
             half_open: HalfOpen::default(),
             strays: Strays::default(),
-            spis: BTreeSet::new(),
+            spis: BTreeMap::new(),
             timers: Timers::default(),
             events: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -123,7 +124,7 @@ impl Endpoint {
         for peer in self.peers.values() {
             peer::check(&config, &peer.config)?;
         }
-        self.config = config;
+        self.config = Arc::new(config);
         Ok(())
     }
 
@@ -189,17 +190,12 @@ impl Endpoint {
 
     /// An inbound SPI that is in use in a data plane already: not chosen until [`Endpoint::release_spi`].
     pub fn reserve_spi(&mut self, spi: u32) {
-        self.spis.insert(spi);
+        self.spis.entry(spi).or_default();
     }
 
     /// What was reserved is out of use. One that a CHILD_SA of this endpoint has stays with it.
     pub fn release_spi(&mut self, spi: u32) {
-        let of_child = |spi_in: u32| self.sa_of_child(spi_in).is_some();
-        let of_orphan = |spi_in: u32| {
-            let mut orphans = self.peers.values().flat_map(|peer| &peer.orphans);
-            orphans.any(|(_, child)| child.spi_in == spi_in)
-        };
-        if !of_child(spi) && !of_orphan(spi) {
+        if self.spis.get(&spi).is_some_and(Option::is_none) {
             self.spis.remove(&spi);
         }
     }
@@ -334,7 +330,8 @@ impl Endpoint {
     fn fresh_esp_spi(&mut self) -> u32 {
         loop {
             let spi = self.rng.next_u32();
-            if spi >= 256 && self.spis.insert(spi) {
+            if spi >= 256 && !self.spis.contains_key(&spi) {
+                self.spis.insert(spi, None);
                 return spi;
             }
         }

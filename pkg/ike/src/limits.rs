@@ -110,7 +110,8 @@ pub const REKEYED_LINGER: Duration = Duration::from_secs(90);
 
 // --- Half-open IKE SAs of the responder (RFC 7296 §2.6, RFC 8019) ---
 
-/// Half-open IKE SAs above which every IKE_SA_INIT needs a cookie.
+/// Half-open IKE SAs of unknown addresses above which their IKE_SA_INITs need a cookie. Configured addresses need one above as
+/// many of their own, or above one for each of them: a whole mesh may start at the same instant.
 pub const HALF_OPEN: usize = 64;
 /// Half-open IKE SAs of one address above which its IKE_SA_INITs need a cookie.
 pub const HALF_OPEN_FREE_PER_ADDRESS: usize = 2;

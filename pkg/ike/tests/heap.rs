@@ -1,15 +1,16 @@
 //! What an endpoint holds on the heap: per established IKE SA with its CHILD_SA, timers and peer configuration, and per half-open
-//! one that is being filled. Bytes are counted by the allocator, so nothing is forgotten.
+//! one that somebody fills with fragments. Bytes and pieces are counted by the allocator, so nothing is forgotten.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::alloc::System;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use espalier_ike::{
     ChildConfig, Config, Connect, Endpoint, Identity, IkeStatus, Path, PeerAuth, PeerConfig,
-    TrafficSelector,
+    TrafficSelector, limits,
 };
 use espalier_secret::SecretBytes;
 use rand::SeedableRng;
@@ -29,10 +30,17 @@ fn live() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated + pieces * PER_PIECE
 }
 
+#[path = "endpoint/sim/pki.rs"]
+#[allow(unreachable_pub, dead_code)] // made for the other tests
+mod pki;
+
+const UNIX: Duration = pki::NOW;
 const PEERS: usize = 400;
 
 fn name(index: usize) -> Identity {
-    Identity(format!("worker-{index:05}.example.internal").into())
+    format!("worker-{index:05}.example.internal")
+        .as_str()
+        .into()
 }
 
 fn address(index: usize) -> SocketAddr {
@@ -83,7 +91,6 @@ fn hand_over(from: &mut Endpoint, mut take: impl FnMut(Path, &[u8])) -> bool {
 fn connected(hub_begins: bool) -> (Endpoint, Vec<Endpoint>, Instant) {
     #[allow(clippy::disallowed_methods)] // a base to count from; nothing waits
     let now = Instant::now();
-    let unix = Duration::from_secs(1_800_000_000);
     let mut hub = endpoint(0);
     let mut others: Vec<Endpoint> = (1..=PEERS).map(endpoint).collect();
     for (index, other) in (1..).zip(&mut others) {
@@ -102,11 +109,11 @@ fn connected(hub_begins: bool) -> (Endpoint, Vec<Endpoint>, Instant) {
                 std::net::IpAddr::V4(v4) => u32::from(v4) & 0x00ff_ffff,
                 std::net::IpAddr::V6(_) => unreachable!("this test is IPv4 only"),
             };
-            others[octets as usize - 2].handle_datagram(now, unix, path, datagram);
+            others[octets as usize - 2].handle_datagram(now, UNIX, path, datagram);
         });
         for other in &mut others {
             busy |= hand_over(other, |path, datagram| {
-                hub.handle_datagram(now, unix, path, datagram);
+                hub.handle_datagram(now, UNIX, path, datagram);
             });
         }
     }
@@ -115,9 +122,12 @@ fn connected(hub_begins: bool) -> (Endpoint, Vec<Endpoint>, Instant) {
     (hub, others, now)
 }
 
-/// One test, since the allocator counts the whole process.
+/// The allocator counts the whole process: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn an_established_ike_sa_takes_at_most_4096_bytes_of_heap_on_either_side() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
     for hub_begins in [true, false] {
         let (hub, others, _) = connected(hub_begins);
         let with = live();
@@ -128,4 +138,137 @@ fn an_established_ike_sa_takes_at_most_4096_bytes_of_heap_on_either_side() {
         assert!(each <= 4096, "{role}: {each} bytes");
         drop(others);
     }
+}
+
+/// What `from` says, as the other end sees it.
+fn said(from: &mut Endpoint) -> Vec<(Path, Vec<u8>)> {
+    let mut datagrams = Vec::new();
+    loop {
+        while from.poll_event().is_some() {}
+        let Some(transmit) = from.poll_transmit() else {
+            return datagrams;
+        };
+        let path = Path {
+            local: transmit.path.remote,
+            remote: transmit.path.local,
+        };
+        datagrams.push((path, transmit.payload));
+    }
+}
+
+/// Allocations of a node with so many peers during a handshake, a rekey of both kinds and a liveness check with one of them.
+fn allocations(peers: usize) -> usize {
+    #[allow(clippy::disallowed_methods)] // a base to count from; nothing waits
+    let mut now = Instant::now();
+    let mut hub = endpoint(0);
+    for other in 1..=peers {
+        hub.put_peer(peer(0, other), now).unwrap();
+    }
+    let mut other = endpoint(1);
+    other.put_peer(peer(1, 0), now).unwrap();
+    let before = INSTRUMENTED_SYSTEM.stats().allocations;
+    hub.connect(&name(1), Connect::Restart, now);
+    let exchange = |hub: &mut Endpoint, other: &mut Endpoint, now: Instant| {
+        loop {
+            let (there, back) = (said(hub), said(other));
+            if there.is_empty() && back.is_empty() {
+                return;
+            }
+            for (path, datagram) in there {
+                other.handle_datagram(now, UNIX, path, &datagram);
+            }
+            for (path, datagram) in back {
+                hub.handle_datagram(now, UNIX, path, &datagram);
+            }
+        }
+    };
+    exchange(&mut hub, &mut other, now);
+    assert_eq!(hub.status(&name(1)), IkeStatus::Established);
+    hub.rekey_child(&name(1), now);
+    exchange(&mut hub, &mut other, now);
+    now += Duration::from_secs(6);
+    hub.handle_timeout(now, UNIX);
+    exchange(&mut hub, &mut other, now);
+    hub.rekey_ike(&name(1), now);
+    exchange(&mut hub, &mut other, now);
+    now += Duration::from_secs(21);
+    hub.handle_timeout(now, UNIX);
+    exchange(&mut hub, &mut other, now);
+    assert_eq!(hub.ike_sas(), 1);
+    INSTRUMENTED_SYSTEM.stats().allocations - before
+}
+
+/// The same things with 10 and with 5,000 configured peers.
+#[test]
+fn what_one_peer_causes_allocates_the_same_with_many_other_peers() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let few = allocations(10);
+    let many = allocations(5_000);
+    let differ = few.abs_diff(many);
+    // A node of a B-tree that is split here and not there.
+    assert!(differ <= 8, "{few} with 10 peers, {many} with 5,000");
+}
+
+/// Somebody with keys of its own making: IKE_SA_INIT from many addresses, and of each IKE_AUTH all fragments but the last.
+#[test]
+fn fragments_that_never_become_a_message_take_bounded_memory() {
+    const STRANGERS: usize = 60;
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    #[allow(clippy::disallowed_methods)] // a base to count from; nothing waits
+    let now = Instant::now();
+    let ca = pki::Ca::new("CA");
+    // With the names in it, nearly as much as a message may have.
+    let large = ca.issue_large(&name(1).0, limits::REASSEMBLY_BYTES / 2);
+    let mut hub = endpoint(0);
+    let mut kept = 0;
+    for stranger in 1..=STRANGERS {
+        let config = Config {
+            credentials: Some(large.clone()),
+            trust: ca.trust(),
+            ..Config::new(name(stranger))
+        };
+        let rng = StdRng::seed_from_u64(stranger as u64);
+        let mut other = Endpoint::new(config, Box::new(rng)).unwrap();
+        let auth = PeerAuth::Certificate;
+        other
+            .put_peer(
+                PeerConfig {
+                    auth,
+                    ..peer(stranger, 0)
+                },
+                now,
+            )
+            .unwrap();
+        other.connect(&name(0), Connect::Restart, now);
+        let mut fragments = said(&mut other);
+        // IKE_SA_INIT, and what comes between it and IKE_AUTH.
+        while fragments.len() <= 10 {
+            for (path, datagram) in fragments {
+                hub.handle_datagram(now, UNIX, path, &datagram);
+            }
+            for (path, datagram) in said(&mut hub) {
+                other.handle_datagram(now, UNIX, path, &datagram);
+            }
+            fragments = said(&mut other);
+            assert!(!fragments.is_empty());
+        }
+        for (path, datagram) in &fragments[..fragments.len() - 1] {
+            hub.handle_datagram(now, UNIX, *path, datagram);
+            kept += datagram.len();
+        }
+        assert!(said(&mut hub).is_empty());
+    }
+    assert_eq!(hub.half_open(), STRANGERS);
+    let with = live();
+    drop(hub);
+    let each = (with - live()) / STRANGERS;
+    println!(
+        "{each} bytes per half-open IKE SA, {} of fragments sent",
+        kept / STRANGERS
+    );
+    assert!(
+        each >= kept / STRANGERS,
+        "the fragments were taken: {each}"
+    );
+    assert!(each <= limits::REASSEMBLY_BYTES + 8 * 1024, "{each}");
 }

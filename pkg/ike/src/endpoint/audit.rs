@@ -114,7 +114,7 @@ impl Endpoint {
         let mut seen = BTreeSet::new();
         match owned
             .iter()
-            .find(|spi| !seen.insert(**spi) || !self.spis.contains(spi))
+            .find(|spi| !seen.insert(**spi) || !self.spis.contains_key(spi))
         {
             Some(spi) => Err(format!("inbound SPI {spi:08x} has two owners or is free")),
             None => Ok(()),

@@ -41,7 +41,10 @@ pub(crate) enum Admission {
 impl HalfOpen {
     /// `address` is one of `peer`'s.
     pub(crate) fn know(&mut self, address: IpAddr, peer: &Identity) {
-        self.known.entry(address).or_default().push(peer.clone());
+        let peers = self.known.entry(address);
+        // Nearly always one.
+        let peers = peers.or_insert_with(|| Vec::with_capacity(1));
+        peers.push(peer.clone());
     }
 
     /// `address` is not `peer`'s any more.
@@ -67,12 +70,18 @@ impl HalfOpen {
         self.known.contains_key(&address)
     }
 
-    /// Judges an IKE_SA_INIT from `address`; from `threshold` half-open IKE SAs on everybody needs a cookie.
+    /// Judges an IKE_SA_INIT from `address`. Strangers need a cookie from `threshold` half-open IKE SAs of strangers on;
+    /// configured addresses have a place each besides, since all peers may start at the same instant. 0: everybody needs one.
     pub(crate) fn admission(&self, address: IpAddr, threshold: usize) -> Admission {
         let here = self.by_address.get(&address).map_or(0, VecDeque::len);
+        let full = match self.knows(address) {
+            false => self.unknown >= threshold,
+            true if threshold == 0 => true,
+            true => self.len() - self.unknown >= threshold.max(self.known.len()),
+        };
         if !self.knows(address) && self.unknown >= limits::HALF_OPEN_UNKNOWN {
             Admission::Full
-        } else if self.len() >= threshold || here >= limits::HALF_OPEN_FREE_PER_ADDRESS {
+        } else if full || here >= limits::HALF_OPEN_FREE_PER_ADDRESS {
             Admission::WithCookie
         } else {
             Admission::Free
@@ -279,8 +288,23 @@ mod tests {
         );
         assert_eq!(
             table.admission(at(1, 500).ip(), limits::HALF_OPEN),
-            Admission::WithCookie
+            Admission::Free
         );
+        assert_eq!(table.admission(at(1, 500).ip(), 0), Admission::WithCookie);
+    }
+
+    #[test]
+    fn configured_addresses_have_a_place_each_before_they_need_a_cookie() {
+        let mut table = HalfOpen::default();
+        for host in 1..=100 {
+            table.know(at(host, 0).ip(), &Identity("a".into()));
+        }
+        for host in 1..=100 {
+            assert_eq!(table.admission(at(host, 500).ip(), 10), Admission::Free);
+            table.insert(at(host, 500), 1, u64::from(host));
+        }
+        let again = table.admission(at(1, 500).ip(), 10);
+        assert_eq!(again, Admission::WithCookie);
     }
 
     #[test]

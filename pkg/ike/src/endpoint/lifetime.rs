@@ -92,7 +92,9 @@ impl Endpoint {
         lifetime + margin - early
     }
 
+    /// A CHILD_SA of this peer is there.
     pub(super) fn start_child_lifetime(&mut self, id: &Identity, spi_in: u32, now: Instant) {
+        self.spis.insert(spi_in, Some(id.clone()));
         let rekeying = self.config.rekeying;
         let soft = self.soft(id, rekeying.child_soft);
         self.timers.set(Timer::RekeyChild(spi_in), now + soft);
@@ -143,8 +145,9 @@ impl Endpoint {
 
     /// The IKE SA whose CHILD_SA this is.
     pub(super) fn sa_of_child(&self, spi_in: u32) -> Option<u64> {
-        let has = |spi: &u64| self.find_child(*spi, spi_in).is_some();
-        self.sas.keys().copied().find(has)
+        let peer = self.peers.get(self.spis.get(&spi_in)?.as_ref()?)?;
+        let mut sas = peer.sas.iter().copied();
+        sas.find(|spi| self.find_child(*spi, spi_in).is_some())
     }
 
     pub(super) fn find_child(&self, spi: u64, spi_in: u32) -> Option<ChildRef> {
@@ -283,15 +286,14 @@ impl Endpoint {
     }
 
     fn expire_orphan(&mut self, spi_in: u32) {
-        let expired = |(_, child): &(u64, ChildRef)| child.spi_in == spi_in;
-        let found = self.peers.iter().find_map(|(id, peer)| {
-            let at = peer.orphans.iter().position(expired)?;
-            Some((id.clone(), at))
-        });
-        let Some((id, at)) = found else {
+        let Some(id) = self.spis.get(&spi_in).cloned().flatten() else {
             return;
         };
-        let orphan = self.peers.get_mut(&id).map(|peer| peer.orphans.remove(at));
+        let expired = |(_, child): &(u64, ChildRef)| child.spi_in == spi_in;
+        let orphan = self.peers.get_mut(&id).and_then(|peer| {
+            let at = peer.orphans.iter().position(expired)?;
+            Some(peer.orphans.remove(at))
+        });
         if let Some((_, child)) = orphan {
             self.child_down(&id, child, CloseReason::Local);
         }

@@ -272,36 +272,38 @@ fn cookie(answer: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn an_initiator_returns_the_cookie_that_it_is_asked_for() {
-    assert_eq!(inits_against_a_crowd(limits::HALF_OPEN), 2);
+    assert_eq!(inits_against_a_crowd(0), 2);
 }
 
 #[test]
-fn a_raised_threshold_saves_the_cookie() {
-    assert_eq!(inits_against_a_crowd(limits::HALF_OPEN + 1), 1);
+fn a_configured_peer_needs_no_cookie_however_many_strangers_there_are() {
+    assert_eq!(inits_against_a_crowd(limits::HALF_OPEN), 1);
+}
+
+fn set_threshold(net: &mut Net, node: usize, threshold: usize) {
+    let node = &mut net.nodes[node];
+    node.config.cookie_threshold = threshold;
+    node.endpoint.set_config(node.config.clone()).unwrap();
+}
+
+/// Asks as the stranger of this number; whether a cookie is wanted.
+fn needs_cookie(net: &mut Net, node: SocketAddr, stranger: u64) -> bool {
+    let path = Path {
+        local: SocketAddr::from(([172, 16, 0, stranger as u8], 500)),
+        remote: node,
+    };
+    let (_, _, datagram) = raw::init_request(net, &[], stranger, true);
+    cookie(&ask(net, path, datagram).unwrap()).is_some()
 }
 
 /// How many IKE_SA_INITs a node needs to connect to one that has [`limits::HALF_OPEN`] half-open IKE SAs.
 fn inits_against_a_crowd(threshold: usize) -> usize {
     let mut net = Net::psk_mesh(1, 2);
-    let node = &mut net.nodes[1];
-    node.config.cookie_threshold = threshold;
-    node.endpoint.set_config(node.config.clone()).unwrap();
     let node = net.nodes[1].address;
-    for spi in 1..=limits::HALF_OPEN as u64 {
-        let from = SocketAddr::from(([172, 16, 0, spi as u8], 500));
-        let (_, _, datagram) = raw::init_request(&mut net, &[], spi, true);
-        assert!(
-            ask(
-                &mut net,
-                Path {
-                    local: from,
-                    remote: node
-                },
-                datagram
-            )
-            .is_some()
-        );
+    for stranger in 1..=limits::HALF_OPEN as u64 {
+        assert!(!needs_cookie(&mut net, node, stranger));
     }
+    set_threshold(&mut net, 1, threshold);
     let before = net.sent.len();
     net.connect(0, 1, Connect::Restart);
     assert!(net.run_until(Duration::from_secs(2), Net::all_settled));
@@ -309,6 +311,43 @@ fn inits_against_a_crowd(threshold: usize) -> usize {
         .iter()
         .filter(|packet| packet.kind() == (INIT, false, 0))
         .count()
+}
+
+#[test]
+fn a_raised_threshold_saves_strangers_the_cookie() {
+    let mut net = Net::psk_mesh(1, 2);
+    let node = net.nodes[1].address;
+    for stranger in 1..=limits::HALF_OPEN as u64 {
+        assert!(!needs_cookie(&mut net, node, stranger));
+    }
+    assert!(needs_cookie(&mut net, node, 200));
+    set_threshold(&mut net, 1, limits::HALF_OPEN + 1);
+    assert!(!needs_cookie(&mut net, node, 200));
+    assert!(needs_cookie(&mut net, node, 201));
+}
+
+/// All peers of a node that is back start towards it at the same instant: none is asked for a cookie, none is turned away.
+#[test]
+fn all_configured_peers_get_in_at_once() {
+    const OTHERS: usize = 150;
+    let mut net = Net::new(1, OTHERS + 1, None);
+    for other in 1..=OTHERS {
+        for (own, peer) in [(0, other), (other, 0)] {
+            let config = crate::sim::peer_config(own, peer, crate::sim::psk(7));
+            let now = net.now;
+            net.nodes[own].endpoint.put_peer(config, now).unwrap();
+        }
+    }
+    for other in 1..=OTHERS {
+        net.connect(other, 0, Connect::Restart);
+    }
+    net.run(Duration::from_secs(2));
+    let inits = net
+        .sent
+        .iter()
+        .filter(|packet| packet.kind() == (INIT, false, 0));
+    assert_eq!(inits.count(), OTHERS);
+    assert!((1..=OTHERS).all(|other| net.settled(0, other)));
 }
 
 /// A man on the side adds a changed copy of each datagram, sometimes before the genuine one.
