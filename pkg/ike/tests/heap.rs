@@ -266,9 +266,6 @@ fn fragments_that_never_become_a_message_take_bounded_memory() {
         "{each} bytes per half-open IKE SA, {} of fragments sent",
         kept / STRANGERS
     );
-    assert!(
-        each >= kept / STRANGERS,
-        "the fragments were taken: {each}"
-    );
+    assert!(each >= kept / STRANGERS, "the fragments were taken: {each}");
     assert!(each <= limits::REASSEMBLY_BYTES + 8 * 1024, "{each}");
 }

@@ -60,9 +60,7 @@ impl<D: Dataplane> Mesh<D> {
         if let Err(e) = self.install(name, child).await {
             warn!(peer = name, error = %e, "SAs cannot be installed; the handshake is given up and tried again");
             let now = Instant::now();
-            self.parts
-                .endpoint
-                .disconnect(&Identity(name.into()), now);
+            self.parts.endpoint.disconnect(&Identity(name.into()), now);
             self.note_problem(name, e.to_string());
             return;
         }

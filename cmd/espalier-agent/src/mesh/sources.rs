@@ -166,7 +166,9 @@ impl<D: Dataplane> Mesh<D> {
                 (None, false, None, None);
             peer.pair.ike_down(now);
             peer.pair.set_esp(false, now);
-            self.parts.endpoint.disconnect(&Identity(name.as_str().into()), now);
+            self.parts
+                .endpoint
+                .disconnect(&Identity(name.as_str().into()), now);
         }
     }
 
