@@ -185,7 +185,7 @@ impl Node {
         }
         if self.hub {
             for n in 0..self.wanted {
-                let spoke = Identity(plan::spoke_name(n));
+                let spoke = Identity(plan::spoke_name(n).into());
                 if let Some(endpoint) = self.endpoints.first_mut() {
                     endpoint.connect(&spoke, Connect::Fresh, now);
                 }
@@ -238,7 +238,7 @@ impl Node {
                         mix(&mut self.fingerprint, &child);
                     }
                     Event::HandshakeFailed { peer, error, .. } => {
-                        eprintln!("{}: {error}", peer.map_or_else(String::new, |peer| peer.0));
+                        eprintln!("{}: {error}", peer.map_or_else(String::new, |peer| peer.to_string()));
                     }
                     _ => {}
                 }
@@ -313,7 +313,7 @@ fn peer(name: String, local: SocketAddr, remote: SocketAddr, n: usize, case: Cas
         end: at.ip(),
     };
     let child = ChildConfig::new(vec![any(local)], vec![any(remote)]);
-    let mut peer = PeerConfig::new(Identity(name), local, remote, auth, child);
+    let mut peer = PeerConfig::new(Identity(name.into()), local, remote, auth, child);
     // As long as the agent's.
     peer.announcement = vec![1; 8];
     peer

@@ -188,7 +188,7 @@ impl<D: Dataplane> Mesh<D> {
             let Some(spi_in) = self.pair_of(&sa.peer.0, sa.direction, sa.spi) else {
                 continue;
             };
-            let id = Identity(sa.peer.0.clone());
+            let id = Identity(sa.peer.0.as_str().into());
             let endpoint = &mut self.parts.endpoint;
             endpoint.note_usage(&id, spi_in, sa.bytes, sa.packets, now);
         }
