@@ -238,7 +238,10 @@ impl Node {
                         mix(&mut self.fingerprint, &child);
                     }
                     Event::HandshakeFailed { peer, error, .. } => {
-                        eprintln!("{}: {error}", peer.map_or_else(String::new, |peer| peer.to_string()));
+                        eprintln!(
+                            "{}: {error}",
+                            peer.map_or_else(String::new, |peer| peer.to_string())
+                        );
                     }
                     _ => {}
                 }
