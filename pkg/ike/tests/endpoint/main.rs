@@ -18,6 +18,7 @@ mod lifetimes;
 mod mesh;
 mod mobike;
 mod nat;
+mod mesh_sizes;
 mod policy;
 mod post_quantum;
 mod ppk;
