@@ -54,7 +54,7 @@ enum Kind {
 impl Kind {
     fn of(seed: u64) -> Self {
         match seed / PARTS % 10 {
-            0 | 1 | 2 => Self::Plain,
+            0..=2 => Self::Plain,
             3 => Self::Restart,
             4 => Self::Fresh,
             5 => Self::Disconnect,

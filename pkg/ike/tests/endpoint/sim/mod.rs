@@ -376,28 +376,22 @@ impl Net {
         self.check_touched(node);
     }
 
-    /// Whether an announcement says that the peer opens the newest SA. The agents' announcements carry its SPI; those of the tests
-    /// say what they like, and the simulation knows.
-    fn is_named(&self, node: usize, event: &Event) -> bool {
-        let Event::Announcement { peer, .. } = event else {
-            return false;
-        };
-        let newest = self.nodes[node]
-            .plane
-            .get(peer)
-            .and_then(|pair| pair.newest);
-        let other = self.index_of(peer).map(|other| &self.nodes[other].plane);
-        let theirs = other.and_then(|plane| plane.get(&self.nodes[node].id));
-        // A peer that is made by hand has no data plane.
-        let by_hand = theirs.is_none_or(|theirs| theirs.inbound.is_empty());
-        let opens = |spi: u32| theirs.is_some_and(|pair| pair.inbound.contains_key(&spi));
-        newest.is_some_and(|(_, spi_out)| by_hand || opens(spi_out))
+    /// What a peer opens when its announcement comes; `None`: all that is asked about. The agents' announcements carry an SPI; those
+    /// of the tests say what they like, and the simulation knows. A peer that is made by hand has no data plane.
+    fn opened_by(&self, peer: &Identity, node: usize) -> Option<Vec<u32>> {
+        let other = &self.nodes[self.index_of(peer)?].plane;
+        let theirs = other.get(&self.nodes[node].id)?;
+        let spis = theirs.each().flat_map(|pair| pair.inbound.keys().copied());
+        Some(spis.collect()).filter(|spis: &Vec<u32>| !spis.is_empty())
     }
 
     /// What the agent does with an event.
     fn act(&mut self, node: usize, event: Event) {
         let now = self.now;
-        let named = self.is_named(node, &event);
+        let opened = match &event {
+            Event::Announcement { peer, .. } => self.opened_by(peer, node),
+            _ => None,
+        };
         let Node {
             endpoint,
             plane,
@@ -424,10 +418,9 @@ impl Net {
             }
             Event::Announcement { peer, .. } => {
                 let pair = plane.entry(peer.clone()).or_default();
-                if let Some(spi_in) = pair.newest.filter(|_| named).and_then(|_| pair.switch()) {
+                let opens = |spi| opened.as_ref().is_none_or(|spis| spis.contains(&spi));
+                if let Some(spi_in) = pair.switch(&opens, endpoint) {
                     endpoint.confirm_child(peer, spi_in, now);
-                    // The peer has switched to this SA before it announced: nothing comes on adopted ones any more.
-                    pair.drop_adopted(endpoint);
                 }
             }
             Event::AnnouncementAcked { peer, .. } => {
