@@ -216,8 +216,9 @@ impl Endpoint {
         }
     }
 
-    /// The driver saw authenticated ESP, or an announcement about it, on `spi_in`: what is older than its IKE SA may go
-    /// after [`crate::limits::DRAIN`].
+    /// The driver saw authenticated ESP on `spi_in`, or, where this end was the responder, an announcement about it: what is older
+    /// than its IKE SA may go after [`crate::limits::DRAIN`]. An announcement is no proof to an initiator: its peer opens before it
+    /// answers, and may seal with an older CHILD_SA until it is told.
     pub fn confirm_child(&mut self, id: &Identity, spi_in: u32, now: Instant) {
         self.now = Some(now);
         let sas = self

@@ -165,7 +165,10 @@ impl<D: Dataplane> Mesh<D> {
             return;
         };
         peer.pair.heard(said, Instant::now());
-        self.confirm(name, |sa| sa.spi_out == Spi(said.opens)).await;
+        // What this node initiated the peer opens before it answers, and may still seal with an older one: that shows by its
+        // acknowledgement or by ESP only.
+        self.confirm(name, |sa| !sa.confirmed && sa.spi_out == Spi(said.opens))
+            .await;
     }
 
     pub(super) async fn first_packet(&mut self, name: &str, spi: Spi) {

@@ -312,10 +312,10 @@ impl Endpoint {
             return;
         }
         self.leave_peer(&id, spi, established.order);
-        let others = self.peers.get(&id).is_some_and(|peer| !peer.sas.is_empty());
+        let elsewhere = self.speaks_elsewhere(&id, now);
         for child in established.children {
-            // Nobody uses one that the peer never showed to have.
-            if others && !established.proven && !established.heir {
+            // Nobody uses one that the peer never showed to have, while it speaks on another.
+            if elsewhere && !established.proven && !established.heir {
                 self.child_down(&id, child, CloseReason::Replaced);
             } else if let Some(peer) = self.peers.get_mut(&id) {
                 peer.orphans.push((established.order, child));
@@ -323,6 +323,16 @@ impl Endpoint {
         }
         self.bound_orphans(&id);
         self.after_loss(&id, CloseReason::Timeout, now);
+    }
+
+    /// The peer was heard lately, on what is left of its IKE SAs or by ESP.
+    fn speaks_elsewhere(&self, id: &Identity, now: Instant) -> bool {
+        let Some(peer) = self.peers.get(id) else {
+            return false;
+        };
+        let lately = |heard: Instant| heard + limits::DPD_IDLE * 2 > now;
+        let mut others = peer.sas.iter().filter_map(|spi| self.sas.get(spi));
+        others.any(|sa| lately(sa.heard.max(peer.traffic.unwrap_or(sa.heard))))
     }
 
     fn bound_orphans(&mut self, id: &Identity) {

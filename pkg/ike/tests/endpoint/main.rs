@@ -16,6 +16,7 @@ mod keys;
 mod lifecycle;
 mod lifetimes;
 mod mesh;
+mod mesh_sizes;
 mod mobike;
 mod nat;
 mod policy;

@@ -39,6 +39,21 @@ fn a_rekey_by_either_end_replaces_the_child_sa_step_by_step() {
 }
 
 #[test]
+fn a_rekey_whose_method_is_not_wanted_is_repeated_with_another() {
+    for asker in [0, 1] {
+        let mut net = pair();
+        disagree(&mut net);
+        net.rekey_child(asker, 1 - asker);
+        net.exchange(asker, CREATE_CHILD);
+        assert_eq!((ups(&net, 0), ups(&net, 1)), (1, 1), "INVALID_KE_PAYLOAD");
+        net.exchange(asker, CREATE_CHILD);
+        assert_eq!((ups(&net, 0), ups(&net, 1)), (2, 2));
+        settle_hitless(&mut net, &format!("by {asker}"));
+        assert_eq!(maker(&net), asker);
+    }
+}
+
+#[test]
 fn a_responder_does_not_rekey_what_was_rekeyed_while_it_waits_for_the_delete() {
     let mut net = pair_with(Rekeying::default(), short(10, HOURS));
     net.rekey_child(0, 1);
@@ -141,6 +156,38 @@ fn a_collision_whose_one_answer_is_late_ends_as_if_it_were_not() {
             settle_hitless(&mut net, &context);
             assert_eq!(maker(&net), winner, "{context}");
         }
+    }
+}
+
+#[test]
+fn of_two_rekeys_that_cross_when_they_are_repeated_with_another_method_one_remains() {
+    for lowest in NONCES {
+        let mut net = pair();
+        refuse_both(&mut net, Net::rekey_child, lowest);
+        let winner = cross_again(&mut net, lowest);
+        net.hand(1, CREATE_CHILD, ANSWER);
+        net.hand(0, CREATE_CHILD, ANSWER);
+        settle_hitless(&mut net, &format!("lowest {lowest}"));
+        assert_eq!(maker(&net), winner, "lowest {lowest}");
+    }
+}
+
+#[test]
+fn a_repeated_request_that_is_late_finds_the_other_rekey_done() {
+    for drained in [false, true] {
+        let mut net = pair();
+        refuse_both(&mut net, Net::rekey_child, 0);
+        let late = net.take(0, CREATE_CHILD, ASK);
+        net.exchange(1, CREATE_CHILD);
+        net.exchange(1, INFORMATIONAL);
+        if drained {
+            net.run(limits::DRAIN + MOMENT);
+            net.exchange(1, INFORMATIONAL);
+        }
+        net.deliver(&late);
+        net.hand(1, CREATE_CHILD, ANSWER);
+        settle_hitless(&mut net, &format!("drained {drained}"));
+        assert_eq!((ups(&net, 0), ups(&net, 1), maker(&net)), (2, 2, 1));
     }
 }
 

@@ -28,6 +28,51 @@ fn a_rekey_by_either_end_moves_the_child_sa_to_the_new_ike_sa() {
 }
 
 #[test]
+fn a_rekey_whose_method_is_not_wanted_is_repeated_with_another() {
+    for asker in [0, 1] {
+        let mut net = pair();
+        disagree(&mut net);
+        net.rekey_ike(asker, 1 - asker);
+        net.exchange(asker, CREATE_CHILD);
+        assert_eq!(net.waiting(asker, INFORMATIONAL, ASK), 0, "not done");
+        net.exchange(asker, CREATE_CHILD);
+        net.exchange(asker, INFORMATIONAL);
+        assert_moved(&mut net, &format!("by {asker}"));
+        assert_eq!(maker_of_ike(&mut net), asker);
+    }
+}
+
+#[test]
+fn of_two_rekeys_that_cross_when_they_are_repeated_with_another_method_one_remains() {
+    for lowest in NONCES {
+        let mut net = pair();
+        refuse_both(&mut net, Net::rekey_ike, lowest);
+        let winner = cross_again(&mut net, lowest);
+        net.hand(1, CREATE_CHILD, ANSWER);
+        net.hand(0, CREATE_CHILD, ANSWER);
+        assert_moved(&mut net, &format!("lowest {lowest}"));
+        assert_eq!(maker_of_ike(&mut net), winner, "lowest {lowest}");
+    }
+}
+
+#[test]
+fn a_repeated_request_that_is_late_finds_the_other_rekey_done() {
+    // The late request before the DELETE of the old IKE SA arrives, and after it.
+    for deleted in [false, true] {
+        let mut net = pair();
+        refuse_both(&mut net, Net::rekey_ike, 0);
+        let late = net.take(0, CREATE_CHILD, ASK);
+        net.exchange(1, CREATE_CHILD);
+        if deleted {
+            net.exchange(1, INFORMATIONAL);
+        }
+        net.deliver(&late);
+        assert_moved(&mut net, &format!("deleted {deleted}"));
+        assert_eq!(maker_of_ike(&mut net), 1);
+    }
+}
+
+#[test]
 fn of_two_rekeys_that_cross_the_one_with_the_lowest_nonce_goes() {
     for lowest in NONCES {
         let mut net = pair();

@@ -15,7 +15,7 @@ use espalier_ike::wire::{
     self, Delete, ExchangeType, Nonce, Notify, NotifyType, Payload, ProtocolId, Spi, Transform,
     TransformType,
 };
-use espalier_ike::{CloseReason, Connect, Event, Rekeying, Role, limits};
+use espalier_ike::{CloseReason, Config, Connect, Event, IkePolicy, Rekeying, Role, limits};
 use espalier_secret::SecretBytes;
 
 use crate::sim::raw::{self, Answer, Raw};
@@ -57,6 +57,47 @@ fn cross(net: &mut Net, begin: fn(&mut Net, usize, usize), lowest: usize) -> usi
     net.hand(0, CREATE_CHILD, ASK);
     mark(net, 0, 3);
     net.hand(1, CREATE_CHILD, ASK);
+    net.nodes.iter().for_each(|node| node.first_byte.free());
+    1 - usize::from(lowest % 2 == 1)
+}
+
+/// Each end begins with a method that the other one does not want, and both know one more.
+fn disagree(net: &mut Net) {
+    use KexGroup::{P256, P384, X25519};
+    for (node, groups) in [(0, vec![P384, P256]), (1, vec![X25519, P256])] {
+        let ike = IkePolicy {
+            groups,
+            ..IkePolicy::default()
+        };
+        let config = Config {
+            ike,
+            ..net.nodes[node].config.clone()
+        };
+        net.set_config(node, config);
+    }
+}
+
+/// Both begin and are refused by INVALID_KE_PAYLOAD; the repeated requests wait. `lowest` is about those.
+fn refuse_both(net: &mut Net, begin: fn(&mut Net, usize, usize), lowest: usize) {
+    disagree(net);
+    begin(net, 0, 1);
+    begin(net, 1, 0);
+    net.hand(0, CREATE_CHILD, ASK);
+    net.hand(1, CREATE_CHILD, ASK);
+    for node in 0..2 {
+        let byte = if node == lowest { 0 } else { 0xff };
+        net.nodes[node].first_byte.set(byte);
+        net.hand(1 - node, CREATE_CHILD, ANSWER);
+    }
+}
+
+/// Both repeated requests arrive; the answers wait. Returns who wins.
+fn cross_again(net: &mut Net, lowest: usize) -> usize {
+    for (node, point) in [(1, 2), (0, 3)] {
+        let byte = if point == lowest { 0 } else { 0xff };
+        net.nodes[node].first_byte.set(byte);
+        net.hand(1 - node, CREATE_CHILD, ASK);
+    }
     net.nodes.iter().for_each(|node| node.first_byte.free());
     1 - usize::from(lowest % 2 == 1)
 }

@@ -62,21 +62,22 @@ impl Net {
 
     /// Nothing is left of what was: one IKE SA and one CHILD_SA with each peer on every node, and no SPI beyond those.
     pub fn assert_nothing_orphaned(&self, context: &str) {
-        for (index, node) in self.nodes.iter().enumerate() {
-            node.endpoint.audit().unwrap();
-            let peers = self.nodes.len() - 1;
-            let expected = Holdings {
-                established: peers,
-                children: peers,
-                spis: peers,
-                ..Holdings::default()
-            };
-            assert_eq!(
-                node.endpoint.holdings(),
-                expected,
-                "{context}: node {index}"
-            );
+        for node in 0..self.nodes.len() {
+            self.assert_holds(node, self.nodes.len() - 1, context);
         }
+    }
+
+    /// One IKE SA with one CHILD_SA for each of so many peers, and nothing else.
+    pub fn assert_holds(&self, node: usize, peers: usize, context: &str) {
+        let endpoint = &self.nodes[node].endpoint;
+        endpoint.audit().unwrap();
+        let expected = Holdings {
+            established: peers,
+            children: peers,
+            spis: peers,
+            ..Holdings::default()
+        };
+        assert_eq!(endpoint.holdings(), expected, "{context}: node {node}");
     }
 
     pub fn index_of(&self, id: &Identity) -> Option<usize> {

@@ -108,6 +108,8 @@ pub struct Net {
     pub sent: Vec<Packet>,
     /// Whether `sent` and the nodes' logs are kept: not where there are very many.
     pub record: bool,
+    /// Prints each datagram that arrives and each event: for one schedule that failed.
+    pub loud: bool,
     agenda: Agenda,
     /// Datagrams that wait for a hand to move them, in the order in which they were sent; see [`Net::by_hand`].
     held: Option<Vec<Packet>>,
@@ -179,6 +181,7 @@ impl Net {
             translate: None,
             sent: Vec::new(),
             record: true,
+            loud: false,
             agenda: Agenda::default(),
             held: None,
             strict: true,
@@ -216,9 +219,14 @@ impl Net {
     /// Tells a node all others.
     pub fn introduce(&mut self, own: usize, auth: &PeerAuth) {
         for peer in (0..self.nodes.len()).filter(|peer| *peer != own) {
-            let config = peer_config(own, peer, auth.clone());
-            self.nodes[own].endpoint.put_peer(config, self.now).unwrap();
+            self.introduce_to(own, peer, auth);
         }
+    }
+
+    /// Tells a node one other.
+    pub fn introduce_to(&mut self, own: usize, peer: usize, auth: &PeerAuth) {
+        let config = peer_config(own, peer, auth.clone());
+        self.nodes[own].endpoint.put_peer(config, self.now).unwrap();
     }
 
     pub fn add(&mut self, address: SocketAddr, config: Config) {
@@ -368,9 +376,22 @@ impl Net {
         self.check_touched(node);
     }
 
+    /// What a peer opens when its announcement comes; `None`: all that is asked about. The agents' announcements carry an SPI; those
+    /// of the tests say what they like, and the simulation knows. A peer that is made by hand has no data plane.
+    fn opened_by(&self, peer: &Identity, node: usize) -> Option<Vec<u32>> {
+        let other = &self.nodes[self.index_of(peer)?].plane;
+        let theirs = other.get(&self.nodes[node].id)?;
+        let spis = theirs.each().flat_map(|pair| pair.inbound.keys().copied());
+        Some(spis.collect()).filter(|spis: &Vec<u32>| !spis.is_empty())
+    }
+
     /// What the agent does with an event.
     fn act(&mut self, node: usize, event: Event) {
         let now = self.now;
+        let opened = match &event {
+            Event::Announcement { peer, .. } => self.opened_by(peer, node),
+            _ => None,
+        };
         let Node {
             endpoint,
             plane,
@@ -378,6 +399,10 @@ impl Net {
             ..
         } = &mut self.nodes[node];
         self.touched.extend(about(&event).cloned());
+        if self.loud {
+            let at = (now - self.start).as_secs_f64();
+            println!("{at:>9.3} s:     node {node}: {}", summary(&event));
+        }
         match &event {
             Event::ChildUp { peer, child, .. } => plane.entry(peer.clone()).or_default().up(child),
             Event::ChildDown {
@@ -393,10 +418,9 @@ impl Net {
             }
             Event::Announcement { peer, .. } => {
                 let pair = plane.entry(peer.clone()).or_default();
-                if let Some(spi_in) = pair.switch() {
+                let opens = |spi| opened.as_ref().is_none_or(|spis| spis.contains(&spi));
+                if let Some(spi_in) = pair.switch(&opens, endpoint) {
                     endpoint.confirm_child(peer, spi_in, now);
-                    // The peer has switched to this SA before it announced: nothing comes on adopted ones any more.
-                    pair.drop_adopted(endpoint);
                 }
             }
             Event::AnnouncementAcked { peer, .. } => {
@@ -421,5 +445,22 @@ fn about(event: &Event) -> Option<&Identity> {
         | Event::Announcement { peer, .. }
         | Event::AnnouncementAcked { peer, .. } => Some(peer),
         _ => None,
+    }
+}
+
+/// An event in a line, without keys.
+fn summary(event: &Event) -> String {
+    match event {
+        Event::ChildUp { child, .. } => {
+            let (spi_in, spi_out) = (child.spi_in, child.spi_out);
+            format!("ChildUp {spi_in:08x} {spi_out:08x} {:?}", child.role)
+        }
+        Event::ChildDown {
+            spi_in,
+            spi_out,
+            reason,
+            ..
+        } => format!("ChildDown {spi_in:08x} {spi_out:08x} {reason:?}"),
+        other => format!("{other:?}"),
     }
 }

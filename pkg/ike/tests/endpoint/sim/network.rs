@@ -98,6 +98,13 @@ impl Net {
             .node_at(path.local.ip())
             .filter(|to| self.nodes[*to].up)
         {
+            if self.loud {
+                let (exchange, answer, message) = packet.kind();
+                let what = if answer { "answer" } else { "request" };
+                let at = self.age().as_secs_f64();
+                let spi = hex::encode(&packet.payload[..4]);
+                println!("{at:>9.3} s:   → {to}: {exchange} {what} {message} of {spi}");
+            }
             let (now, unix) = (self.now, self.unix());
             let endpoint = &mut self.nodes[to].endpoint;
             endpoint.handle_datagram(now, unix, path, &packet.payload);
@@ -159,6 +166,11 @@ impl Net {
     pub(super) fn plan(&mut self, node: usize) {
         let at = self.nodes[node].endpoint.poll_timeout();
         self.agenda.set(node, at.filter(|_| self.nodes[node].up));
+    }
+
+    /// How long this network has been there.
+    pub fn age(&self) -> Duration {
+        self.now - self.start
     }
 
     pub fn unix(&self) -> Duration {

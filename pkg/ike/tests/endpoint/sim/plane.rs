@@ -17,6 +17,8 @@ pub struct Pair {
     pub adopted: Vec<(u32, u32)>,
     /// (in, out) of the newest CHILD_SA.
     pub newest: Option<(u32, u32)>,
+    /// This end's in the exchange that made it.
+    pub role: Option<Role>,
     /// Further CHILD_SAs, each as this one.
     pub more: BTreeMap<ChildId, Pair>,
 }
@@ -44,18 +46,23 @@ impl Pair {
         );
         self.outbound.push((child.spi_out, key(&child.keys_out)));
         self.newest = Some((child.spi_in, child.spi_out));
+        self.role = Some(child.role);
         if child.role == Role::Initiator {
             self.seals = Some(child.spi_out);
         }
     }
 
-    /// The initiator is known to be ready: seal with the newest.
-    pub fn switch(&mut self) -> Option<u32> {
+    /// The peer says what it opens: a responder seals with the newest from now on. Nothing of the kind follows for an initiator: its
+    /// peer opens before it answers, and may seal with an older one still.
+    pub fn switch(&mut self, opens: &dyn Fn(u32) -> bool, endpoint: &mut Endpoint) -> Option<u32> {
         for more in self.more.values_mut() {
-            more.switch();
+            more.switch(opens, endpoint);
         }
-        let (spi_in, spi_out) = self.newest?;
+        let responder = self.role == Some(Role::Responder);
+        let (spi_in, spi_out) = self.newest.filter(|(_, out)| responder && opens(*out))?;
         self.seals = Some(spi_out);
+        // The peer has switched to this SA before it announced: nothing comes on adopted ones any more.
+        self.drop_own_adopted(endpoint);
         Some(spi_in)
     }
 
@@ -97,6 +104,10 @@ impl Pair {
         for more in self.more.values_mut().filter(|more| more.newest.is_some()) {
             more.drop_adopted(endpoint);
         }
+        self.drop_own_adopted(endpoint);
+    }
+
+    fn drop_own_adopted(&mut self, endpoint: &mut Endpoint) {
         for (spi_in, spi_out) in std::mem::take(&mut self.adopted) {
             self.down(spi_in, spi_out);
             endpoint.release_spi(spi_in);
