@@ -293,6 +293,9 @@ pub struct PeerConfig {
     /// NAT_DETECTION_SOURCE_IP that fits nothing. Towards a peer of another implementation; between two nodes of a mesh the
     /// data plane decides.
     pub force_udp_encapsulation: bool,
+    /// Make the IKE SA without CHILD_SA, where the peer can (RFC 6023), and the first one by CREATE_CHILD_SA at once: it has a key
+    /// exchange of its own, and its proposal and selectors are shown to nobody who could not authenticate.
+    pub childless: bool,
     /// This node's announcement (opaque, at most 64 bytes), carried as a private notify in IKE_AUTH by both sides.
     pub announcement: Vec<u8>,
 }
@@ -318,6 +321,7 @@ impl PeerConfig {
             ike: None,
             child,
             force_udp_encapsulation: false,
+            childless: false,
             announcement: Vec::new(),
         }
     }

@@ -2,8 +2,10 @@
 //! handshake: [`peer`] decides when to start, [`receive`] sorts datagrams, [`initiate`] and [`respond`] are the two sides ([`intermediate`] both),
 //! [`establish`] and [`informational`] what follows, [`close`] how it ends, [`audit`] whether it all fits.
 
+mod accept;
 mod address;
 mod audit;
+mod childless;
 mod children;
 mod close;
 mod establish;
@@ -260,7 +262,7 @@ impl Endpoint {
                 Timer::Retransmit(spi) => self.retransmit(spi, now),
                 Timer::Liveness(spi) => self.check_liveness(spi, now),
                 Timer::Drain(spi) => self.drain(spi, now),
-                Timer::Expire(spi) => self.expire(spi),
+                Timer::Expire(spi) => self.expire(spi, now),
                 Timer::RekeyIke(spi) => self.rekey_ike_due(spi, now),
                 Timer::RekeyChild(spi_in) => self.rekey_child_due(spi_in, now),
                 Timer::Reauth(spi) => self.reauth_due(spi, now),

@@ -262,6 +262,10 @@ pub(crate) enum Failure {
     )]
     RefusedByPeer { peer: Identity },
     #[error(
+        "{peer} authenticated this node and then ended the IKE SA, or did not answer, before there was a CHILD_SA: the reason is in {peer}'s log"
+    )]
+    NoFirstChild { peer: Identity },
+    #[error(
         "{peer} refused CHILD_SA {number} with {notify:?}: the reason is in {peer}'s log; configure the same CHILD_SA there"
     )]
     ChildRefused {

@@ -81,6 +81,8 @@ pub(crate) struct Negotiated {
     /// Its SIGNATURE_HASH_ALGORITHMS.
     pub(crate) hashes: Vec<u16>,
     pub(crate) intermediate: Option<IntAuth>,
+    /// The responder takes an IKE_AUTH without CHILD_SA.
+    pub(crate) childless: bool,
     pub(crate) ppk: PpkUse,
 }
 
@@ -150,6 +152,8 @@ pub(crate) struct AuthSent {
     pub(crate) peer: Identity,
     pub(crate) negotiated: Negotiated,
     pub(crate) spi_in: u32,
+    /// No CHILD_SA was asked for.
+    pub(crate) childless: bool,
     /// Not wanted any more: deleted as soon as the peer answers.
     pub(crate) doomed: bool,
 }
@@ -229,6 +233,8 @@ pub(crate) struct Established {
     pub(crate) confirmed: bool,
     /// Announcement in the IKE_AUTH response, not acknowledged yet.
     pub(crate) carried: Option<Vec<u8>>,
+    /// This end says nothing before the peer has: it does not use what this brought yet.
+    pub(crate) silent: bool,
     /// This end's own CREATE_CHILD_SA under way.
     pub(crate) rekey: Option<Box<Rekey>>,
     /// CHILD_SAs that are gone here and whose DELETE waits for the window.

@@ -92,6 +92,8 @@ impl Endpoint {
             State::InitSent(state) => Some(&state.peer),
             State::IntermediateSent(state) => Some(&state.peer),
             State::AuthSent(state) => Some(&state.peer),
+            // Without its first CHILD_SA yet (RFC 6023).
+            State::Established(state) if state.children.is_empty() => Some(&state.peer),
             _ => None,
         }
     }

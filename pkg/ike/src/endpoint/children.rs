@@ -334,7 +334,15 @@ impl Endpoint {
         if crosses {
             return Err(later());
         }
+        let (peer, first) = (established.peer.clone(), self.awaits_request(spi));
+        if first {
+            self.check_crossing(&peer, received.now)?;
+        }
         self.make_child(spi, received, payloads, (id, None), agreed)?;
+        if first {
+            self.abandon_crossed(&peer);
+            self.schedule_children(spi, received.now);
+        }
         Ok(())
     }
 

@@ -197,6 +197,7 @@ impl Endpoint {
         if listed {
             self.after_loss(&id, CloseReason::Peer, now);
         }
+        self.handshake_gone(spi, &id, now);
     }
 
     /// It is one of the IKE SAs in use with this peer.
@@ -309,7 +310,7 @@ impl Endpoint {
         self.drop_rekey_of(established.rekey.as_deref());
         let id = established.peer;
         if !self.is_listed(&id, spi) {
-            return;
+            return self.handshake_gone(spi, &id, now);
         }
         self.leave_peer(&id, spi, established.order);
         let elsewhere = self.speaks_elsewhere(&id, now);
@@ -352,16 +353,24 @@ impl Endpoint {
     }
 
     /// Half-open, childless or closed for long enough.
-    pub(super) fn expire(&mut self, spi: u64) {
+    pub(super) fn expire(&mut self, spi: u64, now: Instant) {
+        let id = self.peer_of(spi);
         self.forget(spi);
+        if let Some(id) = id {
+            self.handshake_gone(spi, &id, now);
+        }
     }
 
     /// Removes an IKE SA that has no CHILD_SA, with everything that points at it.
     pub(super) fn forget(&mut self, spi: u64) {
         self.leave_half_open(spi);
         self.timers.cancel_sa(spi);
-        if let Some(State::AuthSent(state)) = self.sas.remove(&spi).map(|sa| sa.state) {
-            self.spis.remove(&state.spi_in);
+        match self.sas.remove(&spi).map(|sa| sa.state) {
+            Some(State::AuthSent(state)) => {
+                self.spis.remove(&state.spi_in);
+            }
+            Some(State::Established(state)) => self.drop_rekey_of(state.rekey.as_deref()),
+            _ => {}
         }
     }
 }

@@ -66,7 +66,7 @@ impl Endpoint {
         self.install(spi, id, established, child, announcement, now);
     }
 
-    /// An IKE SA without CHILD_SA is no use in a mesh: it waits for the initiator's DELETE, and not for long.
+    /// An IKE SA without CHILD_SA is no use in a mesh: it waits for the initiator's CREATE_CHILD_SA or DELETE, and not for long.
     pub(super) fn establish_childless(&mut self, spi: u64, id: &Identity, now: Instant) {
         if let Some(State::HalfOpen(state)) = self.take_state(spi) {
             let established = self.new_established(id, state.negotiated, Vec::new(), false);
@@ -78,7 +78,7 @@ impl Endpoint {
         }
     }
 
-    fn take_state(&mut self, spi: u64) -> Option<State> {
+    pub(super) fn take_state(&mut self, spi: u64) -> Option<State> {
         self.sas
             .get_mut(&spi)
             .map(|sa| std::mem::replace(&mut sa.state, State::Closed))
@@ -95,7 +95,7 @@ impl Endpoint {
         self.new_established(id, negotiated, children, proven)
     }
 
-    fn new_established(
+    pub(super) fn new_established(
         &mut self,
         id: &Identity,
         negotiated: Negotiated,
@@ -115,6 +115,7 @@ impl Endpoint {
             proven,
             confirmed: false,
             carried: None,
+            silent: false,
             rekey: None,
             deletes: Vec::new(),
             reauth: crate::sa::Reauth::default(),
@@ -133,34 +134,22 @@ impl Endpoint {
         announcement: Option<Vec<u8>>,
         now: Instant,
     ) {
-        let (Some(sa), Some(peer)) = (self.sas.get_mut(&spi), self.peers.get_mut(id)) else {
+        let Some(sa) = self
+            .sas
+            .get_mut(&spi)
+            .filter(|_| self.peers.contains_key(id))
+        else {
             return;
         };
         child.udp_encapsulation = sa.encapsulation();
-        let (role, took) = (sa.role, now.saturating_duration_since(sa.started));
         sa.state = State::Established(Box::new(established));
-        peer.sas.push(spi);
-        peer.failures = 0;
-        peer.renew = false;
-        peer.wanted = peer.wanted.map(|_| Connect::Policy);
-        self.timers.cancel(&Timer::Expire(spi));
-        self.timers.cancel(&Timer::Connect(id.clone()));
-        self.timers
-            .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+        self.enlist(spi, id, now);
         self.start_child_lifetime(id, child.spi_in, now);
-        self.start_auth_lifetime(id, spi, now);
-        self.start_ike_lifetime(id, spi, now);
-        self.talkative.insert(id.clone());
         let (spi_in, spi_out) = (
             format_args!("{:08x}", child.spi_in),
             format_args!("{:08x}", child.spi_out),
         );
-        tracing::info!(peer = %id, ?role, %spi_in, %spi_out, "IKE SA and CHILD_SA established");
-        self.events.push_back(Event::IkeUp {
-            peer: id.clone(),
-            took,
-            role,
-        });
+        tracing::info!(peer = %id, role = ?child.role, %spi_in, %spi_out, "IKE SA and CHILD_SA established");
         self.events.push_back(Event::ChildUp {
             peer: id.clone(),
             child: Box::new(child),
@@ -170,8 +159,32 @@ impl Endpoint {
         self.schedule_children(spi, now);
     }
 
+    /// It is the newest IKE SA of its peer from now on.
+    pub(super) fn enlist(&mut self, spi: u64, id: &Identity, now: Instant) {
+        let (Some(sa), Some(peer)) = (self.sas.get(&spi), self.peers.get_mut(id)) else {
+            return;
+        };
+        let (role, took) = (sa.role, now.saturating_duration_since(sa.started));
+        peer.sas.push(spi);
+        peer.failures = 0;
+        peer.renew = false;
+        peer.wanted = peer.wanted.map(|_| Connect::Policy);
+        self.timers.cancel(&Timer::Expire(spi));
+        self.timers.cancel(&Timer::Connect(id.clone()));
+        self.timers
+            .set(Timer::Liveness(spi), now + limits::DPD_IDLE);
+        self.start_auth_lifetime(id, spi, now);
+        self.start_ike_lifetime(id, spi, now);
+        self.talkative.insert(id.clone());
+        self.events.push_back(Event::IkeUp {
+            peer: id.clone(),
+            took,
+            role,
+        });
+    }
+
     /// A peer that makes IKE SAs without ever confirming one loses the oldest.
-    fn bound_sas(&mut self, id: &Identity) {
+    pub(super) fn bound_sas(&mut self, id: &Identity) {
         while let Some(oldest) = self
             .peers
             .get(id)
@@ -205,7 +218,8 @@ impl Endpoint {
     /// The CHILD_SA of this IKE SA is in use: what is older goes after [`limits::DRAIN`].
     pub(super) fn confirm(&mut self, spi: u64, now: Instant) {
         let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
-        let Some(established) = established.filter(|established| !established.confirmed) else {
+        let unconfirmed = |sa: &&mut Established| !sa.confirmed && !sa.children.is_empty();
+        let Some(established) = established.filter(unconfirmed) else {
             return;
         };
         established.confirmed = true;

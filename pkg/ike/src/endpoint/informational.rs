@@ -120,6 +120,11 @@ impl Endpoint {
 
     /// Older than an IKE SA that both ends are known to have, it could overtake a newer one and is not news.
     fn take_announcement(&mut self, spi: u64, data: Vec<u8>) {
+        let Some(established) = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut()) else {
+            return;
+        };
+        established.silent = false;
+        self.talkative.insert(established.peer.clone());
         let Some(established) = self.sas.get(&spi).and_then(|sa| sa.established()) else {
             return;
         };
@@ -228,6 +233,10 @@ impl Endpoint {
         let Some(spi) = peer.sas.iter().rev().find(usable).copied() else {
             return;
         };
+        let silent = self.sas.get(&spi).and_then(|sa| sa.established());
+        if silent.is_some_and(|sa| sa.silent) {
+            return;
+        }
         let data = peer.announcement.clone();
         let payloads = [announcement(&data)];
         self.request(spi, Request::Announce(data.clone()), &payloads, now);

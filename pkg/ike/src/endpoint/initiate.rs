@@ -103,6 +103,7 @@ impl Endpoint {
             cookie,
             sa: init::offer(policy),
             ppk: peer.config.ppk.is_some(),
+            childless: false,
             intermediate: policy.post_quantum != PostQuantum::Off,
             group,
             public,
@@ -252,10 +253,13 @@ impl Endpoint {
         now: Instant,
     ) -> Result<(), Failure> {
         let spi_in = self.fresh_esp_spi();
+        let wanted = self.peers.get(id).is_some_and(|peer| peer.config.childless);
+        let childless = wanted && negotiated.childless;
         let state = AuthSent {
             peer: id.clone(),
             negotiated,
             spi_in,
+            childless,
             doomed: false,
         };
         let (Some(sa), Some(peer)) = (self.sas.get_mut(&spi), self.peers.get(id)) else {
@@ -290,12 +294,11 @@ impl Endpoint {
         let mobike = sa.path.remote.port() == NAT_PORT;
         payloads
             .extend(mobike.then(|| Payload::Notify(Notify::new(NotifyType::MobikeSupported, &[]))));
-        payloads.extend(child::offer_payloads(
-            &peer.config.child,
-            ChildId::FIRST,
-            spi_in,
-        ));
-        payloads.extend(mesh.then(|| announcement(&peer.announcement)));
+        if !childless {
+            let child = &peer.config.child;
+            payloads.extend(child::offer_payloads(child, ChildId::FIRST, spi_in));
+            payloads.extend(mesh.then(|| announcement(&peer.announcement)));
+        }
         let header = sa.header(ExchangeType::IkeAuth, false, message_id);
         let sealed = sa.seal(&header, &payloads)?;
         self.send_request(spi, Request::Auth, sealed, now);
@@ -332,7 +335,10 @@ impl Endpoint {
         });
         match judged {
             Ok(((child, announcement), payloads)) => {
-                self.establish_initiator(spi, child, announcement, received.now);
+                match child {
+                    Some(child) => self.establish_initiator(spi, child, announcement, received.now),
+                    None => self.ask_for_first_child(spi, received.now),
+                }
                 self.note_auth_lifetime(spi, &payloads, received.now);
             }
             Err(failure) => {
@@ -359,13 +365,13 @@ impl Endpoint {
         }
     }
 
-    /// The CHILD_SA that the answer brings, and the announcement.
+    /// The CHILD_SA that the answer brings, if one was asked for, and the announcement.
     fn judge_auth_response(
         &self,
         spi: u64,
         received: &Received<'_>,
         payloads: &[Payload<'_>],
-    ) -> Result<(ChildSa, Option<Vec<u8>>), Failure> {
+    ) -> Result<(Option<ChildSa>, Option<Vec<u8>>), Failure> {
         let sent = self.sas.get(&spi).and_then(|sa| match &sa.state {
             State::AuthSent(state) => Some((state, &self.peers.get(&state.peer)?.config)),
             _ => None,
@@ -385,6 +391,9 @@ impl Endpoint {
             let peer = peer();
             return Err(Failure::Childless { peer, notify });
         }
+        if state.childless {
+            return Ok((None, None));
+        }
         let agreed = child::check(&peer(), &config.child, &child::Heard::read(payloads)?)?;
         let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
         let child = agreed.key(
@@ -396,7 +405,7 @@ impl Endpoint {
             None,
         )?;
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
-        Ok((child, announcement))
+        Ok((Some(child), announcement))
     }
 
     fn check_responder(
@@ -507,6 +516,7 @@ fn negotiate(
         mesh: heard.mesh,
         hashes: heard.hashes.clone(),
         intermediate: None,
+        childless: heard.childless,
         ppk: PpkUse::No,
     })
 }

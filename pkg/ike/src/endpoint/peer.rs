@@ -12,7 +12,7 @@ use crate::crypto::SkCipher;
 use crate::error::ConfigError;
 use crate::limits;
 use crate::sa::auth::is_node_name;
-use crate::sa::{ChildRef, State};
+use crate::sa::{ChildRef, Goodbye, State};
 use crate::timers::{Timer, backoff, jittered, up_to};
 
 /// One peer.
@@ -150,6 +150,11 @@ impl Endpoint {
         };
         match &mut sa.state {
             State::AuthSent(state) if delete => state.doomed = true,
+            State::Established(_) => {
+                if let Some(now) = self.now {
+                    self.begin_closing(spi, Some(Goodbye::Plain), now);
+                }
+            }
             _ => self.forget(spi),
         }
     }

@@ -277,6 +277,9 @@ impl Endpoint {
             return self.inherit(spi, candidate, None, now);
         }
         self.drop_rekey_of(Some(&rekey));
+        if self.awaits_answer(spi) {
+            return self.first_child_refused(spi, kind, now);
+        }
         match (kind, rekey.what) {
             (_, What::Child { old, .. }) if self.is_replaced(spi, old) => {}
             (_, What::New { id, .. }) if self.has_child(spi, id) => {}
@@ -342,6 +345,9 @@ impl Endpoint {
     ) {
         tracing::warn!(what = ?rekey.what, "rekey failed: {failure}");
         self.drop_rekey_of(Some(rekey));
+        if self.awaits_answer(spi) {
+            return self.childless_failed(spi, failure, now);
+        }
         self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
         if let What::Child { spi_in, .. } | What::New { spi_in, .. } = rekey.what {
             self.owe_unborn(spi, spi_in, now);

@@ -136,7 +136,9 @@ impl Endpoint {
             None if is_ike(sa) && !established.children.is_empty() => {
                 Err(Refusal::new(NotifyType::TemporaryFailure))
             }
-            None if newest => self.grant_new(spi, received, payloads),
+            None if !is_ike(sa) && (newest || self.awaits_request(spi)) => {
+                self.grant_new(spi, received, payloads)
+            }
             // Not under an IKE SA that is being replaced (RFC 7296 §1.3).
             _ => Err(Refusal::new(NotifyType::NoAdditionalSas)),
         }

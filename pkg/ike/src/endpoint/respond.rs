@@ -3,19 +3,18 @@
 use std::net::IpAddr;
 
 use super::Endpoint;
+use super::accept::{Verdict, agree_child};
 use super::half_open::Admission;
-use super::informational::{announced, announcement};
-use super::reauth::auth_lifetime;
+use super::informational::announced;
 use super::receive::Received;
-use crate::child::{self, Agreed};
-use crate::config::{ChildId, Identity, IkePolicy, PeerConfig};
+use crate::config::{Identity, IkePolicy, PeerConfig};
 use crate::crypto::{CryptoError, Nonces, SkeySeed, Spis, kex};
 use crate::error::Failure;
-use crate::event::{ChildSa, Role};
+use crate::event::Role;
 use crate::exchange::{Fingerprint, Incoming};
 use crate::identity::TrustAnchors;
 use crate::limits;
-use crate::sa::auth::{node_name, own_id, prove, verify};
+use crate::sa::auth::{node_name, verify};
 use crate::sa::init::{self, Chosen, Heard, Say};
 use crate::sa::nat::{NAT_PORT, Nat};
 use crate::sa::{HalfOpen, IkeSa, Negotiated, Opened, PpkUse, Sealed, State, notify, ppk};
@@ -23,13 +22,6 @@ use crate::timers::Timer;
 use crate::wire::{
     self, ExchangeType, Header, Identification, Message, Notify, NotifyType, Payload,
 };
-
-/// What a verified IKE_AUTH request is answered with.
-struct Verdict {
-    peer: Identity,
-    child: Result<(Agreed, ChildSa), Failure>,
-    announcement: Option<Vec<u8>>,
-}
 
 impl Endpoint {
     pub(super) fn receive_init(&mut self, received: &Received<'_>) {
@@ -201,6 +193,7 @@ impl Endpoint {
             pretend_nat: forced,
             intermediate: chosen.kem.is_some(),
             ppk,
+            childless: true,
         });
         let negotiated = Negotiated {
             keys: keys.for_role(Role::Responder)?,
@@ -212,6 +205,7 @@ impl Endpoint {
             mesh: heard.mesh,
             hashes: heard.hashes.clone(),
             intermediate: None,
+            childless: true,
             ppk: if ppk { PpkUse::Agreed } else { PpkUse::No },
         };
         let state = State::HalfOpen(Box::new(HalfOpen {
@@ -308,7 +302,7 @@ impl Endpoint {
         let state = self.half_open_state(spi).ok_or_else(no_state)?;
         let child = agree_child(&peer, state, spi_in, payloads);
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
-        if child.is_err() {
+        if !matches!(child, Ok(Some(_))) {
             self.spis.remove(&spi_in);
         }
         Ok(Verdict {
@@ -412,7 +406,11 @@ impl Endpoint {
     }
 
     /// The rule of docs/ike-initiator.md for two handshakes that cross: the lower identity's goes on, while it has hope.
-    fn check_crossing(&self, id: &Identity, now: std::time::Instant) -> Result<(), Failure> {
+    pub(super) fn check_crossing(
+        &self,
+        id: &Identity,
+        now: std::time::Instant,
+    ) -> Result<(), Failure> {
         let attempt = self.peers.get(id).and_then(|peer| peer.attempt);
         let Some(own) = attempt.and_then(|spi| self.sas.get(&spi)) else {
             return Ok(());
@@ -447,89 +445,7 @@ impl Endpoint {
         }
     }
 
-    fn accept_auth(&mut self, spi: u64, received: &Received<'_>, verdict: Verdict) {
-        let Verdict {
-            peer: id,
-            child,
-            announcement: theirs,
-        } = verdict;
-        if let Err(failure) = self.answer_auth(spi, received, &id, &child) {
-            if let Ok((_, child)) = &child {
-                self.spis.remove(&child.spi_in);
-            }
-            return self.refuse_auth(spi, received, Some(id), failure);
-        }
-        if let Some(sa) = self.sas.get_mut(&spi) {
-            sa.path = received.path;
-        }
-        let older = self.half_open_older(spi);
-        self.leave_half_open(spi);
-        match child {
-            Ok((_, child)) => {
-                older.into_iter().for_each(|spi| self.forget(spi));
-                self.abandon_crossed(&id);
-                self.establish_responder(spi, &id, child, theirs, received.now);
-            }
-            Err(failure) => {
-                self.handshake_failed(Some(id.clone()), received.path, failure);
-                self.establish_childless(spi, &id, received.now);
-            }
-        }
-    }
-
-    /// IDr, proof, and the CHILD_SA or why there is none (RFC 7296 §1.3: the IKE SA stands all the same).
-    fn answer_auth(
-        &mut self,
-        spi: u64,
-        received: &Received<'_>,
-        id: &Identity,
-        child: &Result<(Agreed, ChildSa), Failure>,
-    ) -> Result<(), Failure> {
-        let config = self.config.clone();
-        let (peer, state) = match (self.peers.get(id), self.half_open_state(spi)) {
-            (Some(peer), Some(state)) => (peer, state),
-            _ => return Err(no_state()),
-        };
-        let negotiated = &state.negotiated;
-        let proof = prove(&config, &peer.config, negotiated, Role::Responder, None)?;
-        let ppk =
-            (negotiated.ppk == PpkUse::Mixed).then(|| Notify::new(NotifyType::PpkIdentity, &[]));
-        let said = state.negotiated.mesh.then(|| peer.announcement.clone());
-        let mobike = self.sas.get(&spi).is_some_and(|sa| sa.mobility.mobike);
-        let mobike = mobike.then(|| Notify::new(NotifyType::MobikeSupported, &[]));
-        let lifetime = auth_lifetime(&config.rekeying);
-        let mut payloads = vec![Payload::IdR(own_id(&config))];
-        payloads.extend(proof.payloads());
-        let lifetime = lifetime
-            .as_ref()
-            .map(|data| Notify::new(NotifyType::AuthLifetime, data));
-        payloads.extend(lifetime.map(Payload::Notify));
-        payloads.extend(mobike.into_iter().chain(ppk).map(Payload::Notify));
-        match child {
-            Ok((agreed, child)) => {
-                payloads.extend(agreed.payloads(child.spi_in));
-                payloads.extend(said.as_deref().map(announcement));
-            }
-            Err(failure) => payloads.push(Payload::Notify(Notify::new(failure.notify(), &[]))),
-        }
-        self.respond(spi, received, &payloads);
-        Ok(())
-    }
-
-    /// This node's own handshake gives way to the one that was accepted. The lower identity's, once it has sent IKE_AUTH,
-    /// goes on: the peer may have taken it, and then it is the newer one on both ends.
-    fn abandon_crossed(&mut self, id: &Identity) {
-        let attempt = self
-            .peers
-            .get(id)
-            .and_then(|peer| self.sas.get(&peer.attempt?));
-        let sent_auth = attempt.is_some_and(|own| matches!(own.state, State::AuthSent(_)));
-        if !(self.config.identity < *id && sent_auth) {
-            self.abandon_attempt(id, false);
-        }
-    }
-
-    fn half_open_older(&self, spi: u64) -> Vec<u64> {
+    pub(super) fn half_open_older(&self, spi: u64) -> Vec<u64> {
         let Some(sa) = self.sas.get(&spi) else {
             return Vec::new();
         };
@@ -549,23 +465,7 @@ impl Endpoint {
     }
 }
 
-/// The first CHILD_SA with its keys, or why there is none.
-fn agree_child(
-    peer: &PeerConfig,
-    state: &HalfOpen,
-    spi_in: u32,
-    payloads: &[Payload<'_>],
-) -> Result<(Agreed, ChildSa), Failure> {
-    let heard = child::Heard::read(payloads)?;
-    let agreed = child::accept(&peer.identity, &peer.child, &heard)?;
-    let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-    let child = agreed
-        .clone()
-        .key(ChildId::FIRST, spi_in, Role::Responder, sk_d, nonces, None)?;
-    Ok((agreed, child))
-}
-
-fn no_state() -> Failure {
+pub(super) fn no_state() -> Failure {
     Failure::Missing {
         what: "IKE SA",
         message: "endpoint",

@@ -36,6 +36,8 @@ pub(crate) struct Say<'a> {
     pub(crate) ppk: bool,
     /// INTERMEDIATE_EXCHANGE_SUPPORTED (RFC 9242 §3.1): where ML-KEM is offered or taken.
     pub(crate) intermediate: bool,
+    /// CHILDLESS_IKEV2_SUPPORTED: a responder says so (RFC 6023 §3).
+    pub(crate) childless: bool,
 }
 
 impl Say<'_> {
@@ -79,6 +81,9 @@ impl Say<'_> {
         if self.intermediate {
             payloads.push(said(NotifyType::IntermediateExchangeSupported, &[]));
         }
+        if self.childless {
+            payloads.push(said(NotifyType::ChildlessIkev2Supported, &[]));
+        }
         emit(&payloads)
     }
 }
@@ -98,6 +103,8 @@ pub(crate) struct Heard<'a> {
     pub(crate) ppk: bool,
     /// It knows IKE_INTERMEDIATE (RFC 9242).
     pub(crate) intermediate: bool,
+    /// It takes an IKE_AUTH without CHILD_SA (RFC 6023).
+    pub(crate) childless: bool,
     /// Whose address was translated on the way; `None`: it does not say what it sees.
     pub(crate) nat: Option<Nat>,
 }
@@ -133,6 +140,7 @@ impl<'a> Heard<'a> {
             nat: Nat::detect(payloads, spis, path),
             ppk: notify(payloads, NotifyType::UsePpk).is_some(),
             intermediate: notify(payloads, NotifyType::IntermediateExchangeSupported).is_some(),
+            childless: notify(payloads, NotifyType::ChildlessIkev2Supported).is_some(),
         })
     }
 }

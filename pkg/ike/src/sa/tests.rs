@@ -48,6 +48,7 @@ fn negotiated() -> Negotiated {
             kem: None,
         },
         intermediate: None,
+        childless: true,
         ppk: PpkUse::No,
     }
 }
@@ -68,6 +69,7 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         peer: peer(),
         negotiated: negotiated(),
         spi_in: 300,
+        childless: false,
         doomed: false,
     };
     let intermediate_sent = IntermediateSent {
@@ -95,6 +97,7 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         proven: true,
         confirmed: true,
         carried: None,
+        silent: false,
         rekey: None,
         deletes: Vec::new(),
         reauth: Reauth::default(),

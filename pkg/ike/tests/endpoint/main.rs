@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
 mod child;
+mod childless;
 mod children;
 mod collisions;
 mod foreign;

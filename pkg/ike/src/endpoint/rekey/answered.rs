@@ -37,6 +37,9 @@ impl Endpoint {
             Err(failure) => {
                 tracing::warn!(?what, "CREATE_CHILD_SA failed: {failure}");
                 self.spis.remove(&spi_in);
+                if self.awaits_answer(spi) {
+                    return self.childless_failed(spi, failure, now);
+                }
                 self.put_off(timer, limits::REKEY_REFUSED_RETRY, now);
                 return self.owe_unborn(spi, spi_in, now);
             }
@@ -63,7 +66,8 @@ impl Endpoint {
             self.expect_delete(spi, over, now);
         }
         let twice = matches!(what, What::New { id, .. } if self.has_child(spi, id));
-        if lost || twice || self.newest_sa(&id) != Some(spi) {
+        let first = self.awaits_answer(spi);
+        if lost || twice || !(first || self.newest_sa(&id) == Some(spi)) {
             self.spis.remove(&spi_in);
             let gone = unborn(spi_in, child.spi_out, child.suite);
             return self.owe_delete(spi, gone, now);
@@ -80,6 +84,9 @@ impl Endpoint {
         }
         if !mesh {
             self.child_confirmed(spi, spi_in, now);
+        }
+        if first && !mesh {
+            self.confirm(spi, now);
         }
         self.make_next_child(spi, now);
     }
@@ -165,6 +172,9 @@ impl Endpoint {
         old: Option<u32>,
         now: Instant,
     ) {
+        if !self.is_listed(id, spi) {
+            self.enlist_with_first_child(spi, id, now);
+        }
         child.volume = self.draw_volume(id, child.esn);
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
@@ -193,6 +203,7 @@ impl Endpoint {
             child: Box::new(child),
             announcement: None,
         });
+        self.bound_sas(id);
     }
 }
 

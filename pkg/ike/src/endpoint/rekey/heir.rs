@@ -109,6 +109,7 @@ impl Endpoint {
         let (path, fragmentation) = (old.path, old.fragmentation.inherited());
         let (nat, mobike) = (old.nat, old.mobility.mobike);
         let reauth = old.established().map(|old| old.reauth).unwrap_or_default();
+        let silent = old.established().is_some_and(|old| old.silent);
         let (peer, mesh, order, confirmed) = match &old.state {
             State::Established(old) => (old.peer.clone(), old.mesh, old.order, old.confirmed),
             _ => (Identity("".into()), false, 0, false),
@@ -125,6 +126,7 @@ impl Endpoint {
             proven: role == Role::Initiator,
             confirmed,
             carried: None,
+            silent,
             rekey: None,
             deletes: Vec::new(),
             heir: true,
