@@ -31,9 +31,7 @@ pub(crate) fn run(item: Item, place: &Place, id: &str) -> Verdict {
         Case::UdpEncap => basic::udp_encap,
         Case::Fragmentation => basic::fragmentation,
         Case::MlKem768 => quantum::ml_kem,
-        Case::Ppk => {
-            return Ok((Outcome::Fail, "not built".into()));
-        }
+        Case::Ppk => quantum::ppk,
         Case::ChildRekeyPfs => rekey::child,
         Case::IkeRekey => rekey::ike,
         Case::ChildRekeyCollision => rekey::child_collision,
@@ -226,6 +224,10 @@ fn probe_config(item: Item, place: &Place, wish: &Wish) -> Result<ProbeConfig> {
         force_encap: false,
         more_ts: 0,
         lose: 0,
+        ppk: wish
+            .ppk
+            .as_ref()
+            .map(|ppk| (ppk.id.clone(), ppk.hex.clone())),
         local_ts: range(local_ts)?,
         remote_ts: range(remote_ts)?,
         record: place.folder.join("ike.jsonl"),

@@ -130,7 +130,8 @@ fn many_proposals() -> String {
     let pairs = ciphers
         .iter()
         .flat_map(|cipher| hashes.map(|hash| format!(",{cipher}-{hash};dh31")));
-    pairs.collect()
+    // Our limit is 32, to bound work before authentication.
+    pairs.take(28).collect()
 }
 
 fn secrets(place: &Place, wish: &Wish) -> String {

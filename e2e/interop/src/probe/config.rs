@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use espalier_ike::identity::{Credentials, TrustAnchors};
 use espalier_ike::{
-    ChildConfig, ChildSuite, Config, Identity, Integrity, PeerAuth, PeerConfig, TrafficSelector,
+    ChildConfig, ChildSuite, Config, Identity, Integrity, PeerAuth, PeerConfig, Ppk,
+    TrafficSelector,
 };
 use espalier_secret::SecretBytes;
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub(crate) struct ProbeConfig {
     pub(crate) more_ts: u8,
     /// As many sendings of IKE_AUTH get lost on our side.
     pub(crate) lose: u32,
+    /// Name and hexadecimal digits of a post-quantum preshared key without which there is to be no IKE SA.
+    pub(crate) ppk: Option<(String, String)>,
     /// Every IKE message goes here, one JSON line each.
     pub(crate) record: PathBuf,
 }
@@ -91,6 +94,13 @@ impl ProbeConfig {
         let id = Identity(self.peer.as_str().into());
         let mut peer = PeerConfig::new(id, self.local, self.remote, auth, child);
         peer.force_udp_encapsulation = self.force_encap;
+        if let Some((id, key)) = &self.ppk {
+            peer.ppk = Some(Ppk {
+                id: id.clone(),
+                key: SecretBytes::new(hex::decode(key).context("PPK")?),
+                required: true,
+            });
+        }
         Ok(peer)
     }
 
