@@ -24,6 +24,12 @@ sync; echo o > /proc/sysrq-trigger; sleep 10
 INIT
 chmod +x "$folder/init"
 TMPDIR=${memory:-$folder} "$uml/usr/bin/linux.uml" root=/dev/root rootfstype=hostfs rw mem=768M init="$folder/init" quiet \
-  con=null con0=null,fd:1 </dev/null 2>&1 | tee "$folder/log" | grep --line-buffered -vE \
-  'SELinux|mmapper_init|ubd device|sysrq: |reboot: |^$' || true
+  con=null con0=null,fd:1 </dev/null >"$folder/log" 2>&1 &
+guest=$!
+trap 'kill "$guest" 2>/dev/null || true; exit 1' TERM INT
+# What the guest says, without what its kernel always says.
+tail -n +1 -F --pid="$guest" "$folder/log" 2>/dev/null |
+  grep --line-buffered -vE 'SELinux|mmapper_init|ubd device|sysrq: |reboot: |^$' || true &
+wait "$guest" || true
+wait
 grep -q '^guest-exit: 0' "$folder/log"

@@ -107,6 +107,10 @@ fn name_of(result: Outcome) -> &'static str {
     }
 }
 
+/// Empty, whatever an earlier run left there.
 fn prepare(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)?;
+    }
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))
 }

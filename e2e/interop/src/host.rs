@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -43,7 +44,7 @@ pub struct Options {
     #[arg(long)]
     keep: Option<PathBuf>,
     /// Cases at a time in each guest.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 4)]
     lanes: usize,
 }
 
@@ -72,15 +73,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     for foreign in chosen(&options.peer, &Foreign::ALL) {
         plans.push(plan(options, &folder, foreign, &psk)?);
     }
-    let mut rows: Vec<Row> = std::thread::scope(|scope| {
-        let guests: Vec<_> = plans
-            .iter()
-            .map(|plan| scope.spawn(|| guest(options, plan)))
-            .collect();
-        let rows = guests.into_iter().zip(&plans);
-        rows.flat_map(|(guest, plan)| complete(plan, guest.join().unwrap_or_default()))
-            .collect()
-    });
+    let mut rows = run_guests(options, &plans);
     rows.extend(
         plans
             .iter()
@@ -108,6 +101,26 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// As many guests at a time as there are processors: each has one.
+fn run_guests(options: &Options, plans: &[Plan]) -> Vec<Row> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut rows = Vec::new();
+        while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+            rows.push((plan.foreign, complete(plan, guest(options, plan))));
+        }
+        rows
+    };
+    let mut rows: Vec<(Foreign, Vec<Row>)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        let rows = workers.into_iter().filter_map(|worker| worker.join().ok());
+        rows.flatten().collect()
+    });
+    rows.sort_by_key(|(foreign, _)| *foreign);
+    rows.into_iter().flat_map(|(_, rows)| rows).collect()
 }
 
 fn chosen<T: Copy>(wanted: &[T], all: &[T]) -> Vec<T> {
@@ -176,8 +189,11 @@ fn boot(options: &Options, plan: &Plan) -> Result<()> {
         &script,
         format!("exec {} guest {}\n", program.display(), file.display()),
     )?;
-    let mut command = Command::new(&options.boot);
+    // A guest does not outlive this process, however that ends.
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "TERM"])
+        .arg(&options.boot)
         .arg(&options.cache)
         .arg(&script)
         .stdin(Stdio::null());

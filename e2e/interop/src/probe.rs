@@ -21,6 +21,8 @@ pub(crate) use config::{Files, ProbeConfig, Range};
 use kernel::Kernel;
 use say::Recorder;
 
+/// Exchange type (RFC 7296 §3.1).
+const IKE_AUTH: u8 = 35;
 /// How often the kernel is asked whether the peer uses a new CHILD_SA.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -60,6 +62,8 @@ struct Probe {
     held: Option<VecDeque<(Path, Vec<u8>)>>,
     /// While set, nothing goes out or comes in: a dead peer.
     mute: bool,
+    /// Sendings of IKE_AUTH that are still to get lost.
+    lose: u32,
 }
 
 impl Probe {
@@ -85,6 +89,7 @@ impl Probe {
             commands: BufReader::new(tokio::io::stdin()).lines(),
             held: None,
             mute: false,
+            lose: config.lose,
         })
     }
 
@@ -171,6 +176,10 @@ impl Probe {
             }
             self.recorder
                 .keep("out", &transmit.path, &transmit.payload)?;
+            if self.lose > 0 && transmit.payload.get(18) == Some(&IKE_AUTH) {
+                self.lose -= 1;
+                continue;
+            }
             let sent = if transmit.path.local.port() == 4500 {
                 let marked = nat_t::mark(&transmit.payload);
                 self.nat_t.send(&transmit.path, &marked).await

@@ -270,6 +270,7 @@ impl Endpoint {
                 Timer::MakeChild(spi, id) => self.make_child_due(spi, id, now),
                 Timer::DrainChild(spi_in) => self.drain_child(spi_in, now),
                 Timer::ExpireChild(spi_in) => self.expire_child(spi_in, now),
+                Timer::Concede(spi_in) => self.concede(spi_in, now),
             }
         }
     }

@@ -4,6 +4,8 @@
 //! [`Endpoint::poll_event`] (acting on each event before the next step) and then [`Endpoint::poll_transmit`]: a response
 //! that promises an SA must not leave before that SA is installed.
 
+#[cfg(test)]
+mod captures;
 mod child;
 mod config;
 mod endpoint;

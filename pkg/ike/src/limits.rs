@@ -102,8 +102,9 @@ pub const CHILD_REFUSED_RETRY: Duration = Duration::from_secs(60);
 pub const MAX_QUEUE_RETRY: Duration = Duration::from_secs(3600);
 /// What replaces an IKE SA has this long to get all its further CHILD_SAs before the older ones go all the same.
 pub const CHILDREN_PATIENCE: Duration = Duration::from_secs(60);
-/// After two crossing rekeys the peer deletes its own CHILD_SA, if that one lost, else the old one (RFC 7296 §2.8.1). Not
-/// every foreign one does (Libreswan): after this it is deleted here, before such ones add up to [`CHILDREN_PER_SA`].
+/// After two crossing rekeys the peer deletes its own CHILD_SA if that one lost, else the old one (RFC 7296 §2.8.1). A
+/// foreign one that has not done so by then (Libreswan) never will: this end deletes one itself, before they add up to
+/// [`CHILDREN_PER_SA`].
 pub const REDUNDANT_PATIENCE: Duration = Duration::from_secs(15);
 /// A rekeyed IKE SA waits this long for its initiator's DELETE; longer than the request that asked for it is repeated.
 pub const REKEYED_LINGER: Duration = Duration::from_secs(90);

@@ -33,6 +33,8 @@ pub(crate) enum Timer {
     DrainChild(u32),
     /// The CHILD_SA with this inbound SPI has reached its hard lifetime.
     ExpireChild(u32),
+    /// The peer was to delete the CHILD_SA with this inbound SPI of ours: its own rekey lost against one of this end.
+    Concede(u32),
     /// Forget this IKE SA: half-open, childless or closed for long enough.
     Expire(u64),
 }
@@ -87,6 +89,7 @@ impl Timers {
             Timer::RekeyChild(spi),
             Timer::DrainChild(spi),
             Timer::ExpireChild(spi),
+            Timer::Concede(spi),
         ] {
             self.cancel(&timer);
         }

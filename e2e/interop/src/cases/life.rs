@@ -9,6 +9,7 @@ use crate::command::{capture, inside, until};
 use crate::foreign::{Place, Wish};
 use crate::lab::{Lab, OURS, THEIRS};
 use crate::matrix::{Item, Role};
+use crate::ours::Spis;
 
 const INFORMATIONAL: u8 = 37;
 const IKE_SA_INIT: u8 = 34;
@@ -75,16 +76,13 @@ pub(super) fn delete(item: Item, place: &Place, id: &str) -> Verdict {
     if down["reason"] != "Peer" {
         bail!("expected the peer's DELETE, the probe said {down}");
     }
-    no_states(&stage)?;
-    stage
-        .theirs
-        .delete_ike()
-        .or_else(|error| match stage.theirs.ike_sas() {
-            // Some delete the IKE SA with its last CHILD_SA, and so may we.
-            Ok(0) => Ok(()),
-            _ => Err(error),
-        })?;
+    gone(&stage, &spis)?;
+    // Some revive the connection at once, others delete the IKE SA with its last CHILD_SA, and so may we.
+    if stage.theirs.ike_sas()? > 0 {
+        stage.theirs.delete_ike()?;
+    }
     nothing_left(&mut stage)?;
+    stage.ours.skip();
     stage.theirs.initiate()?;
     stage.ours.wait("ike-up", 20)?;
     let again = stage.ours.wait_child(20)?;
@@ -96,6 +94,24 @@ pub(super) fn delete(item: Item, place: &Place, id: &str) -> Verdict {
     stage.ours.wait("ike-down", 5)?;
     nothing_left(&mut stage)?;
     pass("their DELETEs of a CHILD_SA and of an IKE SA leave nothing on either side")
+}
+
+fn gone(stage: &Stage, spis: &Spis) -> Result<()> {
+    let gone = || {
+        for namespace in [&stage.lab.ours, &stage.lab.theirs] {
+            let counters = Lab::counters(namespace)?;
+            if counters.contains_key(&spis.inbound) || counters.contains_key(&spis.outbound) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    until(
+        "the CHILD_SA's states are gone",
+        Duration::from_secs(10),
+        gone,
+    )
+    .with_context(|| stage.states())
 }
 
 fn nothing_left(stage: &mut Stage) -> Result<()> {

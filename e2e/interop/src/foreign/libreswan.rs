@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -47,7 +46,7 @@ pub(super) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
         place: place.clone(),
         daemon: command::Daemon::logged(&mut chrooted(place, &pluto), &log)?,
     };
-    until("pluto answers", Duration::from_secs(20), || {
+    until("pluto answers", super::STARTS, || {
         Ok(this.whack("--globalstatus")?.ok || !this.daemon.running())
     })?;
     this.must("--listen")?;
@@ -92,7 +91,8 @@ fn connection(foreign: Foreign, wish: &Wish) -> String {
     if wish.ah {
         text.push_str("  phase2=ah\n  ah=sha2_256;dh31\n");
     } else {
-        let _ok = writeln!(text, "  esp=aes_gcm256-none;dh31");
+        let many = wish.fragment.map(|_| many_proposals()).unwrap_or_default();
+        let _ok = writeln!(text, "  esp=aes_gcm256-none;dh31{many}");
     }
     if wish.encap {
         text.push_str("  encapsulation=yes\n");
@@ -111,6 +111,27 @@ fn connection(foreign: Foreign, wish: &Wish) -> String {
         text.push_str("  ppk=insist\n");
     }
     text
+}
+
+/// So many that IKE_AUTH with a PSK does not fit one datagram.
+fn many_proposals() -> String {
+    let ciphers = [
+        "aes128",
+        "aes192",
+        "aes256",
+        "aes_ctr128",
+        "aes_ctr192",
+        "aes_ctr256",
+        "camellia128",
+        "camellia256",
+        "3des",
+    ];
+    let hashes = ["sha1", "sha2_256", "sha2_384", "sha2_512"];
+    let pairs = ciphers
+        .iter()
+        .flat_map(|cipher| hashes.map(|hash| format!(",{cipher}-{hash};dh31")));
+    // Our limit is 32, to bound work before authentication.
+    pairs.take(28).collect()
 }
 
 fn secrets(place: &Place, wish: &Wish) -> String {
@@ -181,6 +202,34 @@ impl Daemon for Libreswan {
 
     fn delete_ike(&mut self) -> Result<()> {
         self.must("--name net --terminate")
+    }
+
+    fn key_exchanges(&mut self) -> Result<String> {
+        let said = self.whack("--status")?.text;
+        let lines = said
+            .lines()
+            .filter(|line| line.contains("IKE DH Key Exchange"));
+        let names = lines.filter_map(|line| line.split("name=").nth(1)?.split(',').next());
+        let names: Vec<&str> = names.collect();
+        if names.is_empty() {
+            bail!("no key exchange methods in its status");
+        }
+        Ok(names.join(", "))
+    }
+
+    fn ike_algorithms(&mut self) -> Result<String> {
+        let said = self.whack("--status")?.text;
+        let line = said
+            .lines()
+            .find(|line| line.contains("IKE algorithm newest"));
+        Ok(line
+            .with_context(|| format!("no algorithms in {said}"))?
+            .trim()
+            .to_owned())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.place.folder.join("pluto.log")).unwrap_or_default()
     }
 
     fn kill(&mut self) {

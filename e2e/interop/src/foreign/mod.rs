@@ -5,10 +5,14 @@ mod strongswan;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::matrix::{Auth, Foreign};
+
+/// A daemon answers within this, on a busy machine too, and with libraries that nobody has read yet.
+const STARTS: Duration = Duration::from_secs(60);
 
 /// What a case asks of the foreign side.
 #[derive(Clone, Debug)]
@@ -80,6 +84,12 @@ pub(crate) trait Daemon {
     fn delete_child(&mut self) -> Result<()>;
     /// Deletes the IKE SA.
     fn delete_ike(&mut self) -> Result<()>;
+    /// All key exchange methods that it knows.
+    fn key_exchanges(&mut self) -> Result<String>;
+    /// Algorithms of the established IKE SA.
+    fn ike_algorithms(&mut self) -> Result<String>;
+    /// What it logged at its default level.
+    fn log(&self) -> String;
     /// Ends it without a word to us.
     fn kill(&mut self);
     /// Established IKE SAs with us.

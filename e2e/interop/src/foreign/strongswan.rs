@@ -1,9 +1,8 @@
 //! charon, told by swanctl.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Daemon, Place, Wish, beside, chrooted, copy};
 use crate::command::{self, Output, capture, until};
@@ -42,7 +41,7 @@ pub(super) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
         place: place.clone(),
         daemon: command::Daemon::logged(&mut command, &log)?,
     };
-    until("charon answers", Duration::from_secs(20), || {
+    until("charon answers", super::STARTS, || {
         Ok(this.swanctl("--stats")?.ok || !this.daemon.running())
     })?;
     let loaded = this.swanctl("--load-all")?;
@@ -183,6 +182,36 @@ impl Daemon for Strongswan {
 
     fn delete_ike(&mut self) -> Result<()> {
         self.ask("--terminate --ike gw")
+    }
+
+    fn key_exchanges(&mut self) -> Result<String> {
+        let said = self.swanctl("--list-algs")?.text;
+        // Called dh: before there was more than Diffie-Hellman.
+        let list = said
+            .lines()
+            .skip_while(|line| *line != "ke:" && *line != "dh:");
+        let list = list.skip(1).take_while(|line| line.starts_with(' '));
+        let names: Vec<&str> = list
+            .filter_map(|l| l.split('[').next())
+            .map(str::trim)
+            .collect();
+        if names.is_empty() {
+            bail!("no key exchange methods in {said}");
+        }
+        Ok(names.join(", "))
+    }
+
+    fn ike_algorithms(&mut self) -> Result<String> {
+        let said = self.swanctl("--list-sas")?.text;
+        let line = said.lines().find(|line| line.contains("/PRF_"));
+        Ok(line
+            .with_context(|| format!("no algorithms in {said}"))?
+            .trim()
+            .to_owned())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.place.folder.join("charon.log")).unwrap_or_default()
     }
 
     fn kill(&mut self) {

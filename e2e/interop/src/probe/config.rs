@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use espalier_ike::identity::{Credentials, TrustAnchors};
 use espalier_ike::{
-    ChildConfig, ChildSuite, Config, Identity, Integrity, PeerAuth, PeerConfig, TrafficSelector,
+    ChildConfig, ChildSuite, Config, Identity, Integrity, PeerAuth, PeerConfig, Ppk,
+    TrafficSelector,
 };
 use espalier_secret::SecretBytes;
 use serde::{Deserialize, Serialize};
@@ -48,8 +49,16 @@ pub(crate) struct ProbeConfig {
     pub(crate) transport: bool,
     /// AH instead of ESP.
     pub(crate) ah: bool,
+    /// Say that there is a NAT where there is none.
+    pub(crate) force_encap: bool,
     pub(crate) local_ts: Range,
     pub(crate) remote_ts: Range,
+    /// Further selectors on each side that the other side knows nothing of: they make IKE_AUTH larger.
+    pub(crate) more_ts: u8,
+    /// As many sendings of IKE_AUTH get lost on our side.
+    pub(crate) lose: u32,
+    /// Name and hexadecimal digits of a post-quantum preshared key without which there is to be no IKE SA.
+    pub(crate) ppk: Option<(String, String)>,
     /// Every IKE message goes here, one JSON line each.
     pub(crate) record: PathBuf,
 }
@@ -74,16 +83,33 @@ impl ProbeConfig {
             Some(psk) => PeerAuth::Psk(SecretBytes::new(hex::decode(psk).context("PSK")?)),
             None => PeerAuth::Certificate,
         };
-        let selectors = (
-            vec![self.local_ts.selector()],
-            vec![self.remote_ts.selector()],
+        let mut child = ChildConfig::new(
+            self.selectors(&self.local_ts),
+            self.selectors(&self.remote_ts),
         );
-        let mut child = ChildConfig::new(selectors.0, selectors.1);
         child.transport = self.transport;
         if self.ah {
             child.suites = vec![ChildSuite::Ah(Integrity::HmacSha256)];
         }
         let id = Identity(self.peer.as_str().into());
-        Ok(PeerConfig::new(id, self.local, self.remote, auth, child))
+        let mut peer = PeerConfig::new(id, self.local, self.remote, auth, child);
+        peer.force_udp_encapsulation = self.force_encap;
+        if let Some((id, key)) = &self.ppk {
+            peer.ppk = Some(Ppk {
+                id: id.clone(),
+                key: SecretBytes::new(hex::decode(key).context("PPK")?),
+                required: true,
+            });
+        }
+        Ok(peer)
+    }
+
+    fn selectors(&self, first: &Range) -> Vec<TrafficSelector> {
+        let more = (0..self.more_ts).map(|number| {
+            let address = IpAddr::from([192, 0, 2, number]);
+            Range(address, address)
+        });
+        let all = [first.clone()].into_iter().chain(more);
+        all.map(|range| range.selector()).collect()
     }
 }

@@ -141,11 +141,12 @@ fn state(child: &ChildSa, path: Path, inbound: bool) -> Result<String> {
         line.push_str(" flag align4");
     }
     line.push_str(&algorithms(child, keys)?);
-    if path.local.port() == 4500 {
+    if let Some(path) = child.udp_encapsulation {
+        let (local, remote) = (path.local.port(), path.remote.port());
         let (sport, dport) = if inbound {
-            (path.remote.port(), path.local.port())
+            (remote, local)
         } else {
-            (path.local.port(), path.remote.port())
+            (local, remote)
         };
         write!(line, " encap espinudp {sport} {dport} 0.0.0.0")?;
     }

@@ -173,7 +173,7 @@ impl SharedSecret {
         self.0.expose()
     }
 
-    pub(super) fn copy_from(bytes: &[u8]) -> Self {
+    pub(crate) fn copy_from(bytes: &[u8]) -> Self {
         Self(SecretBytes::copy_from(bytes))
     }
 }

@@ -154,4 +154,4 @@ pub enum AuthError {
 }
 
 #[cfg(test)]
-mod test_vectors;
+pub(crate) mod test_vectors;

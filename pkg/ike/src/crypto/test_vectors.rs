@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-pub(super) fn load(json: &str) -> Value {
+pub(crate) fn load(json: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }
 
-pub(super) fn rows<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+pub(crate) fn rows<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     let rows = value[field]
         .as_array()
         .unwrap_or_else(|| panic!("no array {field}"));
@@ -14,22 +14,22 @@ pub(super) fn rows<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     rows
 }
 
-pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field]
         .as_str()
         .unwrap_or_else(|| panic!("no text {field} in {value}"))
 }
 
-pub(super) fn bytes(value: &Value, field: &str) -> Vec<u8> {
+pub(crate) fn bytes(value: &Value, field: &str) -> Vec<u8> {
     hex::decode(text(value, field)).unwrap()
 }
 
-pub(super) fn number(value: &Value, field: &str) -> u64 {
+pub(crate) fn number(value: &Value, field: &str) -> u64 {
     u64::from_be_bytes(bytes(value, field).try_into().unwrap())
 }
 
 /// What a key type must never print: its bytes, in hex or as decimal lists.
-pub(super) fn assert_redacted(shown: &str, secret: &[u8]) {
+pub(crate) fn assert_redacted(shown: &str, secret: &[u8]) {
     assert!(secret.len() >= 16, "too short to look for");
     let listed = secret
         .iter()

@@ -270,7 +270,7 @@ impl Endpoint {
         let others = self.children(spi).len() > 1;
         tracing::warn!(
             spi_in = format_args!("{spi_in:08x}"),
-            "hard lifetime of a CHILD_SA reached, or the peer did not delete it though it was replaced"
+            "hard lifetime of a CHILD_SA reached, or the peer did not delete it though its own has replaced it"
         );
         if others {
             self.delete_child(spi, child, CloseReason::Local, now);
@@ -283,6 +283,27 @@ impl Endpoint {
         };
         self.retire(spi, CloseReason::Local, Some(Goodbye::Plain));
         self.after_loss(&id, CloseReason::Local, now);
+    }
+
+    /// Rekeys crossed, and the peer keeps its CHILD_SA that lost: it did not see that and may use no other one, nor survive
+    /// that one's DELETE. This end's goes instead.
+    pub(super) fn concede(&mut self, theirs: u32, now: Instant) {
+        let Some(spi) = self.sa_of_child(theirs) else {
+            return;
+        };
+        let Some(kept) = self.find_child(spi, theirs) else {
+            return;
+        };
+        let rival = |child: &&ChildRef| {
+            child.role == Role::Initiator && child.replaces == kept.replaces && **child != kept
+        };
+        if let Some(own) = self.children(spi).iter().find(rival).copied() {
+            tracing::warn!(
+                spi_in = format_args!("{theirs:08x}"),
+                "the peer keeps a CHILD_SA that is redundant (RFC 7296 §2.8.1); this end's own goes"
+            );
+            self.delete_child(spi, own, CloseReason::Replaced, now);
+        }
     }
 
     fn expire_orphan(&mut self, spi_in: u32) {

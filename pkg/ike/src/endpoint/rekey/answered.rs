@@ -60,10 +60,15 @@ impl Endpoint {
         let lost = crossed
             .as_ref()
             .is_some_and(|(_, nonce)| own.min(theirs) < *nonce);
-        // What the peer is to delete then: the old one if its own rekey has won, else what its own made.
-        if let (Some((theirs, _)), What::Child { old, .. }) = (&crossed, what) {
-            let over = if lost { old } else { *theirs };
-            self.expect_delete(spi, over, now);
+        if let (Some((theirs, _)), What::Child { old, .. }, false) =
+            (&crossed, what, self.is_mesh(spi))
+        {
+            let timer = if lost {
+                Timer::ExpireChild(old)
+            } else {
+                Timer::Concede(*theirs)
+            };
+            self.timers.set(timer, now + limits::REDUNDANT_PATIENCE);
         }
         let twice = matches!(what, What::New { id, .. } if self.has_child(spi, id));
         let first = self.awaits_answer(spi);
@@ -89,14 +94,6 @@ impl Endpoint {
             self.confirm(spi, now);
         }
         self.make_next_child(spi, now);
-    }
-
-    /// A foreign peer that does not delete a CHILD_SA which is over has not seen that its rekey crossed another one.
-    fn expect_delete(&mut self, spi: u64, over: u32, now: Instant) {
-        if !self.is_mesh(spi) {
-            let patience = now + limits::REDUNDANT_PATIENCE;
-            self.timers.set(Timer::ExpireChild(over), patience);
-        }
     }
 
     /// The answer was of no use: the peer may have made a CHILD_SA of each protocol that was offered.
