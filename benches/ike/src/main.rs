@@ -44,7 +44,7 @@ struct Cli {
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
     sas: Vec<usize>,
     /// What is negotiated.
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Case::Psk, Case::Ecdsa])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Case::ALL)]
     cases: Vec<Case>,
 }
 
