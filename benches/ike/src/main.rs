@@ -22,6 +22,10 @@ use plan::{Case, Side};
 use report::{Report, Sample};
 use wire::Wire;
 
+/// The agent's: memory is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// On the sandbox's private tmpfs.
 const FOLDER: &str = "/run/bench";
 
