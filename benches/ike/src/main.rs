@@ -22,6 +22,10 @@ use plan::{Case, Side};
 use report::{Report, Sample};
 use wire::Wire;
 
+/// The agent's: memory is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// On the sandbox's private tmpfs.
 const FOLDER: &str = "/run/bench";
 
@@ -44,7 +48,7 @@ struct Cli {
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
     sas: Vec<usize>,
     /// What is negotiated.
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Case::Psk, Case::Ecdsa])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Case::ALL)]
     cases: Vec<Case>,
 }
 

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::digest;
 use clap::Args;
+use espalier_ike::crypto::Kem;
 use espalier_ike::{
     ChildConfig, ChildSa, Config, Connect, Endpoint, Event, Identity, Path, PeerAuth, PeerConfig,
-    TrafficSelector,
+    PostQuantum, TrafficSelector,
 };
 use espalier_ike_io::udp::UdpIke;
 use espalier_ike_io::{OsRng, unix_now};
@@ -288,18 +289,19 @@ fn endpoint(name: &str, arguments: &Arguments, ca: Option<&Ca>) -> Result<Endpoi
         config.credentials = Some(ca.issue(name)?);
         config.trust = ca.trust.clone();
     }
-    arguments.case.configure(&mut config)?;
+    arguments.case.configure(&mut config);
     // All begin at once, and charon has its own protection against floods switched off, too.
     config.cookie_threshold = usize::MAX;
     Ok(Endpoint::new(config, Box::new(OsRng))?)
 }
 
 impl Case {
-    fn configure(self, _config: &mut Config) -> Result<()> {
-        if self == Self::EcdsaMlKem768 {
-            bail!("ML-KEM-768 is not there yet");
-        }
-        Ok(())
+    fn configure(self, config: &mut Config) {
+        config.ike.post_quantum = match self {
+            Self::Psk | Self::Ecdsa => PostQuantum::Off,
+            Self::EcdsaMlKem768 => PostQuantum::Required,
+        };
+        config.ike.kems = vec![Kem::MlKem768];
     }
 }
 

@@ -26,15 +26,14 @@ pub(crate) const SPOKES_PREFIX: u8 = 16;
 pub(crate) const HUB_NAME: &str = "hub";
 
 /// How both sides authenticate and what they agree on. All with AES-256-GCM, PRF-HMAC-SHA2-256 and X25519.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-#[value(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
     /// A shared key per pair.
     Psk,
     /// ECDSA P-256 certificates.
     Ecdsa,
     /// The same, and ML-KEM-768 on top of X25519.
+    #[value(name = "ecdsa-ml-kem-768")]
     EcdsaMlKem768,
 }
 
@@ -151,6 +150,16 @@ pub(crate) fn hub() -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_what_the_command_line_takes() {
+        for case in Case::ALL {
+            assert_eq!(Case::from_str(case.name(), false), Ok(case));
+        }
+        for side in Side::ALL {
+            assert_eq!(Side::from_str(side.name(), false), Ok(side));
+        }
+    }
 
     #[test]
     fn spokes_are_found_by_their_addresses() {

@@ -24,6 +24,11 @@ use args::Args;
 use credentials::KeyFiles;
 use mesh::{Mesh, NodeFacts, Parts};
 
+/// Handshakes need much more memory than the SAs that they make. When a whole mesh has connected at once, the C library's
+/// allocator cannot give the difference back, this one does (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     let args = Args::parse();

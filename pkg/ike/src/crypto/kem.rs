@@ -4,6 +4,7 @@
 use aws_lc_rs::kem::{
     Algorithm, Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768, ML_KEM_1024,
 };
+use espalier_secret::SecretBytes;
 
 use super::CryptoError;
 use super::kex::SharedSecret;
@@ -46,6 +47,15 @@ impl Kem {
         }
     }
 
+    /// Where the encapsulation key begins in a decapsulation key: behind the k polynomials of 384 bytes of its first part
+    /// (FIPS 203 §7.1).
+    fn public_offset(self) -> usize {
+        match self {
+            Self::MlKem768 => 3 * 384,
+            Self::MlKem1024 => 4 * 384,
+        }
+    }
+
     fn algorithm(self) -> &'static Algorithm {
         match self {
             Self::MlKem768 => &ML_KEM_768,
@@ -67,10 +77,12 @@ impl Kem {
 }
 
 /// The initiator's half: used once, by value.
+///
+/// It waits for an answer as bytes: half of what the provider's key object takes, and a mesh that starts has thousands.
 pub struct KemKey {
     kem: Kem,
-    private: DecapsulationKey,
-    public: Vec<u8>,
+    /// The decapsulation key, which holds the encapsulation key, too.
+    private: SecretBytes,
 }
 
 impl std::fmt::Debug for KemKey {
@@ -89,12 +101,10 @@ impl KemKey {
     pub fn generate(kem: Kem) -> Result<Self, CryptoError> {
         let failed = |_| CryptoError::KemFailed(kem);
         let private = DecapsulationKey::generate(kem.algorithm()).map_err(failed)?;
-        let public = private.encapsulation_key().map_err(failed)?;
-        let public = public.key_bytes().map_err(failed)?;
+        let private = private.key_bytes().map_err(failed)?;
         Ok(Self {
             kem,
-            public: public.as_ref().to_vec(),
-            private,
+            private: SecretBytes::copy_from(private.as_ref()),
         })
     }
 
@@ -107,7 +117,9 @@ impl KemKey {
     /// Data of the initiator's KE payload.
     #[must_use]
     pub fn public(&self) -> &[u8] {
-        &self.public
+        let from = self.kem.public_offset();
+        let range = from..from + self.kem.public_len();
+        self.private.expose().get(range).unwrap_or_default()
     }
 
     /// The shared secret out of the data of the responder's KE payload. A ciphertext that was not made for this key gives
@@ -118,8 +130,10 @@ impl KemKey {
     pub fn open(self, ciphertext: &[u8]) -> Result<SharedSecret, CryptoError> {
         let kem = self.kem;
         kem.check("ciphertext", kem.ciphertext_len(), ciphertext.len())?;
-        let opened = self.private.decapsulate(Ciphertext::from(ciphertext));
-        let secret = opened.map_err(|_| CryptoError::KemFailed(kem))?;
+        let private = DecapsulationKey::new(kem.algorithm(), self.private.expose());
+        let private = private.map_err(|_| CryptoError::KemFailed(kem))?;
+        let secret = private.decapsulate(Ciphertext::from(ciphertext));
+        let secret = secret.map_err(|_| CryptoError::KemFailed(kem))?;
         Ok(SharedSecret::copy_from(secret.as_ref()))
     }
 }
@@ -232,12 +246,8 @@ mod tests {
                     else {
                         continue;
                     };
-                    let private = DecapsulationKey::new(kem.algorithm(), key).unwrap();
-                    let own = KemKey {
-                        kem,
-                        private,
-                        public: Vec::new(),
-                    };
+                    let private = SecretBytes::copy_from(key);
+                    let own = KemKey { kem, private };
                     let opened = own.open(ciphertext).unwrap();
                     assert_eq!(opened.expose(), &secret[..], "{}", test.tc_id);
                     tested += 1;
