@@ -75,6 +75,9 @@ fn mend_length(frame: &[u8]) -> Option<Vec<u8>> {
 
 /// What a CHILD_SA of the node may be, whoever its `peer` is.
 fn check_child(event: &Event, peer: Role) {
+    if let Event::AddressChanged { path, .. } = event {
+        assert_eq!(path.remote.ip(), node::address(peer).ip(), "S5");
+    }
     let Event::ChildUp {
         peer: name,
         child,

@@ -411,7 +411,7 @@ fn init_payloads(public: &[u8], post_quantum: PostQuantum) -> Vec<Payload<'_>> {
 }
 
 /// The CHILD_SA that the node wants.
-fn child() -> [Payload<'static>; 4] {
+fn child() -> [Payload<'static>; 5] {
     let transforms = vec![
         Transform::with_key_length(TransformType::Encr, wire::encr::AES_GCM_16, 256),
         Transform::new(TransformType::Esn, wire::esn::YES),
@@ -425,6 +425,7 @@ fn child() -> [Payload<'static>; 4] {
     };
     let ts = |role| wire::TrafficSelectors(vec![node::selector(role)]);
     [
+        Payload::Notify(wire::Notify::new(wire::NotifyType::MobikeSupported, &[])),
         Payload::Notify(wire::Notify::new(wire::NotifyType::UseTransportMode, &[])),
         Payload::Sa(Sa {
             proposals: vec![proposal],

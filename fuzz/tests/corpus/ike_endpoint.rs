@@ -148,6 +148,11 @@ fn inner() -> Vec<Seed> {
         with(&theirs, 8, &narrow),
     );
     let two = child_of(sa_esp(), ours, theirs);
+    let moved = [
+        notify(16400, &[]),
+        notify(16388, &[1; 20]),
+        notify(16389, &[2; 20]),
+    ];
     let announcement = |len| notify(40961, &vec![b'a'; len]);
     of(
         "ike_endpoint_inner",
@@ -188,6 +193,13 @@ fn inner() -> Vec<Seed> {
             ("delete-child", used(6, &[esp(&[0xc0, 0xff, 0xee, 1])])),
             ("delete-others", used(6, &[esp(&[1; 40])])),
             ("announcement", used(6, &[announcement(12)])),
+            ("update-addresses", used(6, &moved)),
+            ("cookie2", used(6, &[notify(16401, &[9; 24])])),
+            ("cookie2-too-short", used(6, &[notify(16401, &[9; 7])])),
+            (
+                "other-addresses",
+                used(6, &[notify(16397, &[10, 0, 0, 1]), notify(16398, &[1; 16])]),
+            ),
             ("announcement-too-long", used(6, &[announcement(65)])),
             ("failed-afterwards", used(6, &[notify(24, &[])])),
             ("critical", vec![6, 200, 0, 0x80, 0, 4]),

@@ -96,6 +96,8 @@ impl Fingerprint {
 struct Answered {
     request: Fingerprint,
     response: Sealed,
+    /// How often it was looked at since.
+    age: u32,
 }
 
 /// What a request's message ID says.
@@ -231,13 +233,21 @@ impl Exchanges {
     /// The expected request was verified and is answered with `response`.
     pub(crate) fn respond(&mut self, request: Fingerprint, response: Sealed) {
         self.expected = self.expected.saturating_add(1);
-        self.answered = Some(Answered { request, response });
+        self.answered = Some(Answered {
+            request,
+            response,
+            age: 0,
+        });
     }
 
-    /// Lets go of a response of more than `kept` bytes: no retransmission of its request is expected any more.
-    pub(crate) fn forget_response(&mut self, kept: usize) {
-        self.answered
-            .take_if(|answered| answered.response.len() > kept);
+    /// Lets go of a large response once it is so old that no retransmission of its request is expected any more. To be called
+    /// each [`limits::DPD_IDLE`] or less often.
+    pub(crate) fn age_response(&mut self) {
+        let steps = limits::ANSWER_LINGER.as_secs() / limits::DPD_IDLE.as_secs();
+        self.answered.take_if(|answered| {
+            answered.age = answered.age.saturating_add(1);
+            u64::from(answered.age) > steps && answered.response.len() > limits::ANSWER_KEPT
+        });
     }
 }
 

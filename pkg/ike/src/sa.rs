@@ -19,7 +19,6 @@ use crate::crypto::{
 };
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
-use crate::limits;
 use crate::suite::ChildSuite;
 use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
 
@@ -429,12 +428,10 @@ impl IkeSa {
         }
     }
 
-    /// Gives up what was kept for messages that do not come any more. Called now and then on an established IKE SA.
+    /// Gives up what was kept for messages that do not come any more. Called each [`crate::limits::DPD_IDLE`] or less often.
     pub(crate) fn let_go(&mut self, now: Instant) {
         self.fragmentation.expire(now);
-        if now >= self.heard + limits::ANSWER_LINGER {
-            self.exchanges.forget_response(limits::ANSWER_KEPT);
-        }
+        self.exchanges.age_response();
     }
 
     /// The state's exchanges (RFC 7296 §1): requests of any other are dropped.

@@ -224,7 +224,7 @@ fn a_half_open_ike_sa_joins_ike_auth_only() {
         }
     }
     let child = raw::child(4711, address(1), address(0));
-    let parts = raw.seal_auth("node-01", &secret(), &child, 60);
+    let parts = raw.seal_auth("node-01", &secret(), &child, Some(60));
     assert!(parts.len() > 2);
     let answers = parts
         .into_iter()
@@ -236,4 +236,25 @@ fn a_half_open_ike_sa_joins_ike_auth_only() {
     net.run(Duration::from_secs(1));
     let whole = raw.seal(INFORMATIONAL, &payloads(&[1; 300], b"x"), None);
     assert!(raw.deliver(&mut net, whole[0].clone()).is_some());
+}
+
+/// RFC 7296 §2.1: a response may be forgotten after several minutes. A peer that never asks anything again would keep it.
+#[test]
+fn a_large_response_is_kept_for_some_minutes_and_not_for_ever() {
+    let mut net = Net::psk_mesh(1, 2);
+    let mut raw = Raw::init(&mut net, address(1), 0, false);
+    let child = raw::child(4711, address(1), address(0));
+    let auth = raw.seal_auth("node-01", &secret(), &child, None).remove(0);
+    assert!(raw.deliver(&mut net, auth.clone()).is_some());
+    raw.next();
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        net.run(limits::DPD_IDLE);
+        raw.answer(&mut net, &[]);
+        kept.push(raw.deliver(&mut net, auth.clone()).is_some());
+    }
+    let steps = (limits::ANSWER_LINGER.as_secs() / limits::DPD_IDLE.as_secs()) as usize;
+    assert!(kept[..steps - 1].iter().all(|kept| *kept), "{kept:?}");
+    assert!(!kept[steps + 1], "{kept:?}");
+    assert_eq!(net.ike_sas(0), 1);
 }

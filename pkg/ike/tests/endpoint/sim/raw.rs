@@ -407,13 +407,13 @@ impl Raw {
         self.next_id += 1;
     }
 
-    /// IKE_AUTH as `name` by PSK, sealed in fragments of `size` payload bytes.
+    /// IKE_AUTH as `name` by PSK, sealed in fragments of `size` payload bytes, or whole.
     pub fn seal_auth(
         &mut self,
         name: &str,
         psk: &SecretBytes,
         child: &[Payload<'_>],
-        size: usize,
+        size: Option<usize>,
     ) -> Vec<Vec<u8>> {
         let id = Identification::new(IdType::Fqdn, name.as_bytes());
         let data = auth::psk_auth(psk, &self.octets(&id)).unwrap();
@@ -422,7 +422,7 @@ impl Raw {
             data: data.expose(),
         };
         let payloads = [&[Payload::IdI(id), Payload::Auth(proof)], child].concat();
-        self.seal(ExchangeType::IkeAuth, &payloads, Some(size))
+        self.seal(ExchangeType::IkeAuth, &payloads, size)
     }
 
     /// The last request that the node has sent on this IKE SA.
