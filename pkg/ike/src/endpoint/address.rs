@@ -12,7 +12,7 @@ use crate::error::ConfigError;
 use crate::event::{CloseReason, Event, Path, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::nat::{Detection, Nat, seen_as};
+use crate::sa::nat::{Detection, NAT_PORT, Nat, seen_as};
 use crate::sa::{Goodbye, IkeSa, error_notify, notify};
 use crate::wire::{Notify, NotifyType, Payload};
 
@@ -73,9 +73,13 @@ impl Endpoint {
     }
 
     fn move_own(&mut self, spi: u64, id: &Identity, path: Path, now: Instant) {
-        let Some(sa) = self.sas.get_mut(&spi).filter(|sa| sa.path != path) else {
+        let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
+        let path = sa.path.moved_to(path);
+        if sa.path == path {
+            return;
+        }
         let from = std::mem::replace(&mut sa.path, path);
         if sa.may_move() {
             sa.mobility.update.get_or_insert_with(|| Box::new(from));
@@ -302,6 +306,21 @@ impl Endpoint {
             &[]
         };
         self.request(spi, Request::Liveness, payloads, now);
+    }
+}
+
+impl Path {
+    /// This path with the addresses of another. IKE that has gone to port 4500 stays there, and a peer that has not moved is
+    /// where its NAT has put it.
+    fn moved_to(self, new: Self) -> Self {
+        let mut local = new.local;
+        local.set_port(self.local.port());
+        let remote = match self.local.port() {
+            _ if new.remote.ip() == self.remote.ip() => self.remote,
+            NAT_PORT => SocketAddr::new(new.remote.ip(), NAT_PORT),
+            _ => new.remote,
+        };
+        Self { local, remote }
     }
 }
 

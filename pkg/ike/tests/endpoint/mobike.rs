@@ -358,3 +358,40 @@ fn replayed_updates_from_elsewhere_move_nothing() {
     assert_eq!(net.nodes[1].log.len(), events);
     assert!(net.settled(0, 1));
 }
+
+/// Configured with port 500, gone to 4500 because of a (pretended) NAT: there it stays.
+#[test]
+fn ike_that_has_gone_to_port_4500_stays_there_when_it_moves() {
+    let on_500 = |at: SocketAddr| SocketAddr::new(at.ip(), 500);
+    let mut net = Net::new(1, 2, None);
+    for node in 0..2 {
+        let mut config = peer_config(node, 1 - node, psk(7));
+        (config.local, config.remote) = (on_500(config.local), on_500(config.remote));
+        config.force_udp_encapsulation = true;
+        if node == 1 {
+            config.addresses.push(new_home().ip());
+        }
+        net.nodes[node].endpoint.put_peer(config, net.now).unwrap();
+    }
+    net.connect(0, 1, Connect::Restart);
+    assert!(net.run_until(LONG, Net::all_settled));
+    net.run(Duration::from_secs(10));
+    net.readdress(0, new_home());
+    let (now, from, to) = (net.now, on_500(new_home()), on_500(address(1)));
+    let endpoint = &mut net.nodes[0].endpoint;
+    endpoint.update_address(&id(1), from, to, now).unwrap();
+    net.pump(0);
+    net.run(Duration::from_secs(5));
+    let path = Path {
+        local: new_home(),
+        remote: address(1),
+    };
+    let expected = Event::AddressChanged {
+        peer: id(1),
+        path,
+        udp_encapsulation: Some(path),
+    };
+    assert_eq!(net.count(0, |event| *event == expected), 1);
+    assert_eq!(net.count(1, moved), 1);
+    assert!(net.settled(0, 1));
+}
