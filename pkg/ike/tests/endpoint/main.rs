@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // a test binary has no outside
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod bounds;
 mod child;
 mod children;
 mod collisions;
@@ -11,6 +12,7 @@ mod fragments;
 mod fragments_hostile;
 mod handshake;
 mod hostile;
+mod initiator;
 mod insider;
 mod keys;
 mod lifecycle;
