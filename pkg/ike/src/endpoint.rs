@@ -14,6 +14,7 @@ mod informational;
 mod initiate;
 mod intermediate;
 mod lifetime;
+mod linger;
 mod peer;
 mod reauth;
 mod receive;
@@ -64,6 +65,8 @@ pub struct Endpoint {
     strays: Strays,
     /// Inbound ESP SPIs that must not be chosen: given out and not yet down, or reserved; with whose CHILD_SA it is.
     spis: BTreeMap<u32, Option<Identity>>,
+    /// IKE SAs in their last seconds, oldest first, by whose they were; `None`: of those who were refused.
+    lingering: BTreeMap<Option<Identity>, VecDeque<u64>>,
     timers: Timers,
     events: VecDeque<Event>,
     transmits: VecDeque<Transmit>,
@@ -104,6 +107,7 @@ impl Endpoint {
             half_open: HalfOpen::default(),
             strays: Strays::default(),
             spis: BTreeMap::new(),
+            lingering: BTreeMap::new(),
             timers: Timers::default(),
             events: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -166,6 +170,7 @@ impl Endpoint {
                 .for_each(|address| self.half_open.forget(*address, id));
         }
         self.talkative.remove(id);
+        self.lingering.remove(&Some(id.clone()));
     }
 
     /// Wants an IKE SA with a CHILD_SA: tried for ever, with backoff and jitter, until [`Endpoint::disconnect`]. Calling it

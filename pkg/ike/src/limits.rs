@@ -4,8 +4,8 @@
 //!   KiB each ([`INIT_BYTES`] is the largest part), and one IKE_AUTH request in fragments each ([`REASSEMBLY_BYTES`]), which only
 //!   those can send who have shown that they receive at their address;
 //! - per peer after authentication: [`IKE_SAS_PER_PEER`] IKE SAs with [`CHILDREN_PER_SA`] CHILD_SAs each, [`ORPHANS_PER_PEER`] SPI pairs, one
-//!   attempt of its own, and as many IKE SAs in their last seconds as it closes within [`CLOSED_LINGER`] or rekeys within
-//!   [`REKEYED_LINGER`].
+//!   attempt of its own, and [`LINGERING_PER_PEER`] IKE SAs in their last seconds;
+//! - of those who were refused in IKE_AUTH: [`LINGERING_REFUSED`] responses.
 
 use std::time::Duration;
 
@@ -48,6 +48,12 @@ pub const DPD_IDLE: Duration = Duration::from_secs(20);
 pub const DRAIN: Duration = Duration::from_secs(5);
 /// How long the last response of a closed IKE SA is kept for the peer's retransmissions (RFC 7296 §2.1).
 pub const CLOSED_LINGER: Duration = Duration::from_secs(30);
+/// IKE SAs of one peer that are gone but for their last response or an unacknowledged DELETE. More than any peer that means
+/// well has in [`REKEYED_LINGER`]; one that does not could make hundreds in a second. The oldest goes first.
+pub const LINGERING_PER_PEER: usize = 16;
+/// The same of everybody who was refused in IKE_AUTH: whoever cannot authenticate may repeat a request for a lost refusal,
+/// while there are few of them.
+pub const LINGERING_REFUSED: usize = 128;
 /// An IKE SA that came up without CHILD_SA is dropped by the responder after this if the initiator did not delete it.
 pub const CHILDLESS_LINGER: Duration = Duration::from_secs(10);
 /// Established IKE SAs with one peer: the one in use and its successors until one is confirmed. The oldest goes first.

@@ -108,15 +108,15 @@ impl Endpoint {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        let (sealer, opener, rekey) = match std::mem::replace(&mut sa.state, State::Closed) {
+        let (owner, sealer, opener, rekey) = match std::mem::replace(&mut sa.state, State::Closed) {
             State::Established(state) => {
                 let state = *state;
                 let rekey = state.rekey.zip(Some(state.sk_d));
-                (state.sealer, state.opener, rekey)
+                (state.peer, state.sealer, state.opener, rekey)
             }
             State::AuthSent(state) => {
                 let keys = state.negotiated.keys;
-                (keys.sealer, keys.opener, None)
+                (state.peer, keys.sealer, keys.opener, None)
             }
             other => return sa.state = other,
         };
@@ -142,6 +142,7 @@ impl Endpoint {
             self.timers
                 .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
         }
+        self.linger(Some(owner), spi);
         self.say_goodbye(spi, now);
     }
 
@@ -177,6 +178,7 @@ impl Endpoint {
         let State::Established(established) = state else {
             return;
         };
+        self.linger(Some(established.peer.clone()), spi);
         self.drop_rekey_of(established.rekey.as_deref());
         if established.candidate_of.is_some() {
             return;
@@ -300,6 +302,7 @@ impl Endpoint {
         self.timers
             .set(Timer::Expire(spi), now + limits::CLOSED_LINGER);
         if let State::Established(established) = state {
+            self.linger(Some(established.peer.clone()), spi);
             tracing::warn!(peer = %established.peer, "malformed message on the IKE SA: it is dropped, its CHILD_SAs stay");
             self.lost(spi, *established, now);
         }

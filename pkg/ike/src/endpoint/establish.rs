@@ -75,6 +75,7 @@ impl Endpoint {
             }
             self.timers
                 .set(Timer::Expire(spi), now + limits::CHILDLESS_LINGER);
+            self.linger(Some(id.clone()), spi);
         }
     }
 

@@ -440,6 +440,7 @@ impl Endpoint {
         }
         self.timers
             .set(Timer::Expire(spi), received.now + limits::CLOSED_LINGER);
+        self.linger(None, spi);
         if !matches!(failure, Failure::Crossing) {
             self.handshake_failed(peer, received.path, failure);
         }

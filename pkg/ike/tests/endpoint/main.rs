@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // a test binary has no outside
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are tests
 
+mod bounds;
 mod child;
 mod childless;
 mod children;
@@ -12,6 +13,7 @@ mod fragments;
 mod fragments_hostile;
 mod handshake;
 mod hostile;
+mod initiator;
 mod insider;
 mod keys;
 mod lifecycle;
