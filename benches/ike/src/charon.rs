@@ -18,8 +18,8 @@ use crate::wire::Wire;
 
 /// Where the build puts PID files: each daemon sees one of its own there.
 const PID_FOLDER: &str = "/run/charon";
-/// A round takes tens of seconds; one that takes this long hangs.
-const LIMIT: Duration = Duration::from_secs(120);
+/// A round takes tens of seconds, minutes on a busy machine; one that takes this long hangs.
+const LIMIT: Duration = Duration::from_secs(600);
 /// A daemon serves after this, or never.
 const START: Duration = Duration::from_secs(20);
 
@@ -65,7 +65,7 @@ impl Charon {
         Ok(Self {
             prefix: prefix.to_owned(),
             folder: folder.to_owned(),
-            version: format!("{said} (Debian source package {package})"),
+            version: format!("{said} (Debian source package {package}, {})", openssl()),
         })
     }
 
@@ -224,6 +224,15 @@ impl Charon {
             format!("asking charon for its SAs: {}", said.trim())
         })
     }
+}
+
+/// The library that does most of its cryptography.
+fn openssl() -> String {
+    let output = Command::new("pkg-config")
+        .args(["--modversion", "libcrypto"])
+        .output();
+    let version = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    format!("OpenSSL {}", version.as_deref().unwrap_or("?"))
 }
 
 /// Worker threads: with 16, the default, a handshake costs up to a fifth more.
