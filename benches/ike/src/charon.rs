@@ -128,14 +128,15 @@ impl Charon {
         })
     }
 
-    /// See conf/plugins/load-tester.opt and conf/options/charon.opt of strongSwan.
+    /// See conf/plugins/load-tester.opt and conf/options/charon.opt of strongSwan. The order of the plugins is that of preference:
+    /// sha3 comes before openssl, whose SHAKE begins anew for each piece of output before OpenSSL 3.3 and makes ML-KEM slow.
     fn settings(&self, name: &str, case: Case, sas: usize) -> String {
         let folder = self.folder.display();
         let initiators = if sas == 0 { 0 } else { INITIATORS };
         format!(
             "charon {{
   threads = {THREADS}
-  load = load-tester random nonce openssl ml sha3 hmac kdf gcm pem pkcs1 pkcs8 x509 pubkey constraints kernel-netlink \
+  load = load-tester random nonce sha3 openssl ml hmac kdf gcm pem pkcs1 pkcs8 x509 pubkey constraints kernel-netlink \
              socket-default vici
   dos_protection = no
   cookie_threshold = 0
