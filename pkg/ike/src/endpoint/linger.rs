@@ -12,9 +12,8 @@ impl Endpoint {
             Some(_) => limits::LINGERING_PER_PEER,
             None => limits::LINGERING_REFUSED,
         };
-        let sas = &self.sas;
         let kept = self.lingering.entry(owner).or_default();
-        kept.retain(|other| *other != spi && sas.contains_key(other));
+        kept.retain(|other| *other != spi && self.sas.contains_key(other));
         kept.push_back(spi);
         let oldest = (kept.len() > most).then(|| kept.pop_front()).flatten();
         if let Some(oldest) = oldest.filter(|spi| !self.is_in_use(*spi)) {
