@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::command::{Daemon, inside, until};
+use crate::command::{Daemon, STARTS, inside, until};
 
 /// A running capture of what both ends send. (What comes in is shown again after a tunnel has been taken off.)
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Capture {
         ];
         for (_, file) in &ends {
             let listening = || Ok(std::fs::read_to_string(file)?.contains("listening on"));
-            until("tcpdump listens", Duration::from_secs(10), listening)?;
+            until("tcpdump listens", STARTS, listening)?;
         }
         Ok(Self { ends })
     }

@@ -13,7 +13,10 @@ use nix::unistd::Pid;
 use std::os::unix::process::CommandExt as _;
 
 const STEP: Duration = Duration::from_millis(20);
-const LIMIT: Duration = Duration::from_secs(30);
+/// A command has ended within this.
+const LIMIT: Duration = Duration::from_secs(60);
+/// A program listens or answers within this: on a busy machine too, and with libraries that nobody has read yet.
+pub(crate) const STARTS: Duration = Duration::from_secs(60);
 
 /// What a command said.
 #[derive(Clone, Debug)]

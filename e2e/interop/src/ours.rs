@@ -70,7 +70,7 @@ impl Ours {
             record,
             log,
         };
-        ours.wait("ready", 15)?;
+        ours.wait("ready", 60)?;
         Ok(ours)
     }
 

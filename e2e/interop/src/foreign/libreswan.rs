@@ -46,7 +46,7 @@ pub(super) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
         place: place.clone(),
         daemon: command::Daemon::logged(&mut chrooted(place, &pluto), &log)?,
     };
-    until("pluto answers", super::STARTS, || {
+    until("pluto answers", command::STARTS, || {
         Ok(this.whack("--globalstatus")?.ok || !this.daemon.running())
     })?;
     this.must("--listen")?;

@@ -5,14 +5,10 @@ mod strongswan;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::matrix::{Auth, Foreign};
-
-/// A daemon answers within this, on a busy machine too, and with libraries that nobody has read yet.
-const STARTS: Duration = Duration::from_secs(60);
 
 /// What a case asks of the foreign side.
 #[derive(Clone, Debug)]

@@ -41,7 +41,7 @@ pub(super) fn start(place: &Place, wish: &Wish) -> Result<Box<dyn Daemon>> {
         place: place.clone(),
         daemon: command::Daemon::logged(&mut command, &log)?,
     };
-    until("charon answers", super::STARTS, || {
+    until("charon answers", command::STARTS, || {
         Ok(this.swanctl("--stats")?.ok || !this.daemon.running())
     })?;
     let loaded = this.swanctl("--load-all")?;
