@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Stage, Verdict, pass};
 use crate::foreign::{Place, Ppk, Wish};
-use crate::matrix::Item;
+use crate::matrix::{Item, Role};
 use crate::report::Outcome;
 
 /// Exchange type (RFC 9242 §3).
@@ -73,8 +73,19 @@ pub(super) fn ppk(item: Item, place: &Place, id: &str) -> Verdict {
             *key = place.psk.clone();
         }
     })?;
-    if stage.establish().is_ok() {
-        bail!("an IKE SA came up though the PPKs differ");
+    match item.role {
+        Role::Initiator => {
+            stage.ours.tell("connect")?;
+            stage.ours.wait("handshake-failed", 20)?;
+        }
+        Role::Responder => {
+            if stage.theirs.initiate().is_ok() {
+                bail!("they say that it worked though the PPKs differ");
+            }
+        }
+    }
+    if !stage.ours.children().is_empty() {
+        bail!("a CHILD_SA came up though the PPKs differ");
     }
     pass("required by both sides; with another PPK there is no IKE SA")
 }
