@@ -66,6 +66,18 @@ fn peer_config(own: Role) -> PeerConfig {
     }
 }
 
+/// Another CHILD_SA that may be asked for, and two more of its kind (RFC 9611).
+fn further(own: Role) -> ChildConfig {
+    let tcp = |role| TrafficSelector {
+        protocol: 6,
+        ..selector(role)
+    };
+    ChildConfig {
+        per_cpu: Some(2),
+        ..ChildConfig::new(vec![tcp(own)], vec![tcp(other(own))])
+    }
+}
+
 impl Node {
     /// A node that has done nothing yet; the initiator's first request is not taken out.
     pub(super) fn new(role: Role) -> Self {
@@ -82,6 +94,9 @@ impl Node {
         endpoint
             .put_peer(peer_config(role), now)
             .expect("a good peer");
+        endpoint
+            .add_child(&id(other(role)), 1, further(role), now)
+            .expect("a good CHILD_SA");
         if role == Role::Initiator {
             endpoint.connect(&id(other(role)), Connect::Restart, now);
         }

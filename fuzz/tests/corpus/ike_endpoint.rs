@@ -4,7 +4,7 @@ use espalier_fuzz::{child_chain, genuine_datagrams};
 
 use crate::bytes::{chain, cut, message, with};
 use crate::ike_messages::{auth_payloads, init_payloads, notify};
-use crate::ike_payloads::{sa_esp, sa_esp_one, ts_any, ts_ipv4};
+use crate::ike_payloads::{sa_esp, sa_esp_ke, sa_esp_one, ts_any, ts_ipv4};
 use crate::{Seed, seeds as of};
 
 pub(crate) fn seeds() -> Vec<Seed> {
@@ -154,6 +154,11 @@ fn inner() -> Vec<Seed> {
         notify(16389, &[2; 20]),
     ];
     let announcement = |len| notify(40961, &vec![b'a'; len]);
+    // A further CHILD_SA, with a key exchange whose public value is the base point.
+    let base = [&[0, 31, 0, 0, 9][..], &[0; 31]].concat();
+    let fresh = [(40, vec![5; 32]), (34, base)];
+    let further = [&child_of(sa_esp_ke(), ts_any(), ts_any())[..], &fresh].concat();
+    let per_cpu = [&further[..], &[notify(16444, b"cpu")]].concat();
     of(
         "ike_endpoint_inner",
         [
@@ -200,6 +205,9 @@ fn inner() -> Vec<Seed> {
                 "other-addresses",
                 used(6, &[notify(16397, &[10, 0, 0, 1]), notify(16398, &[1; 16])]),
             ),
+            ("auth-lifetime", used(6, &[notify(16403, &[0, 0, 0, 9])])),
+            ("further-child", used(7, &further)),
+            ("child-per-cpu", used(7, &per_cpu)),
             ("announcement-too-long", used(6, &[announcement(65)])),
             ("failed-afterwards", used(6, &[notify(24, &[])])),
             ("critical", vec![6, 200, 0, 0x80, 0, 4]),

@@ -65,6 +65,11 @@ pub(crate) fn sa_esp_one() -> Vec<u8> {
     proposal(0, 1, 3, &[0xc0, 0xff, 0xee, 1], &[AES_GCM_256, ESN])
 }
 
+/// One ESP proposal with a key exchange.
+pub(crate) fn sa_esp_ke() -> Vec<u8> {
+    proposal(0, 1, 3, &[0xc0, 0xff, 0xee, 2], &[AES_GCM_256, ESN, X25519])
+}
+
 fn sa() -> Vec<Seed> {
     let rekey = proposal(
         0,

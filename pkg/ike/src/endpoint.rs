@@ -180,6 +180,9 @@ impl Endpoint {
         if self.peers.get_mut(id).is_some_and(|peer| peer.want(why)) {
             self.schedule(id, now);
             self.start_due(now);
+            if let Some(spi) = self.newest_sa(id) {
+                self.schedule_children(spi, now);
+            }
         }
     }
 

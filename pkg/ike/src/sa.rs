@@ -189,6 +189,8 @@ pub(crate) struct ChildRef {
     pub(crate) confirmed: bool,
     /// The peer is known to have it: it answered, or has asked something since it was answered.
     pub(crate) known: bool,
+    /// Since when both ends are known to be able to use it: confirmed where this end made it, known where the peer did.
+    pub(crate) ready: Option<Instant>,
 }
 
 impl ChildRef {
@@ -205,6 +207,7 @@ impl ChildRef {
             replaces,
             confirmed: false,
             known: child.role == Role::Initiator,
+            ready: None,
         }
     }
 

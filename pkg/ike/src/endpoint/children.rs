@@ -192,25 +192,28 @@ impl Endpoint {
             .collect()
     }
 
-    /// Something that is in use under an IKE SA before `order`, or without one, is wanted and not yet there under this one.
-    pub(super) fn lacks_children(&self, spi: u64, id: &Identity, order: u64) -> bool {
+    /// Some further CHILD_SA that is in use under an IKE SA before `order`, or without one, and that is still wanted, is not
+    /// there under this one, or has not been for long enough: the older one still carries traffic.
+    pub(super) fn lacks_children(&self, spi: u64, id: &Identity, order: u64, now: Instant) -> bool {
         let Some(peer) = self.peers.get(id) else {
             return false;
         };
-        let age = |spi: &u64| {
-            self.sas
-                .get(spi)
-                .and_then(|sa| sa.established())
-                .map(|sa| sa.order)
-        };
-        let older = peer
-            .sas
-            .iter()
-            .filter(|spi| age(spi).is_some_and(|age| age < order));
-        let used = older.flat_map(|spi| self.children(*spi));
+        let established = |spi: &u64| self.sas.get(spi).and_then(|sa| sa.established());
+        let is_older = |spi: &&u64| established(spi).is_some_and(|sa| sa.order < order);
+        let used = peer.sas.iter().filter(is_older);
+        let used = used.flat_map(|spi| self.children(*spi));
         let orphans = peer.orphans.iter().filter(|(age, _)| *age < order);
-        let mut used = used.chain(orphans.map(|(_, child)| child));
-        used.any(|child| peer.child(child.id.number).is_some() && !self.has_child(spi, child.id))
+        let drained = |child: &ChildRef| child.ready.is_some_and(|at| at + limits::DRAIN <= now);
+        let is_there = |id: ChildId| {
+            let mut children = self.children(spi).iter();
+            children.any(|child| child.id == id && drained(child))
+        };
+        // The first one is what the IKE SA itself is confirmed by.
+        let counts = |id: ChildId| id != ChildId::FIRST && peer.child(id.number).is_some();
+        let mut used = used
+            .chain(orphans.map(|(_, child)| child))
+            .map(|child| child.id);
+        used.any(|id| counts(id) && !is_there(id))
     }
 
     /// Sets the time at which each missing CHILD_SA is asked for, if the peer is wanted and `spi` is the IKE SA in use: in a

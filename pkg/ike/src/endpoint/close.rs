@@ -28,8 +28,9 @@ impl Endpoint {
                 .and_then(|sa| sa.established())
                 .is_some_and(|sa| sa.order < order)
         };
-        if now < sa.started + limits::CHILDREN_PATIENCE && self.lacks_children(spi, &id, order) {
-            return self.timers.set(Timer::Drain(spi), now + limits::DRAIN);
+        if now < sa.started + limits::CHILDREN_PATIENCE && self.lacks_children(spi, &id, order, now)
+        {
+            return self.timers.set(Timer::Drain(spi), now + limits::DRAIN / 5);
         }
         let sas = self
             .peers

@@ -246,7 +246,12 @@ impl Endpoint {
         // With a window of 1 it has the answer to its last request, and what that made.
         let established = self.sas.get_mut(&spi).and_then(|sa| sa.established_mut());
         let children = established.into_iter().flat_map(|sa| &mut sa.children);
-        children.for_each(|child| child.known = true);
+        children.for_each(|child| {
+            child.known = true;
+            if child.role == Role::Responder {
+                child.ready.get_or_insert(now);
+            }
+        });
         let Some(sa) = self.sas.get(&spi).filter(|sa| sa.role == Role::Responder) else {
             return;
         };

@@ -199,6 +199,7 @@ impl Endpoint {
             return;
         };
         child.confirmed = true;
+        child.ready = Some(now);
         if child.role == Role::Initiator && child.replaces.is_some() {
             let drained = now + limits::DRAIN;
             self.timers.set(Timer::DrainChild(spi_in), drained);

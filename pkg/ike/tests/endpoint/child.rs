@@ -292,26 +292,13 @@ fn an_answer_that_widens_the_selectors_is_not_used_and_deleted() {
     let (mut raw, _) = connected(&mut net, &raw::child(4711, address(1), address(0)));
     raw.ask(&mut net, ExchangeType::Informational, &[]).unwrap();
     net.rekey_child(0, 1);
-    let mut answer = raw::child(4712, address(0), address(1));
+    let (_, asked) = raw.asked(&net);
+    let mut answer = raw::granted(&asked, 4712, address(0), address(1));
     for payload in &mut answer {
         if let Payload::TsR(list) = payload {
             *list = TrafficSelectors(everything());
         }
     }
-    let (_, asked) = raw.asked(&net);
-    let key = asked
-        .payloads()
-        .into_iter()
-        .find_map(|payload| match payload {
-            Payload::Ke(ke) => Some(ke.data.to_vec()),
-            _ => None,
-        });
-    answer.push(Payload::Nonce(espalier_ike::wire::Nonce(&[5; 32])));
-    let data = key.unwrap();
-    answer.push(Payload::Ke(espalier_ike::wire::KeyExchange {
-        group: 31,
-        data: &data,
-    }));
     raw.answer(&mut net, &answer);
     assert_eq!(net.child_ups(0).len(), 1);
     let (header, said) = raw.asked(&net);

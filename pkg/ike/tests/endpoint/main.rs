@@ -30,6 +30,7 @@ mod refused;
 mod rekey;
 mod rekey_raw;
 mod restart;
+mod robust;
 mod schedules;
 mod sim;
 mod stray;

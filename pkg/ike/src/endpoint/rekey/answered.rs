@@ -218,5 +218,6 @@ fn unborn(spi_in: u32, spi_out: u32, suite: ChildSuite) -> ChildRef {
         replaces: None,
         confirmed: false,
         known: true,
+        ready: None,
     }
 }

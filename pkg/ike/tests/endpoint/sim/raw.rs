@@ -553,6 +553,33 @@ pub fn child(spi: u32, from: SocketAddr, to: SocketAddr) -> Vec<Payload<'static>
     ]
 }
 
+/// The answer that grants a request for a CHILD_SA. The node gets its own public value back, which is as good as any.
+pub fn granted(
+    asked: &Answer,
+    spi: u32,
+    node: SocketAddr,
+    own: SocketAddr,
+) -> Vec<Payload<'static>> {
+    let mut payloads = child(spi, node, own);
+    for payload in &mut payloads {
+        if let Payload::Sa(sa) = payload {
+            let ke = Transform::new(TransformType::Ke, wire::kex::CURVE25519);
+            sa.proposals[0].transforms.push(ke);
+        }
+    }
+    let public = asked
+        .payloads()
+        .into_iter()
+        .find_map(|payload| match payload {
+            Payload::Ke(ke) => Some(ke.data.to_vec()),
+            _ => None,
+        });
+    let data = public.expect("a KE payload").leak();
+    payloads.push(Payload::Nonce(Nonce(&[5; 32])));
+    payloads.push(Payload::Ke(wire::KeyExchange { group: 31, data }));
+    payloads
+}
+
 /// Delivers a datagram; what the node sends back to its source at once.
 pub fn ask(net: &mut Net, path: Path, datagram: Vec<u8>) -> Option<Vec<u8>> {
     let before = net.sent.len();
