@@ -3,9 +3,9 @@
 # is installed in. Needs the network once: the folder under the user's cache is used again; remove it to build the newest.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-patch=$here/benches/ike/charon/load-tester.patch
+edit=$here/benches/ike/charon/load-tester.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}
-stamp=built-$(sha256sum "$patch" "$0" | sha256sum | cut -c1-12)
+stamp=built-$(sha256sum "$edit" "$0" | sha256sum | cut -c1-12)
 
 newest() {
   local folder found=
@@ -33,7 +33,7 @@ source_options() {
 build() {
   local source=$1 prefix=$2
   cd "$source"
-  patch -p1 <"$patch"
+  "$edit" .
   ./configure --prefix="$prefix" --with-piddir=/run/charon --disable-defaults --enable-silent-rules \
     --enable-charon --enable-ikev2 --enable-load-tester --enable-kernel-netlink --enable-socket-default \
     --enable-vici --enable-swanctl --enable-openssl --enable-ml --enable-sha3 --enable-nonce --enable-random \

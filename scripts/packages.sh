@@ -7,7 +7,7 @@ declare -A tools=(
   [build]="cc:gcc make:make"
   [demo]="ip:iproute2 unshare:util-linux"
   [interop]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod tcpdump:tcpdump ping:iputils-ping openssl:openssl mmdebstrap:mmdebstrap"
-  [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux patch:patch dpkg-source:dpkg-dev pkg-config:pkg-config"
+  [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}
