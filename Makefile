@@ -48,6 +48,6 @@ deny: ## licenses, sources, bans, advisories
 sizes: ## no Rust file over 600 lines
 	@scripts/sizes.sh
 
-mesh-1000: ## 1,000 simulated nodes start IKE at once, all 499,500 pairs (minutes, about 6 GB; MESH_NODES=300: fewer)
+mesh-1000: ## 1,000 simulated nodes start IKE at once, all 499,500 pairs (7 min of CPU, 4 GB; MESH_NODES=300: fewer)
 	ESPALIER_MESH=$(MESH_NODES) $(CARGO) test --locked --release -p espalier-ike --test endpoint -- --ignored --nocapture \
 	  a_thousand_nodes_that_start_together_are_one_mesh
