@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use espalier_ike::crypto::KexGroup;
-use espalier_ike::{Config, Connect, Event, IkePolicy, Rekeying};
+use espalier_ike::{Config, Connect, Event, IkePolicy, PostQuantum, Rekeying};
 use rand::RngExt;
 
 use crate::sim::{Net, Weather, id, psk};
@@ -197,6 +197,11 @@ impl Schedule {
             vec![KexGroup::P384, KexGroup::P256],
         ];
         let which = self.random(0..groups.len() as u64) as usize;
+        // In the handshakes from now on; an end without it is no hindrance to one that prefers it.
+        let post_quantum = match self.random(0..2) {
+            0 => PostQuantum::Off,
+            _ => PostQuantum::Preferred,
+        };
         let rekeying = Rekeying {
             child_soft: Duration::from_secs(self.random(5..60)),
             ike_soft: Duration::from_secs(self.random(5..60)),
@@ -207,6 +212,7 @@ impl Schedule {
             rekeying,
             ike: IkePolicy {
                 groups: groups[which].clone(),
+                post_quantum,
                 ..IkePolicy::default()
             },
             ..self.net.nodes[own].config.clone()
