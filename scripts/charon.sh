@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 edit=$here/benches/ike/charon/load-tester.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}
-stamp=built-$(sha256sum "$edit" "$0" | sha256sum | cut -c1-12)
+stamp=built-$(cat "$edit" "$0" | sha256sum | cut -c1-12)
 
 newest() {
   local folder found=
