@@ -2,7 +2,9 @@
 
 use espalier_ike::crypto::auth::psk_auth;
 use espalier_ike::crypto::schedule::{IkeSuite, Nonces, RoleKeys, SkeySeed, Spis};
-use espalier_ike::crypto::{KexGroup, KeyExchange, Prf, SharedSecret, SignedOctets, SkCipher, kex};
+use espalier_ike::crypto::{
+    IntAuth, KexGroup, KeyExchange, Prf, SharedSecret, SignedOctets, SkCipher, kex,
+};
 use espalier_ike::wire::{
     self, Auth, AuthMethod, ExchangeType, Flags, Header, IdType, Identification, Message, Nonce,
     Payload, PayloadType, Proposal, ProtocolId, Sa, Spi, Transform, TransformType, VendorId, emit,
@@ -11,11 +13,19 @@ use espalier_ike::wire::{
 use espalier_ike::{Event, IkeStatus, PostQuantum, Role};
 use espalier_secret::SecretBytes;
 
+mod key_exchange;
+
+pub use key_exchange::ike_endpoint_key_exchange;
+
 use super::check_child;
 use super::node::{self, Node, PSK};
 use crate::mutate::Rng;
 
 const NONCE: [u8; 32] = [0x77; 32];
+const SUITE: IkeSuite = IkeSuite {
+    prf: Prf::HmacSha256,
+    cipher: SkCipher::Aes256Gcm16,
+};
 const SPI: u64 = 0x7777_7777_7777_7777;
 
 /// The first byte says what the rest is used for, the second is the type of the first payload, the rest the chain:
@@ -44,27 +54,6 @@ pub fn ike_endpoint_inner(data: &[u8]) {
         6 => established(ExchangeType::Informational, &chain),
         _ => established(ExchangeType::CreateChildSa, &chain),
     }
-}
-
-/// What an IKE_INTERMEDIATE request (first byte even) or response (odd) seals, after an IKE_SA_INIT that agreed on ML-KEM-768
-/// (RFC 9242, RFC 9370); the second byte is the type of the first payload, the rest the chain.
-pub fn ike_endpoint_key_exchange(data: &[u8]) {
-    let [stage, first, chain @ ..] = data else {
-        return;
-    };
-    let chain = Chain {
-        first: (*first).into(),
-        bytes: chain.to_vec(),
-    };
-    let mut raw = if stage % 2 == 0 {
-        Raw::initiator_with(PostQuantum::Required)
-    } else {
-        Raw::responder_with(PostQuantum::Required)
-    };
-    raw.send(ExchangeType::IkeIntermediate, 1, &chain);
-    // Under the keys that there were: whatever came, it is not read any more.
-    raw.send(ExchangeType::IkeAuth, 2, &chain);
-    raw.check(false);
 }
 
 /// Fragments with right keys (RFC 7383), of a request that may never be complete. The first byte says whether they are of an
@@ -131,6 +120,10 @@ impl Chain {
     fn of(payloads: &[Payload<'_>]) -> Self {
         let (first, bytes) = emit_chain(payloads);
         Self { first, bytes }
+    }
+
+    fn payloads(&self) -> Vec<Payload<'_>> {
+        wire::parse_chain(self.first, &self.bytes).expect("an endpoint's payloads parse")
     }
 
     /// This chain behind payloads that are well-formed.
@@ -223,6 +216,7 @@ struct Raw {
     keys: RoleKeys,
     sent: Vec<u8>,
     nonce: Vec<u8>,
+    intermediate: Option<IntAuth>,
 }
 
 impl Raw {
@@ -251,6 +245,7 @@ impl Raw {
             keys,
             sent,
             nonce,
+            intermediate: None,
         }
     }
 
@@ -284,6 +279,7 @@ impl Raw {
             keys,
             sent,
             nonce,
+            intermediate: None,
         }
     }
 
@@ -292,6 +288,10 @@ impl Raw {
         let name = node::id(self.role).0;
         let id = Identification::new(IdType::Fqdn, name.as_bytes());
         let octets = SignedOctets::new(&self.sent, &self.nonce, &self.keys.sk_p_local, &id.body());
+        let octets = match &self.intermediate {
+            Some(chains) => octets.with_intermediate(chains, 2),
+            None => octets,
+        };
         let mac = psk_auth(&SecretBytes::copy_from(&PSK), &octets).expect("a PSK of 32 bytes");
         let auth = Payload::Auth(Auth {
             method: AuthMethod::SharedKey,
@@ -454,11 +454,7 @@ fn keys(ni: &[u8], nr: &[u8], spis: Spis, shared: &SharedSecret, role: Role) -> 
         initiator: ni,
         responder: nr,
     };
-    let suite = IkeSuite {
-        prf: Prf::HmacSha256,
-        cipher: SkCipher::Aes256Gcm16,
-    };
-    let keys = SkeySeed::new(suite, nonces, shared).into_keys(nonces, spis);
+    let keys = SkeySeed::new(SUITE, nonces, shared).into_keys(nonces, spis);
     keys.and_then(|keys| keys.for_role(role))
         .expect("keys of fixed lengths")
 }

@@ -245,12 +245,24 @@ fn key_exchange() -> Vec<Seed> {
             ("response-long", used(1, &[ml_kem(36, 1089)])),
             ("other-method", used(0, &[ml_kem(37, 1568)])),
             ("beyond-the-modulus", used(0, &[over])),
-            ("two", used(0, &[key.clone(), key])),
+            ("two", used(0, &[key.clone(), key.clone()])),
             ("refused", used(1, &[notify(14, &[])])),
             ("malformed", used(1, &[notify(7, &[])])),
             ("nothing-asked", used(0, &[])),
             ("nothing-answered", used(1, &[])),
             ("critical", vec![0, 200, 0, 0x80, 0, 4]),
+            (
+                "followup-without-token",
+                used(2, std::slice::from_ref(&key)),
+            ),
+            ("followup", used(3, std::slice::from_ref(&key))),
+            (
+                "followup-wrong-token",
+                used(2, &[key.clone(), notify(16441, &[1; 8])]),
+            ),
+            ("followup-short", used(3, &[ml_kem(36, 1183)])),
+            ("followup-nothing", used(3, &[])),
+            ("followup-delete", used(3, &[(42, vec![1, 0, 0, 0])])),
         ],
     )
 }

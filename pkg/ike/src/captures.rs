@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::crypto::auth::verify_psk_auth;
 use crate::crypto::test_vectors::{bytes, load, rows, text};
 use crate::crypto::{
-    IkeKeys, IkeSuite, Nonces, Opener, Prf, PublicKey, SharedSecret, SignedOctets, SkCipher, SkD,
-    SkeySeed, Spis, child_keymat,
+    IkeKeys, IkeSuite, Nonces, Opener, Prf, PublicKey, Secrets, SharedSecret, SignedOctets,
+    SkCipher, SkD, SkeySeed, Spis, child_keymat,
 };
 use crate::suite::EspSuite;
 use crate::wire::{
@@ -164,7 +164,11 @@ impl Capture {
         };
         let secret = row["shared"].as_str();
         let secret = secret.map(|hex| SharedSecret::copy_from(&hex::decode(hex).unwrap()));
-        let keys = child_keymat(sk_d, nonces, secret.as_ref(), EspSuite::Aes256Gcm16).unwrap();
+        let secrets = Secrets {
+            shared: secret.as_ref(),
+            additional: None,
+        };
+        let keys = child_keymat(sk_d, nonces, secrets, EspSuite::Aes256Gcm16).unwrap();
         assert_eq!(
             keys.initiator_to_responder.expose(),
             bytes(row, "initiator")
@@ -282,7 +286,7 @@ fn rekeys_of_an_ike_sa_by_either_side_have_charons_keys() {
                 initiator: &ni,
                 responder: &nr,
             };
-            SkeySeed::rekey(&old, SUITE, nonces, secret)
+            SkeySeed::rekey(&old, SUITE, nonces, Secrets::one(secret))
                 .into_keys(nonces, spis)
                 .unwrap()
         };

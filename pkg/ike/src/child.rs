@@ -3,17 +3,19 @@
 mod proposal;
 pub(crate) mod select;
 
-pub(crate) use proposal::{answer_group, choose_group, offer_groups};
+pub(crate) use proposal::{answer_exchanges, choose_group, offer_exchanges};
 
-use proposal::{Chosen, check_answer, choose, groups, offer};
+use proposal::{Chosen, check_answer, choose, count, ids, offer};
 
-use crate::config::{ChildConfig, ChildId, Identity, TrafficSelector, Volume};
-use crate::crypto::{CryptoError, KexGroup, Nonces, SharedSecret, SkD, child_keymat};
+use crate::config::{ChildConfig, ChildId, Identity, IkePolicy, TrafficSelector, Volume};
+use crate::crypto::{CryptoError, Kem, KexGroup, Nonces, Secrets, SkD, child_keymat};
 use crate::error::Failure;
 use crate::event::{ChildKeys, ChildSa, Role};
 use crate::sa::init::describe;
 use crate::sa::notify;
-use crate::wire::{Notify, NotifyType, Payload, Sa, TrafficSelectors, TransformType};
+use crate::wire::{
+    Notify, NotifyType, Payload, Proposal, Sa, TrafficSelectors, Transform, TransformType,
+};
 
 /// What the payloads of one side of IKE_AUTH say about the first CHILD_SA.
 #[derive(Clone, Copy, Debug)]
@@ -118,28 +120,71 @@ pub(crate) fn check(
     })
 }
 
-/// As initiator of a rekey with a key exchange by `group`: whether the answer is one to our offer, and whether it has a key
-/// exchange.
+/// The key exchanges that an initiator offered in CREATE_CHILD_SA.
+pub(crate) struct Exchanges<'a> {
+    pub(crate) policy: &'a IkePolicy,
+    /// The method of its KE payload.
+    pub(crate) group: KexGroup,
+    /// To do without was not offered.
+    pub(crate) required: bool,
+    /// The additional one that has taken place.
+    pub(crate) kem: Option<Kem>,
+}
+
+/// As initiator of a rekey: whether the answer is one to our offer, and whether it has a key exchange.
 pub(crate) fn check_rekey(
     peer: &Identity,
     config: &ChildConfig,
     heard: &Heard<'_>,
-    group: KexGroup,
-    required: bool,
+    exchanges: &Exchanges<'_>,
 ) -> Result<(Agreed, bool), Failure> {
     let refused = || no_proposal(peer, heard.sa, config);
     let mut sa = heard.sa.clone();
     let proposal = sa.proposals.first_mut().ok_or_else(refused)?;
-    let with_ke = match groups(proposal).as_slice() {
-        [] | [0] if !required => false,
-        [id] if *id == group.transform_id() => true,
+    // Each proposal was offered once for each way (see `offer_exchanges`).
+    let (at, count) = (usize::from(proposal.number).wrapping_sub(1), count(config));
+    let way = at.checked_div(count);
+    let way = way.and_then(|way| exchanges.policy.post_quantum.ways().get(way));
+    let kems: Vec<u16> = exchanges.kem.iter().map(|kem| kem.transform_id()).collect();
+    let with_kem = exchanges.kem.is_some();
+    if way != Some(&with_kem) || ids(proposal, TransformType::AddKe1) != kems {
+        return Err(refused());
+    }
+    let with_ke = match ids(proposal, TransformType::Ke).as_slice() {
+        [] | [0] if !exchanges.required && !with_kem => false,
+        [id] if *id == exchanges.group.transform_id() => true,
         _ => return Err(refused()),
     };
+    proposal.number = u8::try_from(at % count + 1).map_err(|_| refused())?;
     proposal
         .transforms
-        .retain(|transform| transform.kind != TransformType::Ke);
+        .retain(|transform| !matches!(transform.kind, TransformType::Ke | TransformType::AddKe1));
     let agreed = check(peer, config, &Heard { sa: &sa, ..*heard })?;
     Ok((agreed, with_ke))
+}
+
+/// What of a request can be granted with an additional key exchange: the proposals with the first of `kems` that one of
+/// them has, as they would be without it.
+pub(crate) fn with_kem<'a>(
+    payloads: &[Payload<'a>],
+    kems: &[Kem],
+) -> Option<(Vec<Payload<'a>>, Kem)> {
+    let mut payloads = payloads.to_vec();
+    let sa = payloads.iter_mut().find_map(|payload| match payload {
+        Payload::Sa(sa) => Some(sa),
+        _ => None,
+    })?;
+    let has = |proposal: &Proposal, kem: Kem| {
+        ids(proposal, TransformType::AddKe1).contains(&kem.transform_id())
+    };
+    let mut ours = kems.iter().copied();
+    let kem = ours.find(|kem| sa.proposals.iter().any(|p| has(p, *kem)))?;
+    sa.proposals.retain(|proposal| has(proposal, kem));
+    for proposal in &mut sa.proposals {
+        let is_kem = |transform: &Transform| transform.kind == TransformType::AddKe1;
+        proposal.transforms.retain(|transform| !is_kem(transform));
+    }
+    Some((payloads, kem))
 }
 
 /// Transport mode is asked for and granted, or not spoken of (RFC 7296 §1.3.1): a silent change of mode is refused.
@@ -164,10 +209,10 @@ impl Agreed {
         role: Role,
         sk_d: &SkD,
         nonces: Nonces<'_>,
-        shared: Option<&SharedSecret>,
+        secrets: Secrets<'_>,
     ) -> Result<ChildSa, CryptoError> {
         let suite = self.chosen.suite;
-        let keymat = child_keymat(sk_d, nonces, shared, suite)?;
+        let keymat = child_keymat(sk_d, nonces, secrets, suite)?;
         let (keys_in, keys_out) = keymat.for_role(role);
         Ok(ChildSa {
             id,

@@ -9,6 +9,7 @@ mod childless;
 mod children;
 mod close;
 mod establish;
+mod followup;
 mod half_open;
 mod informational;
 mod initiate;
@@ -16,6 +17,7 @@ mod intermediate;
 mod lifetime;
 mod linger;
 mod peer;
+mod policy;
 mod reauth;
 mod receive;
 mod rekey;
@@ -272,6 +274,7 @@ impl Endpoint {
                 Timer::Drain(spi) => self.drain(spi, now),
                 Timer::Expire(spi) => self.expire(spi, now),
                 Timer::RekeyIke(spi) => self.rekey_ike_due(spi, now),
+                Timer::Pending(spi) => self.forget_pending(spi, now),
                 Timer::RekeyChild(spi_in) => self.rekey_child_due(spi_in, now),
                 Timer::Reauth(spi) => self.reauth_due(spi, now),
                 Timer::EndIke(spi) => self.end_ike(spi, now),

@@ -34,6 +34,8 @@ pub(crate) enum Request {
     Check(Box<(Path, Vec<u8>)>),
     /// CREATE_CHILD_SA; what for is with the IKE SA.
     Rekey,
+    /// IKE_FOLLOWUP_KE of the same.
+    FollowUp,
 }
 
 impl Request {
@@ -44,6 +46,7 @@ impl Request {
             Self::Intermediate => ExchangeType::IkeIntermediate,
             Self::Auth => ExchangeType::IkeAuth,
             Self::Rekey => ExchangeType::CreateChildSa,
+            Self::FollowUp => ExchangeType::IkeFollowupKe,
             Self::Liveness
             | Self::Announce(_)
             | Self::Delete
@@ -61,7 +64,8 @@ impl Request {
             | Self::DeleteChildren(_)
             | Self::Update(_)
             | Self::Check(_)
-            | Self::Rekey => limits::REQUEST_TRIES,
+            | Self::Rekey
+            | Self::FollowUp => limits::REQUEST_TRIES,
             Self::Delete => limits::DELETE_TRIES,
         }
     }

@@ -112,6 +112,9 @@ pub const CHILDREN_PATIENCE: Duration = Duration::from_secs(60);
 /// foreign one that has not done so by then (Libreswan) never will: this end deletes one itself, before they add up to
 /// [`CHILDREN_PER_SA`].
 pub const REDUNDANT_PATIENCE: Duration = Duration::from_secs(15);
+/// A CREATE_CHILD_SA of the peer waits this long for its additional key exchange (RFC 9370 §2.2.4): as long as its request and
+/// the one that follows are repeated. At most one per IKE SA.
+pub const FOLLOWUP_LINGER: Duration = Duration::from_secs(90);
 /// A rekeyed IKE SA waits this long for its initiator's DELETE; longer than the request that asked for it is repeated.
 pub const REKEYED_LINGER: Duration = Duration::from_secs(90);
 

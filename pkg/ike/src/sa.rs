@@ -8,14 +8,15 @@ pub(crate) mod nat;
 pub(crate) mod ppk;
 mod proposals;
 mod reassembly;
+mod rekey;
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::{ChildId, Identity, IkePolicy, Ppk, Volume};
+use crate::config::{ChildId, Identity, Ppk, Volume};
 use crate::crypto::{
-    CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, SharedSecret,
-    SkD, SkeySeed, Spis,
+    CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, Secrets,
+    SharedSecret, SkD, SkeySeed, Spis,
 };
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Exchanges;
@@ -23,6 +24,7 @@ use crate::suite::ChildSuite;
 use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
 
 pub(crate) use datagrams::{Fragmentation, Opened, Sealed, covered};
+pub(crate) use rekey::{Crossed, FollowUp, Made, Pending, PendingWhat, Rekey, What};
 
 /// Where an IKE SA is in its life. Each state holds what is needed in it and no more.
 #[derive(Debug)]
@@ -119,7 +121,12 @@ impl Negotiated {
         covered: Covered<'_>,
     ) -> Result<RoleKeys, CryptoError> {
         let nonces = self.nonces();
-        let seed = SkeySeed::rekey(&self.keys.sk_d, self.chosen.suite, nonces, shared);
+        let seed = SkeySeed::rekey(
+            &self.keys.sk_d,
+            self.chosen.suite,
+            nonces,
+            Secrets::one(shared),
+        );
         let keys = seed.into_keys(nonces, spis)?.for_role(role)?;
         let other = match role {
             Role::Initiator => Role::Responder,
@@ -240,6 +247,10 @@ pub(crate) struct Established {
     pub(crate) silent: bool,
     /// This end's own CREATE_CHILD_SA under way.
     pub(crate) rekey: Option<Box<Rekey>>,
+    /// The peer's, which was answered and is not complete.
+    pub(crate) pending: Option<Box<Pending>>,
+    /// ML-KEM is in its keys, or in those of the one that it replaced.
+    pub(crate) kem: bool,
     /// CHILD_SAs that are gone here and whose DELETE waits for the window.
     pub(crate) deletes: Vec<ChildRef>,
     /// When the authentication is to be repeated, and when it ends: a rekeyed IKE SA inherits both.
@@ -258,65 +269,17 @@ pub(crate) struct Reauth {
 }
 
 impl Established {
+    /// The peer is about to replace this IKE SA: what is begun on it now would be lost.
+    pub(crate) fn awaits_heir(&self) -> bool {
+        let pending = self.pending.as_ref();
+        pending.is_some_and(|pending| matches!(pending.what, PendingWhat::Ike { .. }))
+    }
+
     /// This end's own rekey of the IKE SA is under way.
     pub(crate) fn rekeys_ike(&self) -> bool {
         let rekey = self.rekey.as_ref();
         rekey.is_some_and(|rekey| matches!(rekey.what, What::Ike { .. }))
     }
-}
-
-/// A CREATE_CHILD_SA request that waits for its answer.
-#[derive(Debug)]
-pub(crate) struct Rekey {
-    pub(crate) what: What,
-    /// What was offered.
-    pub(crate) policy: IkePolicy,
-    pub(crate) kex: KeyExchange,
-    pub(crate) nonce: Vec<u8>,
-    pub(crate) restarts: u32,
-    /// The peer's request for the same SA, answered meanwhile.
-    pub(crate) crossed: Option<Crossed>,
-    /// SPIs of CHILD_SAs that the peer deleted meanwhile and that this end does not know.
-    pub(crate) deleted: Vec<u32>,
-}
-
-/// What is being rekeyed, and the SPI for its successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    /// The CHILD_SA with the inbound SPI `old`.
-    Child { id: ChildId, old: u32, spi_in: u32 },
-    /// Nothing: a further CHILD_SA is made.
-    New { id: ChildId, spi_in: u32 },
-    /// The IKE SA itself.
-    Ike { spi: u64 },
-}
-
-impl What {
-    /// Which CHILD_SA is to be made.
-    pub(crate) fn child(self) -> Option<ChildId> {
-        match self {
-            Self::Child { id, .. } | Self::New { id, .. } => Some(id),
-            Self::Ike { .. } => None,
-        }
-    }
-}
-
-/// See [`Rekey::crossed`].
-#[derive(Debug)]
-pub(crate) struct Crossed {
-    /// The lower nonce of that exchange.
-    pub(crate) nonce: Vec<u8>,
-    /// What came of it.
-    pub(crate) made: Made,
-}
-
-/// An SA by this end's SPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Made {
-    /// Inbound SPI of a CHILD_SA.
-    Child(u32),
-    /// Local SPI of an IKE SA.
-    Ike(u64),
 }
 
 /// See [`State::Closing`].
@@ -453,13 +416,17 @@ impl IkeSa {
             State::Established(_) => {
                 matches!(
                     exchange,
-                    ExchangeType::Informational | ExchangeType::CreateChildSa
+                    ExchangeType::Informational
+                        | ExchangeType::CreateChildSa
+                        | ExchangeType::IkeFollowupKe
                 )
             }
             State::Closing(_) => {
                 matches!(
                     exchange,
-                    ExchangeType::Informational | ExchangeType::CreateChildSa
+                    ExchangeType::Informational
+                        | ExchangeType::CreateChildSa
+                        | ExchangeType::IkeFollowupKe
                 )
             }
             State::InitSent(_)

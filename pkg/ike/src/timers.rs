@@ -25,6 +25,8 @@ pub(crate) enum Timer {
     Reauth(u64),
     /// This IKE SA has reached its hard lifetime.
     EndIke(u64),
+    /// Forget what the peer's CREATE_CHILD_SA on the IKE SA with this local SPI has begun.
+    Pending(u64),
     /// Rekey the CHILD_SA with this inbound SPI.
     RekeyChild(u32),
     /// Make this CHILD_SA under the IKE SA with this local SPI, if it is missing.
@@ -69,6 +71,7 @@ impl Timers {
             Timer::Drain(spi),
             Timer::Expire(spi),
             Timer::RekeyIke(spi),
+            Timer::Pending(spi),
             Timer::Reauth(spi),
             Timer::EndIke(spi),
         ] {

@@ -1,7 +1,7 @@
 //! SA payloads of CHILD_SAs: offers, choices, and the key exchange of a rekey (RFC 7296 §3.3, §1.3.1, §2.9).
 
-use crate::config::ChildConfig;
-use crate::crypto::KexGroup;
+use crate::config::{ChildConfig, IkePolicy};
+use crate::crypto::{Kem, KexGroup};
 use crate::suite::ChildSuite;
 use crate::wire::{Payload, Proposal, Sa, Spi, Transform, TransformType, esn};
 
@@ -151,28 +151,57 @@ fn needs_no_more(proposal: &Proposal, suite: ChildSuite) -> bool {
     kinds.all(|kind| known(kind) || none(kind))
 }
 
-/// Offers a key exchange with a rekey (RFC 7296 §1.3.1), and to do without where that is allowed.
-pub(crate) fn offer_groups(payloads: &mut [Payload<'_>], groups: &[KexGroup], required: bool) {
-    let groups = groups.iter().map(|group| group.transform_id());
-    add_ke(payloads, groups.chain((!required).then_some(0)));
+/// How many proposals [`offer`] makes.
+pub(crate) fn count(config: &ChildConfig) -> usize {
+    groups_of(config).len()
 }
 
-/// Names the key exchange that was chosen.
-pub(crate) fn answer_group(payloads: &mut [Payload<'_>], group: Option<KexGroup>) {
-    add_ke(payloads, group.map(KexGroup::transform_id).into_iter());
+/// Offers key exchanges with a CHILD_SA of an exchange of its own (RFC 7296 §1.3.1), and to do without where that is allowed.
+/// With ML-KEM all proposals come twice, as for an IKE SA: first with it, then (unless it is required) without.
+pub(crate) fn offer_exchanges(payloads: &mut [Payload<'_>], policy: &IkePolicy, required: bool) {
+    for sa in sas(payloads) {
+        let plain = std::mem::take(&mut sa.proposals);
+        let ways = policy.post_quantum.ways().iter();
+        let all = ways.flat_map(|with_kem| plain.iter().map(move |plain| (*with_kem, plain)));
+        let offered = (1..).zip(all).map(|(number, (with_kem, plain))| {
+            let groups = policy.groups.iter().map(|group| group.transform_id());
+            let groups = groups.chain((!required && !with_kem).then_some(0));
+            let kems = policy.kems.iter().filter(|_| with_kem);
+            let mut transforms = plain.transforms.clone();
+            transforms.extend(groups.map(|id| Transform::new(TransformType::Ke, id)));
+            transforms.extend(kems.map(|kem| kem_transform(*kem)));
+            Proposal {
+                number,
+                transforms,
+                ..plain.clone()
+            }
+        });
+        sa.proposals = offered.collect();
+    }
 }
 
-fn add_ke(payloads: &mut [Payload<'_>], groups: impl Iterator<Item = u16> + Clone) {
-    let sas = payloads.iter_mut().filter_map(|payload| match payload {
+/// Names the key exchanges that were chosen.
+pub(crate) fn answer_exchanges(
+    payloads: &mut [Payload<'_>],
+    group: Option<KexGroup>,
+    kem: Option<Kem>,
+) {
+    let group = group.map(|group| Transform::new(TransformType::Ke, group.transform_id()));
+    for proposal in sas(payloads).flat_map(|sa| &mut sa.proposals) {
+        proposal.transforms.extend(group);
+        proposal.transforms.extend(kem.map(kem_transform));
+    }
+}
+
+fn kem_transform(kem: Kem) -> Transform {
+    Transform::new(TransformType::AddKe1, kem.transform_id())
+}
+
+fn sas<'b>(payloads: &'b mut [Payload<'_>]) -> impl Iterator<Item = &'b mut Sa> {
+    payloads.iter_mut().filter_map(|payload| match payload {
         Payload::Sa(sa) => Some(sa),
         _ => None,
-    });
-    for proposal in sas.flat_map(|sa| &mut sa.proposals) {
-        let transforms = groups
-            .clone()
-            .map(|id| Transform::new(TransformType::Ke, id));
-        proposal.transforms.extend(transforms);
-    }
+    })
 }
 
 /// The key exchange for a rekey out of proposal `number`: the method of the KE payload where it can be. `None`: nothing in
@@ -184,7 +213,8 @@ pub(crate) fn choose_group(
     ke: Option<u16>,
     required: bool,
 ) -> Option<Option<KexGroup>> {
-    let offered = groups(sa.proposals.iter().find(|other| other.number == number)?);
+    let offered = sa.proposals.iter().find(|other| other.number == number)?;
+    let offered = ids(offered, TransformType::Ke);
     let mut ours = allowed
         .iter()
         .copied()
@@ -199,9 +229,9 @@ pub(crate) fn choose_group(
     }
 }
 
-/// Transform IDs of the key exchange methods in a proposal.
-pub(crate) fn groups(proposal: &Proposal) -> Vec<u16> {
-    let of_kind = |transform: &&Transform| transform.kind == TransformType::Ke;
+/// Transform IDs of a type in a proposal.
+pub(crate) fn ids(proposal: &Proposal, kind: TransformType) -> Vec<u16> {
+    let of_kind = |transform: &&Transform| transform.kind == kind;
     let transforms = proposal.transforms.iter().filter(of_kind);
     transforms.map(|transform| transform.id).collect()
 }

@@ -15,7 +15,8 @@ pub use kem::{Kem, KemKey};
 pub use kex::{KexGroup, KeyExchange, SharedSecret};
 pub use prf::Prf;
 pub use schedule::{
-    ChildKeymat, IkeKeys, IkeSuite, Nonces, RoleKeys, SkD, SkE, SkP, SkeySeed, Spis, child_keymat,
+    ChildKeymat, IkeKeys, IkeSuite, Nonces, RoleKeys, Secrets, SkD, SkE, SkP, SkeySeed, Spis,
+    child_keymat,
 };
 pub use sk::{CbcKey, Opener, Sealer, SkCipher, SkIntegrity};
 

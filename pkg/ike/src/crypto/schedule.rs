@@ -18,6 +18,32 @@ pub struct Nonces<'a> {
     pub responder: &'a [u8],
 }
 
+/// The secrets of an exchange.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Secrets<'a> {
+    /// Of the key exchange, where there is one.
+    pub shared: Option<&'a SharedSecret>,
+    /// Of the additional one (RFC 9370), where there is one.
+    pub additional: Option<&'a SharedSecret>,
+}
+
+impl<'a> Secrets<'a> {
+    /// Of one key exchange.
+    #[must_use]
+    pub fn one(shared: &'a SharedSecret) -> Self {
+        Self {
+            shared: Some(shared),
+            additional: None,
+        }
+    }
+
+    fn expose(self) -> (&'a [u8], &'a [u8]) {
+        let bytes = |secret: Option<&'a SharedSecret>| secret.map(SharedSecret::expose);
+        let (shared, additional) = (bytes(self.shared), bytes(self.additional));
+        (shared.unwrap_or_default(), additional.unwrap_or_default())
+    }
+}
+
 /// Both SPIs of the IKE SA that is being keyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spis {
@@ -54,11 +80,13 @@ impl SkeySeed {
         }
     }
 
-    /// Of a rekey: `prf(SK_d (old), g^ir (new) | Ni | Nr)` with the **old** SA's function (RFC 7296 §2.18).
-    /// The same formula adds one more key exchange to an SA (RFC 9370 §2.2.2).
+    /// Of a rekey: `prf(SK_d (old), g^ir (new) | Ni | Nr [| SK(1)])` with the **old** SA's function (RFC 7296 §2.18), SK(1)
+    /// being the secret of an additional key exchange (RFC 9370 §2.2.4). The same formula adds one to an SA whose keys are
+    /// there already, with its secret in the place of g^ir (§2.2.2).
     #[must_use]
-    pub fn rekey(old: &SkD, suite: IkeSuite, nonces: Nonces<'_>, shared: &SharedSecret) -> Self {
-        let parts = [shared.expose(), nonces.initiator, nonces.responder];
+    pub fn rekey(old: &SkD, suite: IkeSuite, nonces: Nonces<'_>, secrets: Secrets<'_>) -> Self {
+        let (shared, additional) = secrets.expose();
+        let parts = [shared, nonces.initiator, nonces.responder, additional];
         Self {
             seed: old.prf.compute(old.key.expose(), &parts),
             suite,
@@ -260,7 +288,7 @@ impl ChildKeymat {
     }
 }
 
-/// `KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr)` (RFC 7296 §2.17): the initiator's direction comes first.
+/// `KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr [| SK(1)])` (RFC 7296 §2.17, RFC 9370 §2.2.4): the initiator's direction comes first.
 /// In IKE_AUTH the nonces are those of IKE_SA_INIT and there is no new secret.
 ///
 /// # Errors
@@ -268,15 +296,15 @@ impl ChildKeymat {
 pub fn child_keymat(
     sk_d: &SkD,
     nonces: Nonces<'_>,
-    shared: Option<&SharedSecret>,
+    secrets: Secrets<'_>,
     suite: impl Into<ChildSuite>,
 ) -> Result<ChildKeymat, CryptoError> {
     let (encryption, integrity) = suite.into().key_lens();
     let len = encryption + integrity;
-    let secret = shared.map(SharedSecret::expose).unwrap_or_default();
+    let (shared, additional) = secrets.expose();
     let keymat = sk_d.prf.plus(
         sk_d.key.expose(),
-        &[secret, nonces.initiator, nonces.responder],
+        &[shared, nonces.initiator, nonces.responder, additional],
         2 * len,
     )?;
     let mut cut = Cutter(keymat.expose());

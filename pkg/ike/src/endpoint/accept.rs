@@ -7,6 +7,7 @@ use super::receive::Received;
 use super::respond::no_state;
 use crate::child::{self, Agreed};
 use crate::config::{ChildId, Identity, PeerConfig};
+use crate::crypto::Secrets;
 use crate::error::Failure;
 use crate::event::{ChildSa, Role};
 use crate::sa::auth::{own_id, prove};
@@ -124,8 +125,13 @@ pub(super) fn agree_child(
     let heard = child::Heard::read(payloads)?;
     let agreed = child::accept(&peer.identity, &peer.child, &heard)?;
     let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
-    let child = agreed
-        .clone()
-        .key(ChildId::FIRST, spi_in, Role::Responder, sk_d, nonces, None)?;
+    let child = agreed.clone().key(
+        ChildId::FIRST,
+        spi_in,
+        Role::Responder,
+        sk_d,
+        nonces,
+        Secrets::default(),
+    )?;
     Ok(Some((agreed, child)))
 }

@@ -107,6 +107,8 @@ impl Endpoint {
                 State::Established(state) => {
                     owned.extend(state.children.iter().map(|child| child.spi_in));
                     owned.extend(state.rekey.as_ref().and_then(|rekey| rekey.spi_in()));
+                    let pending = state.pending.as_ref();
+                    owned.extend(pending.and_then(|pending| pending.spi_in()));
                 }
                 _ => {}
             }

@@ -10,6 +10,7 @@ use super::rekey::missing;
 use super::rekeyed::Refusal;
 use crate::child::{self, Agreed, Heard};
 use crate::config::{ChildConfig, ChildId, Identity};
+use crate::crypto::Kem;
 use crate::error::{ConfigError, Failure};
 use crate::event::{CloseReason, Role};
 use crate::limits;
@@ -317,6 +318,7 @@ impl Endpoint {
         spi: u64,
         received: &Received<'_>,
         payloads: &[Payload<'_>],
+        kem: Option<Kem>,
     ) -> Result<(), Refusal> {
         let later = || Refusal::new(NotifyType::TemporaryFailure);
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
@@ -341,7 +343,7 @@ impl Endpoint {
         if first {
             self.check_crossing(&peer, received.now)?;
         }
-        self.make_child(spi, received, payloads, (id, None), agreed)?;
+        self.make_child(spi, received, payloads, (id, None), agreed, kem)?;
         if first {
             self.abandon_crossed(&peer);
             self.schedule_children(spi, received.now);

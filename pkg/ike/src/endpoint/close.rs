@@ -109,10 +109,12 @@ impl Endpoint {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
+        let mut pending = None;
         let (owner, sealer, opener, rekey) = match std::mem::replace(&mut sa.state, State::Closed) {
             State::Established(state) => {
                 let state = *state;
                 let rekey = state.rekey.zip(Some(state.sk_d));
+                pending = state.pending;
                 (state.peer, state.sealer, state.opener, rekey)
             }
             State::AuthSent(state) => {
@@ -136,6 +138,8 @@ impl Endpoint {
         if let Some(orphan) = orphan {
             self.begin_closing(orphan, delete, now);
         }
+        self.free_pending(pending.as_deref());
+        self.timers.cancel(&Timer::Pending(spi));
         self.timers.cancel(&Timer::Liveness(spi));
         self.timers.cancel(&Timer::Drain(spi));
         self.timers.cancel(&Timer::RekeyIke(spi));
@@ -181,6 +185,7 @@ impl Endpoint {
         };
         self.linger(Some(established.peer.clone()), spi);
         self.drop_rekey_of(established.rekey.as_deref());
+        self.free_pending(established.pending.as_deref());
         if established.candidate_of.is_some() {
             return;
         }
@@ -312,6 +317,7 @@ impl Endpoint {
     /// An IKE SA is gone without a DELETE.
     fn lost(&mut self, spi: u64, established: Established, now: Instant) {
         self.drop_rekey_of(established.rekey.as_deref());
+        self.free_pending(established.pending.as_deref());
         let id = established.peer;
         if !self.is_listed(&id, spi) {
             return self.handshake_gone(spi, &id, now);

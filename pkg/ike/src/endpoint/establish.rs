@@ -104,6 +104,7 @@ impl Endpoint {
         proven: bool,
     ) -> Established {
         self.order += 1;
+        let kem = negotiated.chosen.kem.is_some();
         let Negotiated { keys, mesh, .. } = negotiated;
         Established {
             peer: id.clone(),
@@ -118,6 +119,8 @@ impl Endpoint {
             carried: None,
             silent: false,
             rekey: None,
+            pending: None,
+            kem,
             deletes: Vec::new(),
             reauth: crate::sa::Reauth::default(),
             heir: false,

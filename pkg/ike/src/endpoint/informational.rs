@@ -228,7 +228,7 @@ impl Endpoint {
         };
         let usable = |spi: &&u64| {
             let established = self.sas.get(spi).and_then(|sa| sa.established());
-            established.is_some_and(|established| established.mesh && established.proven)
+            established.is_some_and(|sa| sa.mesh && sa.proven && !sa.awaits_heir())
         };
         let Some(spi) = peer.sas.iter().rev().find(usable).copied() else {
             return;

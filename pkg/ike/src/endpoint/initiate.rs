@@ -7,7 +7,7 @@ use super::receive::Received;
 use super::{Connect, Endpoint};
 use crate::child;
 use crate::config::{ChildId, Identity, PeerConfig, PostQuantum};
-use crate::crypto::{KexGroup, KeyExchange, SkeySeed, Spis};
+use crate::crypto::{KexGroup, KeyExchange, Secrets, SkeySeed, Spis};
 use crate::error::Failure;
 use crate::event::{ChildSa, Path, Role};
 use crate::exchange::Request;
@@ -402,7 +402,7 @@ impl Endpoint {
             Role::Initiator,
             sk_d,
             nonces,
-            None,
+            Secrets::default(),
         )?;
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
         Ok((Some(child), announcement))

@@ -247,6 +247,7 @@ impl Endpoint {
     /// Sends the DELETEs of CHILD_SAs that wait, once the window is free.
     pub(super) fn flush_deletes(&mut self, spi: u64, now: Instant) {
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        let established = established.filter(|sa| !sa.awaits_heir());
         let Some(deletes) = established.map(|sa| sa.deletes.clone()) else {
             return;
         };

@@ -107,6 +107,7 @@ impl Endpoint {
             }
             ExchangeType::IkeAuth => self.receive_auth_request(spi, received, &opened),
             ExchangeType::CreateChildSa => self.receive_create_child(spi, received, &opened),
+            ExchangeType::IkeFollowupKe => self.receive_followup(spi, received, &opened),
             _ => self.receive_informational(spi, received, &opened),
         }
     }
@@ -169,6 +170,9 @@ impl Endpoint {
             ExchangeType::IkeAuth => self.receive_auth_response(spi, received, &opened),
             ExchangeType::CreateChildSa => {
                 self.receive_create_child_response(spi, received, &opened);
+            }
+            ExchangeType::IkeFollowupKe => {
+                self.receive_followup_response(spi, received, &opened);
             }
             _ => self.receive_informational_response(spi, received, &opened),
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Endpoint;
 use super::receive::Received;
 use crate::child;
-use crate::config::{ChildId, IkePolicy, PostQuantum};
+use crate::config::ChildId;
 use crate::crypto::{KexGroup, KeyExchange, SharedSecret};
 use crate::error::Failure;
 use crate::exchange::Request;
@@ -23,7 +23,7 @@ impl Rekey {
     pub(crate) fn candidate(&self) -> Option<u64> {
         match self.crossed.as_ref()?.made {
             Made::Ike(spi) => Some(spi),
-            Made::Child(_) => None,
+            Made::Child(_) | Made::Pending => None,
         }
     }
 
@@ -35,7 +35,7 @@ impl Rekey {
         }
     }
 
-    fn timer(&self, spi: u64) -> Timer {
+    pub(super) fn timer(&self, spi: u64) -> Timer {
         match self.what {
             What::Child { old, .. } => Timer::RekeyChild(old),
             What::New { id, .. } => Timer::MakeChild(spi, id),
@@ -95,25 +95,12 @@ impl Endpoint {
         };
         let free = sa.exchanges.next_id().is_some();
         sa.established().is_some_and(|established| {
-            let idle = established.rekey.is_none() && established.deletes.is_empty();
+            let idle = established.rekey.is_none()
+                && established.pending.is_none()
+                && established.deletes.is_empty();
             let there = established.proven || !established.mesh;
             free && idle && there && self.newest_sa(&established.peer) == Some(spi)
         })
-    }
-
-    /// What protects IKE SAs with the peer of an established one.
-    pub(super) fn policy_of(&self, spi: u64) -> &IkePolicy {
-        let peer = self.sas.get(&spi).and_then(|sa| sa.established());
-        let peer = peer.and_then(|sa| self.peers.get(&sa.peer));
-        peer.map_or(&self.config.ike, |peer| peer.config.policy(&self.config))
-    }
-
-    /// What a rekey offers or takes: no additional key exchange.
-    pub(super) fn rekey_policy(&self, spi: u64) -> IkePolicy {
-        IkePolicy {
-            post_quantum: PostQuantum::Off,
-            ..self.policy_of(spi).clone()
-        }
     }
 
     pub(super) fn first_group(&self, spi: u64) -> KexGroup {
@@ -141,6 +128,8 @@ impl Endpoint {
             nonce,
             restarts,
             crossed: None,
+            followup: None,
+            additional: None,
             deleted: Vec::new(),
         };
         match self.rekey_datagram(spi, &rekey) {
@@ -199,7 +188,7 @@ impl Endpoint {
         let config = self.child_config(spi, id).ok_or_else(missing_sa)?;
         let mut payloads = child::offer_payloads(&config, id, spi_in);
         let require_pfs = self.config.rekeying.require_pfs;
-        child::offer_groups(&mut payloads, &rekey.policy.groups, require_pfs);
+        child::offer_exchanges(&mut payloads, &rekey.policy, require_pfs);
         Ok(payloads)
     }
 
@@ -219,7 +208,10 @@ impl Endpoint {
         let rekey = match &mut sa.state {
             State::Established(established) => established.rekey.take(),
             State::Closing(closing) => {
-                if let (Some((rekey, sk_d)), Ok(payloads)) = (closing.rekey.take(), payloads) {
+                // What waits for another key exchange is not made yet.
+                let made = |payloads: &Vec<Payload<'_>>| additional(payloads).is_none();
+                let payloads = payloads.ok().filter(made);
+                if let (Some((rekey, sk_d)), Some(payloads)) = (closing.rekey.take(), payloads) {
                     self.bury_unborn(spi, *rekey, &sk_d, &payloads, now);
                 }
                 return self.say_goodbye(spi, now);
@@ -229,7 +221,17 @@ impl Endpoint {
         let Some(rekey) = rekey else {
             return;
         };
-        self.rekey_answered(spi, *rekey, payloads, now);
+        match payloads {
+            Ok(payloads) if additional(&payloads).is_some() => {
+                self.follow_up(spi, *rekey, opened, &payloads, now);
+            }
+            payloads => self.rekey_answered(spi, *rekey, payloads, now),
+        }
+        self.after_rekey(spi, now);
+    }
+
+    /// What had to wait for the window.
+    pub(super) fn after_rekey(&mut self, spi: u64, now: Instant) {
         self.flush_deletes(spi, now);
         self.close_if_childless(spi, now);
         let peer = self.sas.get(&spi).and_then(|sa| sa.established());
@@ -238,7 +240,7 @@ impl Endpoint {
         }
     }
 
-    fn rekey_answered(
+    pub(super) fn rekey_answered(
         &mut self,
         spi: u64,
         rekey: Rekey,
@@ -335,7 +337,7 @@ impl Endpoint {
     }
 
     /// The answer cannot be used.
-    fn rekey_failed(
+    pub(super) fn rekey_failed(
         &mut self,
         spi: u64,
         timer: Timer,
@@ -371,6 +373,17 @@ impl Endpoint {
     }
 }
 
+/// The method of the additional key exchange that an answer agrees on.
+pub(super) fn additional(payloads: &[Payload<'_>]) -> Option<u16> {
+    if error_notify(payloads).is_some() {
+        return None;
+    }
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Sa(sa) => init::additional(sa),
+        _ => None,
+    })
+}
+
 fn agree(kex: KeyExchange, payloads: &[Payload<'_>]) -> Result<SharedSecret, Failure> {
     let ke = payloads.iter().find_map(|payload| match payload {
         Payload::Ke(ke) if ke.group == kex.group().transform_id() => Some(ke.data),
@@ -386,7 +399,7 @@ pub(super) fn missing(what: &'static str) -> Failure {
     }
 }
 
-fn missing_sa() -> Failure {
+pub(super) fn missing_sa() -> Failure {
     Failure::Missing {
         what: "IKE SA",
         message: "endpoint",

@@ -7,12 +7,12 @@ use super::receive::Received;
 use super::rekey::missing;
 use crate::child::{self, Agreed};
 use crate::config::{ChildId, Identity};
-use crate::crypto::{Nonces, RoleKeys, SharedSecret, SkeySeed, Spis, kex};
+use crate::crypto::{Kem, Nonces, RoleKeys, Secrets, SharedSecret, SkeySeed, Spis, kex};
 use crate::error::Failure;
 use crate::event::{ChildSa, Role};
 use crate::exchange::Request;
 use crate::limits;
-use crate::sa::{ChildRef, Crossed, Goodbye, Made, Opened, State, What, init};
+use crate::sa::{ChildRef, Crossed, Goodbye, Made, Opened, PendingWhat, State, What, init};
 use crate::timers::Timer;
 use crate::wire::{self, Nonce, Notify, NotifyType, Payload, ProtocolId, Sa, Spi};
 
@@ -33,7 +33,7 @@ impl Refusal {
         }
     }
 
-    fn notify(&self) -> Notify<'_> {
+    pub(super) fn notify(&self) -> Notify<'_> {
         let about = |(protocol, spi)| Notify::about_child(self.kind, protocol, spi);
         self.about.map_or(Notify::new(self.kind, &self.data), about)
     }
@@ -54,11 +54,11 @@ impl From<Failure> for Refusal {
 }
 
 /// This end's half of a key exchange that was asked for, and the nonces.
-struct Keyed<'a> {
-    nonce_i: &'a [u8],
-    nonce_r: Vec<u8>,
+pub(super) struct Keyed<'a> {
+    pub(super) nonce_i: &'a [u8],
+    pub(super) nonce_r: Vec<u8>,
     public: Option<(u16, Vec<u8>)>,
-    shared: Option<SharedSecret>,
+    pub(super) shared: Option<SharedSecret>,
 }
 
 impl Keyed<'_> {
@@ -69,7 +69,7 @@ impl Keyed<'_> {
         }
     }
 
-    fn payloads(&self) -> Vec<Payload<'_>> {
+    pub(super) fn payloads(&self) -> Vec<Payload<'_>> {
         let ke = self.public.as_ref().map(|(group, data)| {
             Payload::Ke(wire::KeyExchange {
                 group: *group,
@@ -80,7 +80,7 @@ impl Keyed<'_> {
         [nonce].into_iter().chain(ke).collect()
     }
 
-    fn lowest(&self) -> Vec<u8> {
+    pub(super) fn lowest(&self) -> Vec<u8> {
         self.nonce_i.min(&self.nonce_r).to_vec()
     }
 }
@@ -115,7 +115,18 @@ impl Endpoint {
             // It is being closed (RFC 7296 §2.25.2).
             return Err(Refusal::new(NotifyType::TemporaryFailure));
         };
+        if established
+            .rekey
+            .as_ref()
+            .is_some_and(|own| own.followup.is_some())
+        {
+            // Half of this end's own is done already (RFC 9370 §2.2.4).
+            return Err(Refusal::new(NotifyType::TemporaryFailure));
+        }
         let newest = self.newest_sa(&established.peer) == Some(spi);
+        let childless = established.children.is_empty();
+        // The peer has given up what it has not completed.
+        self.drop_pending(spi);
         let rekeyed = payloads.iter().find_map(|payload| match payload {
             Payload::Notify(notify) if notify.kind == NotifyType::RekeySa => Some(notify),
             _ => None,
@@ -129,19 +140,45 @@ impl Endpoint {
         let is_ike = |sa: &Sa| sa.proposals.iter().any(|p| p.protocol == ProtocolId::Ike);
         match rekeyed {
             Some((protocol, Spi::Child(old))) if newest => {
-                self.grant_child(spi, received, payloads, (protocol, *old))
+                self.each_way(spi, payloads, |endpoint, payloads, kem| {
+                    endpoint.grant_child(spi, received, payloads, (protocol, *old), kem)
+                })
             }
             None if is_ike(sa) && newest => self.grant_ike(spi, received, payloads, sa),
             Some((_, Spi::Child(_))) => Err(Refusal::new(NotifyType::TemporaryFailure)),
-            None if is_ike(sa) && !established.children.is_empty() => {
-                Err(Refusal::new(NotifyType::TemporaryFailure))
-            }
+            None if is_ike(sa) && !childless => Err(Refusal::new(NotifyType::TemporaryFailure)),
             None if !is_ike(sa) && (newest || self.awaits_request(spi)) => {
-                self.grant_new(spi, received, payloads)
+                self.each_way(spi, payloads, |endpoint, payloads, kem| {
+                    endpoint.grant_new(spi, received, payloads, kem)
+                })
             }
             // Not under an IKE SA that is being replaced (RFC 7296 §1.3).
             _ => Err(Refusal::new(NotifyType::NoAdditionalSas)),
         }
+    }
+
+    /// Tries to grant a request with an additional key exchange, without, or both, as the policy wants it.
+    fn each_way(
+        &mut self,
+        spi: u64,
+        payloads: &[Payload<'_>],
+        mut grant: impl FnMut(&mut Self, &[Payload<'_>], Option<Kem>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let policy = self.rekey_policy(spi);
+        let mut refused = Refusal::new(NotifyType::NoProposalChosen);
+        for with_kem in policy.post_quantum.ways() {
+            let offered = child::with_kem(payloads, &policy.kems).filter(|_| *with_kem);
+            let granted = match (with_kem, offered) {
+                (true, Some((payloads, kem))) => grant(self, &payloads, Some(kem)),
+                (true, None) => continue,
+                (false, _) => grant(self, payloads, None),
+            };
+            match granted {
+                Err(refusal) if refusal.kind == NotifyType::NoProposalChosen => refused = refusal,
+                granted => return granted,
+            }
+        }
+        Err(refused)
     }
 
     /// `named`: protocol and the requester's inbound SPI.
@@ -151,6 +188,7 @@ impl Endpoint {
         received: &Received<'_>,
         payloads: &[Payload<'_>],
         named: (ProtocolId, u32),
+        kem: Option<Kem>,
     ) -> Result<(), Refusal> {
         let old = self.find_rekeyed(spi, named)?;
         let refused = || Refusal::new(NotifyType::NoProposalChosen);
@@ -158,14 +196,14 @@ impl Endpoint {
         let id = self.peer_of(spi).ok_or_else(|| missing("peer"))?;
         let heard = child::Heard::read(payloads)?;
         let agreed = child::accept(&id, &config, &heard)?;
-        let (spi_in, nonce) =
-            self.make_child(spi, received, payloads, (old.id, Some(&old)), agreed)?;
+        let (made, nonce) =
+            self.make_child(spi, received, payloads, (old.id, Some(&old)), agreed, kem)?;
         let same = |what| matches!(what, What::Child { old: own, .. } if own == old.spi_in);
-        self.note_crossing(spi, same, nonce, Made::Child(spi_in));
+        self.note_crossing(spi, same, nonce, made);
         Ok(())
     }
 
-    /// Answers with a CHILD_SA, the successor of `old` where there is one. Returns its inbound SPI and the lower nonce.
+    /// Answers with a CHILD_SA, the successor of `old` where there is one. Returns what came of it and the lower nonce.
     pub(super) fn make_child(
         &mut self,
         spi: u64,
@@ -173,7 +211,8 @@ impl Endpoint {
         payloads: &[Payload<'_>],
         (child, old): (ChildId, Option<&ChildRef>),
         agreed: Agreed,
-    ) -> Result<(u32, Vec<u8>), Refusal> {
+        kem: Option<Kem>,
+    ) -> Result<(Made, Vec<u8>), Refusal> {
         let id = self.peer_of(spi).ok_or_else(|| missing("peer"))?;
         self.check_spi_out(spi, agreed.chosen.spi)?;
         let ke = key_exchange(payloads);
@@ -182,20 +221,30 @@ impl Endpoint {
         let (sa, method) = (find_sa(payloads)?, ke.map(|ke| ke.group));
         let allowed = &self.policy_of(spi).groups;
         let group = child::choose_group(sa, agreed.chosen.number, allowed, method, required);
+        let group = group.filter(|group| kem.is_none() || group.is_some());
         let group = group.ok_or_else(refused)?;
         let keyed = self.key(payloads, group)?;
         let spi_in = self.fresh_esp_spi();
+        let old = old.map(|old| old.spi_in);
+        let mut said = agreed.payloads(spi_in);
+        child::answer_exchanges(&mut said, group, kem);
+        if let Some(kem) = kem {
+            let what = PendingWhat::Child {
+                id: child,
+                old,
+                agreed,
+                spi_in,
+            };
+            return self.answer_pending(spi, received, said, keyed, (kem, what));
+        }
         let keyed_child = self.key_child(spi, (child, spi_in), agreed.clone(), &keyed);
         let child = keyed_child.inspect_err(|_| {
             self.spis.remove(&spi_in);
         })?;
-        let mut said = agreed.payloads(spi_in);
-        child::answer_group(&mut said, group);
         let said: Vec<Payload<'_>> = said.into_iter().chain(keyed.payloads()).collect();
         self.respond(spi, received, &said);
-        let old = old.map(|old| old.spi_in);
         self.install_child(spi, &id, child, old, received.now);
-        Ok((spi_in, keyed.lowest()))
+        Ok((Made::Child(spi_in), keyed.lowest()))
     }
 
     /// The peer of an established IKE SA.
@@ -213,8 +262,11 @@ impl Endpoint {
     ) -> Result<ChildSa, Failure> {
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
         let sk_d = &established.ok_or_else(|| missing("IKE SA"))?.sk_d;
-        let (nonces, shared) = (keyed.nonces(), keyed.shared.as_ref());
-        Ok(agreed.key(id, spi_in, Role::Responder, sk_d, nonces, shared)?)
+        let secrets = Secrets {
+            shared: keyed.shared.as_ref(),
+            additional: None,
+        };
+        Ok(agreed.key(id, spi_in, Role::Responder, sk_d, keyed.nonces(), secrets)?)
     }
 
     /// The CHILD_SA that a request names, if it may be rekeyed now (RFC 7296 §2.25.1).
@@ -265,19 +317,30 @@ impl Endpoint {
             offered: init::describe(&sa),
             own: init::describe(&init::offer(&policy)),
         };
-        let chosen = init::choose(&sa, &policy, ke.group, false).ok_or_else(refused)?;
+        let chosen = init::choose(&sa, &policy, ke.group, true).ok_or_else(refused)?;
         let keyed = self.key(payloads, Some(chosen.group))?;
         let fresh = self.fresh_ike_spi();
+        let answer = Payload::Sa(init::with_spi(chosen.answer(), fresh));
+        let own = |what| matches!(what, What::Ike { .. });
+        if let Some(kem) = chosen.kem {
+            let what = PendingWhat::Ike {
+                spi: fresh,
+                remote,
+                chosen,
+            };
+            let (made, nonce) =
+                self.answer_pending(spi, received, vec![answer], keyed, (kem, what))?;
+            self.note_crossing(spi, own, nonce, made);
+            return Ok(());
+        }
         let spis = Spis {
             initiator: remote,
             responder: fresh,
         };
         let keys = self.key_ike(spi, chosen, &keyed, spis)?;
-        let answer = Payload::Sa(init::with_spi(chosen.answer(), fresh));
         let said: Vec<Payload<'_>> = [answer].into_iter().chain(keyed.payloads()).collect();
         self.respond(spi, received, &said);
         self.add_heir(spi, fresh, remote, Role::Responder, keys, received.now);
-        let own = |what| matches!(what, What::Ike { .. });
         if !self.note_crossing(spi, own, keyed.lowest(), Made::Ike(fresh)) {
             self.inherit(spi, fresh, None, received.now);
         }
@@ -294,14 +357,14 @@ impl Endpoint {
         let established = self.sas.get(&spi).and_then(|sa| sa.established());
         let sk_d = &established.ok_or_else(|| missing("IKE SA"))?.sk_d;
         let shared = keyed.shared.as_ref().ok_or_else(|| missing("KE payload"))?;
-        let seed = SkeySeed::rekey(sk_d, chosen.suite, keyed.nonces(), shared);
+        let seed = SkeySeed::rekey(sk_d, chosen.suite, keyed.nonces(), Secrets::one(shared));
         Ok(seed
             .into_keys(keyed.nonces(), spis)?
             .for_role(Role::Responder)?)
     }
 
     /// CHILD_SAs are being made, moved or deleted by this end, or something is being said that must not be lost.
-    fn is_busy(&self, spi: u64) -> bool {
+    pub(super) fn is_busy(&self, spi: u64) -> bool {
         let Some(sa) = self.sas.get(&spi) else {
             return true;
         };
@@ -457,7 +520,7 @@ impl Endpoint {
     }
 }
 
-fn key_exchange<'a>(payloads: &[Payload<'a>]) -> Option<wire::KeyExchange<'a>> {
+pub(super) fn key_exchange<'a>(payloads: &[Payload<'a>]) -> Option<wire::KeyExchange<'a>> {
     payloads.iter().find_map(|payload| match payload {
         Payload::Ke(ke) => Some(*ke),
         _ => None,

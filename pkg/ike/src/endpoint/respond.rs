@@ -1,7 +1,5 @@
 //! The responder's side of IKE_SA_INIT and IKE_AUTH (RFC 7296 §1.2, §2.6, §2.21.1, §2.21.2).
 
-use std::net::IpAddr;
-
 use super::Endpoint;
 use super::accept::{Verdict, agree_child};
 use super::half_open::Admission;
@@ -114,39 +112,6 @@ impl Endpoint {
         if let Err(error) = self.open_half(received, &heard, chosen) {
             tracing::debug!("IKE_SA_INIT dropped: {error}");
         }
-    }
-
-    /// By which policies an IKE_SA_INIT from `address` is judged, in this order.
-    fn policies_at(&self, address: IpAddr) -> Vec<&IkePolicy> {
-        let peers = self.half_open.peers_at(address);
-        let peers = peers.filter_map(|id| self.peers.get(id));
-        let mut policies: Vec<&IkePolicy> = Vec::new();
-        for policy in peers.map(|peer| peer.config.policy(&self.config)) {
-            if !policies.contains(&policy) {
-                policies.push(policy);
-            }
-        }
-        if policies.is_empty() {
-            policies.push(&self.config.ike);
-        }
-        policies
-    }
-
-    /// [`PeerConfig::force_udp_encapsulation`] of a peer at `address`; which one it is, is not known yet.
-    fn pretends_nat(&self, address: IpAddr) -> bool {
-        let peers = self.half_open.peers_at(address);
-        let mut peers = peers.filter_map(|id| self.peers.get(id));
-        peers.any(|peer| peer.config.force_udp_encapsulation)
-    }
-
-    /// A peer that has `address` has a post-quantum preshared key.
-    fn has_ppk_at(&self, address: IpAddr) -> bool {
-        let mut peers = self.half_open.peers_at(address);
-        peers.any(|id| {
-            self.peers
-                .get(id)
-                .is_some_and(|peer| peer.config.ppk.is_some())
-        })
     }
 
     /// Makes a half-open IKE SA and answers.

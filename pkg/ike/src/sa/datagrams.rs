@@ -307,12 +307,19 @@ impl IkeSa {
 }
 
 /// The verified inner payloads of a message, whole.
+#[derive(Clone)]
 pub(crate) struct Opened {
     header: Header,
     first: PayloadType,
     bytes: Zeroizing<Vec<u8>>,
     /// Tells a retransmission: of the datagram, or of the first fragment.
     pub(crate) fingerprint: Fingerprint,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opened({} bytes, redacted)", self.bytes.len())
+    }
 }
 
 impl Opened {

@@ -11,7 +11,7 @@ use crate::wire::{
 };
 
 pub(crate) use super::proposals::{
-    Chosen, check_answer, choose, describe, offer, take_spi, with_spi,
+    Chosen, additional, check_answer, choose, describe, offer, take_spi, with_spi,
 };
 
 /// Sent by both sides of this implementation.

@@ -132,6 +132,14 @@ pub(crate) fn choose(
     })
 }
 
+/// The method of the additional key exchange in an answer's one proposal.
+pub(crate) fn additional(answer: &Sa) -> Option<u16> {
+    let transforms = &answer.proposals.first()?.transforms;
+    let mut transforms = transforms.iter();
+    let kem = transforms.find(|t| t.kind == TransformType::AddKe1 && t.id != 0);
+    kem.map(|transform| transform.id)
+}
+
 /// What a responder answered, if it is one proposal with one choice each out of our offer.
 pub(crate) fn check_answer(answer: &Sa, policy: &IkePolicy, group: KexGroup) -> Option<Chosen> {
     let [proposal] = answer.proposals.as_slice() else {

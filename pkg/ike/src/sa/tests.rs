@@ -99,6 +99,8 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         carried: None,
         silent: false,
         rekey: None,
+        pending: None,
+        kem: false,
         deletes: Vec::new(),
         reauth: Reauth::default(),
         heir: false,
@@ -125,9 +127,9 @@ fn states() -> Vec<(&'static str, State, &'static [u8])> {
         (
             "Established",
             State::Established(Box::new(established)),
-            &[36, 37],
+            &[36, 37, 44],
         ),
-        ("Closing", State::Closing(Box::new(closing)), &[36, 37]),
+        ("Closing", State::Closing(Box::new(closing)), &[36, 37, 44]),
         ("Closed", State::Closed, &[]),
     ]
 }

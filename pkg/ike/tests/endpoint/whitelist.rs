@@ -52,13 +52,17 @@ fn a_half_open_ike_sa_admits_ike_auth_only() {
 }
 
 #[test]
-fn an_established_ike_sa_admits_create_child_sa_and_informational() {
+fn an_established_ike_sa_admits_create_child_sa_informational_and_ike_followup_ke() {
     let mut net = Net::psk_mesh(1, 2);
     let mut raw = Raw::init(&mut net, address(1), 0, true);
     authenticate(&mut net, &mut raw);
-    assert_only(&mut net, &mut raw, &[36, 37], "established");
+    assert_only(&mut net, &mut raw, &[36, 37, 44], "established");
     assert_eq!(net.nodes[0].endpoint.status(&id(1)), IkeStatus::Established);
-    for exchange in [ExchangeType::CreateChildSa, ExchangeType::Informational] {
+    for exchange in [
+        ExchangeType::CreateChildSa,
+        ExchangeType::IkeFollowupKe,
+        ExchangeType::Informational,
+    ] {
         assert!(raw.ask(&mut net, exchange, &[]).is_some(), "{exchange:?}");
     }
 }
@@ -79,7 +83,7 @@ fn a_closing_ike_sa_admits_what_the_peer_may_have_begun() {
     // The response to its DELETE is no matter of this test: message ID 0 is that of another exchange type here.
     let (events, sas) = (net.nodes[0].log.len(), net.ike_sas(0));
     for exchange in (0..=255).map(ExchangeType::from) {
-        if !matches!(u8::from(exchange), 34 | 36 | 37) {
+        if !matches!(u8::from(exchange), 34 | 36 | 37 | 44) {
             let datagram = raw.seal(exchange, &DELETE, None).remove(0);
             assert!(
                 raw.deliver(&mut net, datagram).is_none(),
@@ -96,10 +100,9 @@ fn a_closing_ike_sa_admits_what_the_peer_may_have_begun() {
     }
     assert_eq!((net.nodes[0].log.len(), net.ike_sas(0)), (events, sas));
     // RFC 7296 §2.25.2.
-    assert!(
-        raw.ask(&mut net, ExchangeType::CreateChildSa, &[])
-            .is_some()
-    );
+    for exchange in [ExchangeType::CreateChildSa, ExchangeType::IkeFollowupKe] {
+        assert!(raw.ask(&mut net, exchange, &[]).is_some(), "{exchange:?}");
+    }
 }
 
 #[test]

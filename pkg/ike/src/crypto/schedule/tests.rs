@@ -140,12 +140,12 @@ fn child_keys_with_and_without_pfs_as_computed_elsewhere() {
         {
             assert_eq!(format!("{suite:?}"), text(plain, "suite"));
             assert_child(
-                &child_keymat(&keys.sk_d, nonces, None, suite).unwrap(),
+                &child_keymat(&keys.sk_d, nonces, Secrets::default(), suite).unwrap(),
                 plain,
             );
             let shared = shared(new, "shared");
             assert_child(
-                &child_keymat(&keys.sk_d, new_nonces, Some(&shared), suite).unwrap(),
+                &child_keymat(&keys.sk_d, new_nonces, Secrets::one(&shared), suite).unwrap(),
                 pfs,
             );
         }
@@ -170,7 +170,12 @@ fn rekey_as_computed_elsewhere_even_to_another_function() {
             responder: &nr,
         };
         let suite = suite(text(new, "prf"), text(row, "cipher"));
-        let seed = SkeySeed::rekey(&old.sk_d, suite, nonces, &shared(new, "shared"));
+        let seed = SkeySeed::rekey(
+            &old.sk_d,
+            suite,
+            nonces,
+            Secrets::one(&shared(new, "shared")),
+        );
         assert_eq!(hex::encode(seed.seed.expose()), text(new, "skeyseed"));
         assert_keys(&seed.into_keys(nonces, spis(new)).unwrap(), &new["keys"]);
     }
@@ -211,7 +216,11 @@ fn libreswan_derives_the_same() {
             (None, "derivedKeyingMaterialChild"),
             (Some(&new), "derivedKeyingMaterialDh"),
         ] {
-            let child = child_keymat(&keys.sk_d, nonces, secret, EspSuite::Aes256Gcm16).unwrap();
+            let secrets = Secrets {
+                shared: secret,
+                additional: None,
+            };
+            let child = child_keymat(&keys.sk_d, nonces, secrets, EspSuite::Aes256Gcm16).unwrap();
             let both = [
                 child.initiator_to_responder.expose(),
                 child.responder_to_initiator.expose(),
@@ -219,7 +228,7 @@ fn libreswan_derives_the_same() {
             .concat();
             assert!(text(row, field).starts_with(&hex::encode(both)), "{field}");
         }
-        let rekeyed = SkeySeed::rekey(&keys.sk_d, suite, nonces, &new);
+        let rekeyed = SkeySeed::rekey(&keys.sk_d, suite, nonces, Secrets::one(&new));
         assert_eq!(
             hex::encode(rekeyed.seed.expose()),
             text(row, "sKeySeedReKey")
@@ -309,7 +318,13 @@ fn debug_of_every_stage_prints_no_key() {
     assert_redacted(&format!("{seed:?}"), seed.seed.expose());
     let keys = seed.into_keys(nonces, spis(row)).unwrap();
     let shown = format!("{keys:?} {:?} {:?} {:?}", keys.sk_d, keys.sk_ei, keys.sk_pi);
-    let child = child_keymat(&keys.sk_d, nonces, None, EspSuite::Aes256Gcm16).unwrap();
+    let child = child_keymat(
+        &keys.sk_d,
+        nonces,
+        Secrets::default(),
+        EspSuite::Aes256Gcm16,
+    )
+    .unwrap();
     let shown = format!("{shown} {child:?}");
     for secret in [&child.initiator_to_responder, &child.responder_to_initiator] {
         assert_redacted(&shown, secret.expose());
@@ -351,7 +366,7 @@ fn integrity_keys_follow_encryption_keys() {
         let sk_d = seed.into_keys(nonces, spis).unwrap().sk_d;
         let stream = text(row, "derivedKeyingMaterialChild");
         for suite in suites {
-            let keymat = child_keymat(&sk_d, nonces, None, suite).unwrap();
+            let keymat = child_keymat(&sk_d, nonces, Secrets::default(), suite).unwrap();
             let split = |keys| ChildKeys::split(keys, suite);
             let (to_r, to_i) = (
                 split(&keymat.initiator_to_responder),

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{agree, missing, missing_sa};
 use crate::child;
-use crate::config::{ChildId, Identity, Volume};
-use crate::crypto::{KeyExchange, Nonces};
+use crate::config::{ChildId, Identity, IkePolicy, Volume};
+use crate::crypto::{Kem, KeyExchange, Nonces, Secrets, SharedSecret};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::event::{ChildSa, Event, Role};
@@ -31,7 +31,12 @@ impl Endpoint {
             rekey.crossed,
             rekey.deleted,
         );
-        let judged = self.judge_child_response(spi, rekey.kex, &own, (what, spi_in), payloads);
+        let exchanged = Exchanged {
+            policy: rekey.policy,
+            kex: rekey.kex,
+            additional: rekey.additional,
+        };
+        let judged = self.judge_child_response(spi, exchanged, &own, (what, spi_in), payloads);
         let (id, child, theirs) = match judged {
             Ok(judged) => judged,
             Err(failure) => {
@@ -53,22 +58,16 @@ impl Endpoint {
             return self.put_off(timer, limits::REKEY_RETRY, now);
         }
         // RFC 7296 §2.8.1: of two successors, the one of the exchange with the lowest nonce goes, by the end that began it.
-        let crossed = crossed.and_then(|crossed| match crossed.made {
-            Made::Child(made) => self.find_child(spi, made).map(|_| (made, crossed.nonce)),
-            Made::Ike(_) => None,
-        });
+        let crossed = crossed.filter(|crossed| self.is_there(spi, crossed.made));
         let lost = crossed
             .as_ref()
-            .is_some_and(|(_, nonce)| own.min(theirs) < *nonce);
-        if let (Some((theirs, _)), What::Child { old, .. }, false) =
-            (&crossed, what, self.is_mesh(spi))
-        {
-            let timer = if lost {
-                Timer::ExpireChild(old)
-            } else {
-                Timer::Concede(*theirs)
-            };
-            self.timers.set(timer, now + limits::REDUNDANT_PATIENCE);
+            .is_some_and(|crossed| own.min(theirs) < crossed.nonce);
+        let made = crossed.map(|crossed| crossed.made);
+        if let (Some(Made::Child(theirs)), What::Child { old, .. }) = (made, what) {
+            self.expect_end(spi, old, theirs, lost, now);
+        }
+        if made == Some(Made::Pending) && !lost {
+            self.drop_pending(spi);
         }
         let twice = matches!(what, What::New { id, .. } if self.has_child(spi, id));
         let first = self.awaits_answer(spi);
@@ -96,6 +95,37 @@ impl Endpoint {
         self.make_next_child(spi, now);
     }
 
+    /// What came of the peer's crossing request is still there.
+    pub(in crate::endpoint) fn is_there(&self, spi: u64, made: Made) -> bool {
+        match made {
+            Made::Child(spi_in) => self.find_child(spi, spi_in).is_some(),
+            Made::Ike(heir) => self.is_heir(heir),
+            Made::Pending => {
+                let established = self.sas.get(&spi).and_then(|sa| sa.established());
+                established.is_some_and(|sa| sa.pending.is_some())
+            }
+        }
+    }
+
+    /// A foreign peer that does not delete a CHILD_SA which is over (`old` if its own rekey has won, else `theirs`) has not seen
+    /// that its rekey crossed another one.
+    pub(in crate::endpoint) fn expect_end(
+        &mut self,
+        spi: u64,
+        old: u32,
+        theirs: u32,
+        lost: bool,
+        now: Instant,
+    ) {
+        if !self.is_mesh(spi) {
+            let timer = match lost {
+                true => Timer::ExpireChild(old),
+                false => Timer::Concede(theirs),
+            };
+            self.timers.set(timer, now + limits::REDUNDANT_PATIENCE);
+        }
+    }
+
     /// The answer was of no use: the peer may have made a CHILD_SA of each protocol that was offered.
     pub(in crate::endpoint) fn owe_unborn(&mut self, spi: u64, spi_in: u32, now: Instant) {
         let peer = self.sas.get(&spi).and_then(|sa| sa.established());
@@ -118,7 +148,7 @@ impl Endpoint {
     fn judge_child_response(
         &self,
         spi: u64,
-        kex: KeyExchange,
+        exchanged: Exchanged,
         own: &[u8],
         (what, spi_in): (What, u32),
         payloads: &[Payload<'_>],
@@ -130,7 +160,18 @@ impl Endpoint {
         let config = self.child_config(spi, child).ok_or_else(missing_sa)?;
         let heard = child::Heard::read(payloads)?;
         let required = self.config.rekeying.require_pfs;
-        let (agreed, with_ke) = child::check_rekey(id, &config, &heard, kex.group(), required)?;
+        let Exchanged {
+            policy,
+            kex,
+            additional,
+        } = exchanged;
+        let exchanges = child::Exchanges {
+            policy: &policy,
+            group: kex.group(),
+            required,
+            kem: additional.as_ref().map(|(kem, _)| *kem),
+        };
+        let (agreed, with_ke) = child::check_rekey(id, &config, &heard, &exchanges)?;
         self.check_alike(spi, child, &agreed)?;
         self.check_spi_out(spi, agreed.chosen.spi)?;
         let theirs = init::nonce(payloads).ok_or_else(|| missing("nonce"))?;
@@ -139,15 +180,12 @@ impl Endpoint {
             initiator: own,
             responder: theirs,
         };
+        let secrets = Secrets {
+            shared: shared.as_ref(),
+            additional: additional.as_ref().map(|(_, secret)| secret),
+        };
         let sk_d = &established.sk_d;
-        let child = agreed.key(
-            child,
-            spi_in,
-            Role::Initiator,
-            sk_d,
-            nonces,
-            shared.as_ref(),
-        )?;
+        let child = agreed.key(child, spi_in, Role::Initiator, sk_d, nonces, secrets)?;
         Ok((id.clone(), child, theirs.to_vec()))
     }
 
@@ -202,6 +240,13 @@ impl Endpoint {
         });
         self.bound_sas(id);
     }
+}
+
+/// This end's half of what was exchanged, and what it had offered.
+struct Exchanged {
+    policy: IkePolicy,
+    kex: KeyExchange,
+    additional: Option<(Kem, SharedSecret)>,
 }
 
 /// Stands for a CHILD_SA that only the peer has.

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use super::{agree, missing};
 use crate::config::Identity;
-use crate::crypto::{Nonces, SkD, SkeySeed, Spis};
+use crate::crypto::{Nonces, Secrets, SkD, SkeySeed, Spis};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::event::Role;
 use crate::limits;
-use crate::sa::{Established, Goodbye, IkeSa, Rekey, State, What, error_notify, init};
+use crate::sa::{Established, Goodbye, IkeSa, Made, Rekey, State, What, error_notify, init};
 use crate::timers::Timer;
 use crate::wire::Payload;
 
@@ -41,6 +41,10 @@ impl Endpoint {
         let candidate = candidate.filter(|spi| self.is_heir(*spi));
         let lost = crossed.is_some_and(|nonce| own.min(theirs) < nonce);
         match candidate {
+            None if lost && self.is_there(spi, Made::Pending) => {
+                self.begin_closing(fresh, Some(Goodbye::Plain), now);
+                self.put_off(timer, limits::REKEY_RETRY, now);
+            }
             Some(candidate) if lost => {
                 self.begin_closing(fresh, Some(Goodbye::Plain), now);
                 self.inherit(spi, candidate, None, now);
@@ -76,7 +80,12 @@ impl Endpoint {
             offered: init::describe(&sa),
             own: init::describe(&init::offer(policy)),
         };
-        let chosen = init::check_answer(&sa, policy, rekey.kex.group()).ok_or_else(refused)?;
+        let additional = rekey.additional.as_ref();
+        let done = additional.map(|(kem, _)| *kem);
+        let chosen = init::check_answer(&sa, policy, rekey.kex.group());
+        let chosen = chosen
+            .filter(|chosen| chosen.kem == done)
+            .ok_or_else(refused)?;
         let theirs = init::nonce(payloads).ok_or_else(|| missing("nonce"))?;
         let shared = agree(rekey.kex, payloads)?;
         let nonces = Nonces {
@@ -87,7 +96,11 @@ impl Endpoint {
             initiator: fresh,
             responder: remote,
         };
-        let seed = SkeySeed::rekey(sk_d, chosen.suite, nonces, &shared);
+        let secrets = Secrets {
+            shared: Some(&shared),
+            additional: additional.map(|(_, secret)| secret),
+        };
+        let seed = SkeySeed::rekey(sk_d, chosen.suite, nonces, secrets);
         let keys = seed.into_keys(nonces, spis)?.for_role(Role::Initiator)?;
         self.add_heir(spi, fresh, remote, Role::Initiator, keys, now);
         Ok(theirs.to_vec())
@@ -108,6 +121,7 @@ impl Endpoint {
         };
         let (path, fragmentation) = (old.path, old.fragmentation.inherited());
         let (nat, mobike) = (old.nat, old.mobility.mobike);
+        let kem = old.established().is_some_and(|old| old.kem);
         let reauth = old.established().map(|old| old.reauth).unwrap_or_default();
         let silent = old.established().is_some_and(|old| old.silent);
         let (peer, mesh, order, confirmed) = match &old.state {
@@ -128,6 +142,8 @@ impl Endpoint {
             carried: None,
             silent,
             rekey: None,
+            pending: None,
+            kem,
             deletes: Vec::new(),
             heir: true,
             candidate_of: Some(spi),
@@ -142,7 +158,7 @@ impl Endpoint {
     }
 
     /// The IKE SA went while its rekey was under way: what the peer made of it must go, too.
-    pub(super) fn bury_unborn(
+    pub(in crate::endpoint) fn bury_unborn(
         &mut self,
         spi: u64,
         rekey: Rekey,

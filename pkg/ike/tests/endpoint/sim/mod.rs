@@ -72,6 +72,7 @@ pub const AUTH: u8 = 35;
 pub const CREATE_CHILD: u8 = 36;
 pub const INFORMATIONAL: u8 = 37;
 pub const INTERMEDIATE: u8 = 43;
+pub const FOLLOWUP: u8 = 44;
 
 /// One node.
 pub struct Node {

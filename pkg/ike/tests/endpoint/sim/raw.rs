@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use espalier_ike::crypto::{
-    IkeSuite, IntAuth, Kem, KemKey, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, SignedOctets,
-    SkCipher, SkeySeed, Spis, auth,
+    IkeSuite, IntAuth, Kem, KemKey, KexGroup, KeyExchange, Nonces, Prf, RoleKeys, Secrets,
+    SignedOctets, SkCipher, SkeySeed, Spis, auth,
 };
 use espalier_ike::identity::Credentials;
 use espalier_ike::wire::{
@@ -250,7 +250,7 @@ impl Raw {
             responder: &self.nonce_r,
         };
         let shared = key.open(ke.data).unwrap();
-        let seed = SkeySeed::rekey(&self.keys.sk_d, SUITE, nonces, &shared);
+        let seed = SkeySeed::rekey(&self.keys.sk_d, SUITE, nonces, Secrets::one(&shared));
         let keys = seed.into_keys(nonces, self.spis).unwrap();
         self.keys = keys.for_role(Role::Initiator).unwrap();
         self.next_id += 1;
