@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 patch=$here/benches/ike/charon/load-tester.patch
 cache=${XDG_CACHE_HOME:-$HOME/.cache}
-stamp=built-$(sha256sum "$patch" "$0" | sha256sum | cut -c1-12)
+stamp=built-$(cat "$patch" "$0" | sha256sum | cut -c1-12)
 
 newest() {
   local folder found=
