@@ -91,6 +91,7 @@ impl Kind {
 struct Schedule {
     net: Net,
     loud: bool,
+    post_quantum: PostQuantum,
 }
 
 impl Schedule {
@@ -101,7 +102,11 @@ impl Schedule {
         assert!(net.run_until(Duration::from_secs(60), Net::all_settled));
         net.run(Duration::from_secs(1));
         net.loud = loud;
-        let mut schedule = Self { net, loud };
+        let mut schedule = Self {
+            net,
+            loud,
+            post_quantum,
+        };
         schedule.change_weather();
         schedule
     }
@@ -200,9 +205,10 @@ impl Schedule {
             vec![KexGroup::P384, KexGroup::P256],
         ];
         let which = self.random(0..groups.len() as u64) as usize;
-        // In the handshakes from now on; an end without it is no hindrance to one that prefers it.
-        let post_quantum = match self.random(0..2) {
-            0 => PostQuantum::Off,
+        // In the handshakes from now on; an end without it is no hindrance to one that prefers it, but to one that requires it.
+        let post_quantum = match (self.post_quantum, self.random(0..2)) {
+            (PostQuantum::Required, _) => PostQuantum::Required,
+            (_, 0) => PostQuantum::Off,
             _ => PostQuantum::Preferred,
         };
         let rekeying = Rekeying {
