@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use espalier_ike::crypto::{
-    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, SignedOctets, SkCipher, SkeySeed, Spis,
+    IkeSuite, KexGroup, KeyExchange, Nonces, Prf, Secrets, SignedOctets, SkCipher, SkeySeed, Spis,
     child_keymat,
 };
 use espalier_ike::wire::{ExchangeType, Flags, Header, PayloadType};
@@ -69,22 +69,27 @@ fn one(root: &Path, hash: &str, prf: Prf, length: usize) -> Result<()> {
     };
     let keys = SkeySeed::new(suite, nonces, &shared).into_keys(nonces, spis)?;
     // SK_d is keyed into each KEYMAT, and comes from SKEYSEED.
-    for (secret, field) in [
-        (None, "derivedKeyingMaterialChild"),
-        (Some(&shared_new), "derivedKeyingMaterialDh"),
+    for (secrets, field) in [
+        (Secrets::default(), "derivedKeyingMaterialChild"),
+        (Secrets::one(&shared_new), "derivedKeyingMaterialDh"),
     ] {
-        let child = child_keymat(&keys.sk_d, nonces, secret, EspSuite::Aes256Gcm16)?;
+        let child = child_keymat(&keys.sk_d, nonces, secrets, EspSuite::Aes256Gcm16)?;
         let both = [&child.initiator_to_responder, &child.responder_to_initiator];
         let both: Vec<u8> = both.iter().flat_map(|key| key.expose().to_vec()).collect();
         ensure!(theirs.field(field)?.starts_with(&both), "{field} differs");
     }
-    let rekeyed = SkeySeed::rekey(&keys.sk_d, suite, nonces, &shared_new);
+    let rekeyed = SkeySeed::rekey(&keys.sk_d, suite, nonces, Secrets::one(&shared_new));
     let rekeyed = rekeyed.into_keys(nonces, spis)?;
     let seed = [&ni[..], &nr, &spi_i.to_be_bytes(), &spi_r.to_be_bytes()];
     let length = prf.output_len();
     let sk_d = prf.plus(&theirs.field("sKeySeedReKey")?, &seed, length)?;
     let wanted = prf.plus(sk_d.expose(), &[&ni, &nr], CIPHER)?;
-    let child = child_keymat(&rekeyed.sk_d, nonces, None, EspSuite::Aes256Gcm16)?;
+    let child = child_keymat(
+        &rekeyed.sk_d,
+        nonces,
+        Secrets::default(),
+        EspSuite::Aes256Gcm16,
+    )?;
     ensure!(
         child.initiator_to_responder == wanted,
         "the rekey's keys differ"

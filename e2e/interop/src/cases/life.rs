@@ -78,10 +78,12 @@ pub(super) fn delete(item: Item, place: &Place, id: &str) -> Verdict {
     }
     gone(&stage, &spis)?;
     // Some revive the connection at once, others delete the IKE SA with its last CHILD_SA, and so may we.
-    if stage.theirs.ike_sas()? > 0 {
-        stage.theirs.delete_ike()?;
-    }
-    nothing_left(&mut stage)?;
+    until("no IKE SA on their side", Duration::from_secs(20), || {
+        // One that has gone meanwhile cannot be deleted: what is there afterwards counts.
+        let _ = stage.theirs.delete_ike();
+        Ok(stage.theirs.ike_sas()? == 0)
+    })?;
+    no_states(&stage)?;
     stage.ours.skip();
     stage.theirs.initiate()?;
     stage.ours.wait("ike-up", 20)?;
