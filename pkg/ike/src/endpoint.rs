@@ -133,6 +133,10 @@ impl Endpoint {
             peer::check(&config, &peer.config)?;
         }
         self.config = Arc::new(config);
+        let peers: Vec<Identity> = self.peers.keys().cloned().collect();
+        if let Some(now) = self.now {
+            peers.iter().for_each(|id| self.replace_weak(id, now));
+        }
         Ok(())
     }
 
@@ -159,6 +163,7 @@ impl Endpoint {
             self.talkative.insert(id.clone());
         }
         self.drop_unfit(&id, &old, now);
+        self.replace_weak(&id, now);
         Ok(())
     }
 

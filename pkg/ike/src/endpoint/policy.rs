@@ -2,9 +2,10 @@
 //! afterwards.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use super::Endpoint;
-use crate::config::{IkePolicy, PostQuantum};
+use crate::config::{Identity, IkePolicy, PostQuantum};
 
 impl Endpoint {
     /// By which policies an IKE_SA_INIT from `address` is judged, in this order.
@@ -45,6 +46,19 @@ impl Endpoint {
         let peer = self.sas.get(&spi).and_then(|sa| sa.established());
         let peer = peer.and_then(|sa| self.peers.get(&sa.peer));
         peer.map_or(&self.config.ike, |peer| peer.config.policy(&self.config))
+    }
+
+    /// The policy for a peer may have changed: an IKE SA without ML-KEM is replaced where that is required now, make before
+    /// break, since no rekey can bring it in.
+    pub(super) fn replace_weak(&mut self, id: &Identity, now: Instant) {
+        let Some(spi) = self.newest_sa(id) else {
+            return;
+        };
+        let established = self.sas.get(&spi).and_then(|sa| sa.established());
+        let without = established.is_some_and(|sa| !sa.kem);
+        if without && self.policy_of(spi).post_quantum == PostQuantum::Required {
+            self.renew(spi, now);
+        }
     }
 
     /// What a rekey offers or takes: ML-KEM where it is in the keys that there are, or has to be.

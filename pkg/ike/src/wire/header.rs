@@ -202,6 +202,12 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_the_later_exchanges() {
+        assert_eq!(ExchangeType::from(43), ExchangeType::IkeIntermediate);
+        assert_eq!(ExchangeType::from(44), ExchangeType::IkeFollowupKe);
+    }
+
+    #[test]
     fn reserved_flags_and_minor_version_are_ignored() {
         assert_eq!(
             Header::parse(&with(19, 0xef)).unwrap().0.flags,

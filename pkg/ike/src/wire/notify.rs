@@ -251,7 +251,12 @@ mod tests {
             (16391, NotifyType::UseTransportMode, false),
             (16430, NotifyType::FragmentationSupported, false),
             (16431, NotifyType::SignatureHashAlgorithms, false),
+            (47, NotifyType::StateNotFound, true),
+            (16435, NotifyType::UsePpk, false),
+            (16436, NotifyType::PpkIdentity, false),
+            (16437, NotifyType::NoPpkAuth, false),
             (16438, NotifyType::IntermediateExchangeSupported, false),
+            (16441, NotifyType::AdditionalKeyExchange, false),
             (40961, NotifyType::EspalierAnnouncement, false),
             (65535, NotifyType::Unknown(65535), false),
         ] {

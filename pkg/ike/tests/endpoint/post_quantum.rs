@@ -471,3 +471,34 @@ fn a_peers_own_policy_overrides_the_nodes() {
         espalier_ike::IkeStatus::Established
     );
 }
+
+/// Make before break: by a handshake beside the IKE SA that there is, which has no ML-KEM in its keys.
+#[test]
+fn where_ml_kem_comes_to_be_required_an_ike_sa_without_it_is_replaced() {
+    for own_policy in [false, true] {
+        let mut net = pair(1, Off, Preferred);
+        net.connect(0, 1, Connect::Policy);
+        assert!(net.run_until(LONG, Net::all_settled));
+        net.run(A_WHILE);
+        assert_eq!(intermediates(&net), 0);
+        if own_policy {
+            let mut peer = crate::sim::peer_config(0, 1, psk(7));
+            let post_quantum = Required;
+            peer.ike = Some(IkePolicy {
+                post_quantum,
+                ..IkePolicy::default()
+            });
+            let now = net.now;
+            net.nodes[0].endpoint.put_peer(peer, now).unwrap();
+            net.pump(0);
+        } else {
+            net.set_post_quantum(0, Required);
+            net.pump(0);
+        }
+        net.run(Duration::from_secs(120));
+        assert!(net.all_settled() && intermediates(&net) > 0);
+        let down = |event: &Event| matches!(event, Event::IkeDown { .. });
+        assert_eq!((net.count(0, down), net.count(1, down)), (0, 0));
+        assert_eq!((net.ike_sas(0), net.ike_sas(1)), (1, 1));
+    }
+}
