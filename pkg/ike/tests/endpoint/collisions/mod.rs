@@ -7,6 +7,7 @@
 mod child;
 mod child_foreign;
 mod ike;
+mod multi_ke;
 
 use std::time::Duration;
 
