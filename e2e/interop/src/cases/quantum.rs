@@ -2,13 +2,17 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Stage, Verdict, pass};
+use super::{Stage, Verdict, pass, rekey};
 use crate::foreign::{Place, Ppk, Wish};
 use crate::matrix::{Item, Role};
 use crate::report::Outcome;
 
 /// Exchange type (RFC 9242 §3).
 const IKE_INTERMEDIATE: u8 = 43;
+/// Exchange type (RFC 9370 §2.2.4).
+const IKE_FOLLOWUP_KE: u8 = 44;
+/// Two by each side in `ml_kem`.
+const REKEYS: usize = 4;
 /// Exchange type (RFC 7296 §3.1).
 const IKE_SA_INIT: u8 = 34;
 /// The notify from its length on: 8 bytes, no protocol, no SPI, type 16435 (RFC 8784 §3).
@@ -24,20 +28,29 @@ pub(super) fn ml_kem(item: Item, place: &Place, id: &str) -> Verdict {
     };
     let mut stage = Stage::set(item, place, id, &wish)?;
     let spis = stage.establish()?;
-    let messages = stage.ours.messages()?;
-    let intermediate = |inbound: bool| {
-        let of_kind = messages.iter().filter(|m| m.kinds().1 == IKE_INTERMEDIATE);
-        of_kind.filter(|m| m.inbound == inbound).count()
-    };
-    if intermediate(true) == 0 || intermediate(false) == 0 {
+    if !both_ways(&stage, IKE_INTERMEDIATE, 1)? {
         bail!("there was no IKE_INTERMEDIATE");
+    }
+    let spis = rekey::every_kind(&mut stage, &spis)?;
+    if !both_ways(&stage, IKE_FOLLOWUP_KE, REKEYS)? {
+        bail!("not every rekey had its IKE_FOLLOWUP_KE");
     }
     let said = stage.theirs.ike_algorithms()?;
     if !has_ml_kem(&said) {
         bail!("their IKE SA is without ML-KEM: {said}");
     }
     stage.check_rest(&spis)?;
-    pass(format!("their IKE SA: {said}"))
+    pass(format!("also in {REKEYS} rekeys; their IKE SA: {said}"))
+}
+
+/// Each side has sent so many messages of an exchange, or more: requests and answers, in fragments perhaps.
+fn both_ways(stage: &Stage, exchange: u8, least: usize) -> Result<bool> {
+    let messages = stage.ours.messages()?;
+    let of_kind = |inbound: bool| {
+        let of_kind = messages.iter().filter(|m| m.kinds().1 == exchange);
+        of_kind.filter(|m| m.inbound == inbound).count()
+    };
+    Ok(of_kind(true) >= least && of_kind(false) >= least)
 }
 
 /// Both sides refuse to do without it, so its use is shown by the IKE SA; that it is the key which matters, by another one.

@@ -77,6 +77,21 @@ fn on_new_ike_sa(stage: &mut Stage, spis: &Spis, old: &[Vec<u8>]) -> Result<()> 
     stage.check_rest(&next)
 }
 
+/// Every kind of rekey by both sides. Returns the CHILD_SA that is left.
+pub(super) fn every_kind(stage: &mut Stage, first: &Spis) -> Result<Spis> {
+    let second = by_us(stage, first).context("our rekey of the CHILD_SA")?;
+    let third = by_them(stage, &second).context("their rekey of the CHILD_SA")?;
+    stage.ours.tell("rekey-ike")?;
+    moved(stage, 1).context("our rekey of the IKE SA")?;
+    stage.traffic(&third).context("after our rekey")?;
+    one_ike_sa(stage)?;
+    stage.theirs.rekey_ike()?;
+    moved(stage, 2).context("their rekey of the IKE SA")?;
+    stage.traffic(&third).context("after their rekey")?;
+    one_ike_sa(stage)?;
+    Ok(third)
+}
+
 /// Both begin a rekey before either hears of the other's.
 pub(super) fn child_collision(item: Item, place: &Place, id: &str) -> Verdict {
     let mut stage = Stage::set(item, place, id, &Wish::new(item.auth))?;
