@@ -26,6 +26,17 @@ pub(crate) struct Output {
     pub(crate) text: String,
 }
 
+impl Output {
+    /// What it said, if it succeeded; else an error with its last line. `what` is the command, for the error.
+    pub(crate) fn must(self, what: &str) -> Result<Self> {
+        if self.ok {
+            return Ok(self);
+        }
+        let last = self.text.trim().lines().last().unwrap_or_default();
+        bail!("{what}: {last}");
+    }
+}
+
 /// A command line of one string's words, with `tail` after it.
 pub(crate) fn words(line: &str) -> Command {
     let mut words = line.split_whitespace();

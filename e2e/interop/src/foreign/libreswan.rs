@@ -159,18 +159,7 @@ impl Libreswan {
     }
 
     fn must(&self, words: &str) -> Result<()> {
-        let said = self.whack(words)?;
-        if !said.ok {
-            let last = said
-                .text
-                .trim()
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .to_owned();
-            bail!("whack {words}: {last}");
-        }
-        Ok(())
+        self.whack(words)?.must(&format!("whack {words}")).map(drop)
     }
 }
 

@@ -148,18 +148,9 @@ impl Strongswan {
     }
 
     fn ask(&mut self, words: &str) -> Result<()> {
-        let said = self.swanctl(words)?;
-        if !said.ok {
-            let last = said
-                .text
-                .trim()
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .to_owned();
-            bail!("swanctl {words}: {last}");
-        }
-        Ok(())
+        self.swanctl(words)?
+            .must(&format!("swanctl {words}"))
+            .map(drop)
     }
 }
 
