@@ -3,10 +3,15 @@
 mod crd;
 mod folder;
 mod manifest;
+mod protection;
 mod snapshot;
 
-pub use crd::{EncryptionPolicy, EncryptionPolicySpec, PolicyMode};
+pub use crd::{
+    DataplaneKind, EncryptionPolicy, EncryptionPolicySpec, Establish, OverlayKind, PolicyMode,
+    Protocol, RekeySpec, SuiteName, UdpEncapsulation,
+};
 pub use espalier_peers::NodeSpec;
 pub use folder::{FolderSource, SourceError};
 pub use manifest::{Object, parse};
+pub use protection::Protection;
 pub use snapshot::{MeshSnapshot, Policy, Problem, Store};

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::crd::EncryptionPolicy;
+use crate::protection::Protection;
 use crate::snapshot::{Policy, Problem};
 
 /// Name of the policy that is in force.
@@ -203,6 +204,7 @@ fn read_policy(document: Value) -> Result<Object, String> {
         mode: policy.spec.mode.into(),
         cluster_cidrs: read_cidrs("spec.clusterCIDRs", &policy.spec.cluster_cidrs)?,
         transition_deadline: Duration::from_secs(seconds.into()),
+        protection: Protection::read(&policy.spec)?,
     }))
 }
 
