@@ -166,4 +166,6 @@ pub struct Observed {
     pub accepting: BTreeSet<IpAddr>,
     /// Whether the base block stands in full: IPv4 and IPv6, in and out.
     pub base_block: bool,
+    /// The states that seal for each host, as our policies name them.
+    pub protects: BTreeMap<IpAddr, Protect>,
 }

@@ -48,6 +48,7 @@ impl Overlay {
             paths,
             accepting: refused.accepting,
             base_block: refused.base,
+            ..Observed::default()
         })
     }
 
