@@ -1,6 +1,7 @@
 //! What an admin writes: the `EncryptionPolicy` resource and Node objects, and the sources they come from.
 
 mod crd;
+mod external;
 mod folder;
 mod manifest;
 mod protection;
@@ -11,6 +12,7 @@ pub use crd::{
     Protocol, RekeySpec, SuiteName, UdpEncapsulation,
 };
 pub use espalier_peers::NodeSpec;
+pub use external::{ExternalAuth, ExternalGateway, ExternalPeer, ExternalPeerSpec};
 pub use folder::{FolderSource, SourceError};
 pub use manifest::{Object, parse};
 pub use protection::Protection;
