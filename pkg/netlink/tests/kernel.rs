@@ -309,6 +309,7 @@ fn policies_are_added_updated_and_removed_by_number() {
             let block = Policy {
                 direction: Direction::In,
                 action: Action::Block,
+                template: None,
                 source: any,
                 destination: any,
                 protocol: 17,
