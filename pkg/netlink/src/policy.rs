@@ -5,13 +5,13 @@ use netlink_packet_xfrm::{
     Address, Id, LifetimeConfig, Selector, UserPolicyId, UserPolicyInfo, UserTemplate, XfrmAttrs,
     XfrmMessage,
     constants::{
-        AF_INET, AF_INET6, XFRM_MODE_TRANSPORT, XFRM_MODE_TUNNEL, XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN,
-        XFRM_POLICY_OUT,
+        AF_INET, AF_INET6, XFRM_MODE_TRANSPORT, XFRM_MODE_TUNNEL, XFRM_POLICY_ALLOW,
+        XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN, XFRM_POLICY_OUT,
     },
     policy::{DelGetMessage as PolicyDelGetMessage, ModifyMessage as PolicyModifyMessage},
 };
 
-use crate::{Error, Socket, Xfrm};
+use crate::{Error, PLAIN, Socket, Xfrm};
 
 /// Which way of a packet a policy guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +66,8 @@ pub struct Template {
     pub reqid: u32,
     /// The one state; `None` means any with this tag.
     pub spi: Option<u32>,
+    /// Packets without such a state pass too, but none with another tunnel mode state.
+    pub optional: bool,
 }
 
 /// A policy of the SPD with at most one template.
@@ -136,12 +138,16 @@ impl fmt::Display for Template {
             destination,
             reqid,
             spi,
+            optional,
         } = self;
         write!(
             f,
             "{protocol:?} {mode:?} {source} to {destination} reqid {reqid}"
         )?;
-        spi.map_or(Ok(()), |spi| write!(f, " SPI {spi:08x}"))
+        if let Some(spi) = spi {
+            write!(f, " SPI {spi:08x}")?;
+        }
+        f.write_str(if *optional { " or as it is" } else { "" })
     }
 }
 
@@ -159,15 +165,15 @@ impl Policy {
         XfrmMessage::UpdatePolicy(self.modify())
     }
 
-    /// The kernel keeps one policy for each selector and direction.
+    /// Selector and direction alone, the rest made equal: the kernel keeps one policy for each.
     #[must_use]
-    pub fn same_place(&self, other: &Self) -> bool {
+    pub fn place(&self) -> Self {
         Self {
-            action: other.action,
-            template: other.template,
-            priority: other.priority,
+            action: Action::Allow,
+            template: None,
+            priority: 0,
             ..*self
-        } == *other
+        }
     }
 
     fn modify(&self) -> PolicyModifyMessage {
@@ -265,6 +271,7 @@ impl Template {
             },
             reqid: self.reqid,
             mode: self.mode.code(),
+            optional: u8::from(self.optional),
             ..UserTemplate::default()
         };
         template.source(&self.source);
@@ -272,11 +279,10 @@ impl Template {
         template
     }
 
-    /// None for what this type cannot express: optional templates, single algorithms, other protocols and modes.
+    /// None for what this type cannot express: single algorithms, other protocols and modes.
     fn parse(template: &UserTemplate) -> Option<Self> {
         let whole = UserTemplate::default();
-        let plain = template.optional == whole.optional
-            && template.share == whole.share
+        let plain = template.share == whole.share
             && (template.aalgos, template.ealgos, template.calgos)
                 == (whole.aalgos, whole.ealgos, whole.calgos);
         let ip = |address: &Address| ip(address, template.family);
@@ -287,6 +293,7 @@ impl Template {
             destination: ip(&template.id.daddr)?,
             reqid: template.reqid,
             spi: Some(template.id.spi).filter(|spi| *spi != 0),
+            optional: template.optional != 0,
         })
     }
 }
@@ -366,6 +373,30 @@ impl Socket<Xfrm> {
             _ => None,
         });
         Ok(parsed.collect())
+    }
+
+    /// The policy that stands in the place of this one, if [`Policy`] can express it; no list is read.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn policy_at(&mut self, place: &Policy) -> Result<Option<InstalledPolicy>, Error> {
+        let message = PolicyDelGetMessage {
+            user_policy_id: UserPolicyId {
+                selector: place.selector(),
+                index: 0,
+                direction: place.direction.code(),
+            },
+            nlas: Vec::new(),
+        };
+        let replies = match self.request(XfrmMessage::GetPolicy(message), PLAIN) {
+            Ok(replies) => replies,
+            Err(e) if e.is_missing() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        Ok(replies.iter().find_map(|m| match m {
+            XfrmMessage::AddPolicy(m) => Policy::parse(m),
+            _ => None,
+        }))
     }
 }
 
