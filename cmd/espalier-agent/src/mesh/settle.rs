@@ -123,6 +123,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 mtu: None,
             },
             gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
+            pod_cidrs: own.pod_cidrs.clone(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
             framing: self.terms.framing(),
             engine: self.uplink.engine(),
