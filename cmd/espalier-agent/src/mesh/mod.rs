@@ -98,7 +98,7 @@ pub(crate) struct Mesh<D, K> {
     probes: Probes,
     /// Whom to send a probe.
     asked: Vec<IpAddr>,
-    /// What the kernel was last brought to, and when.
+    /// What the kernel was last brought to, and when all of it was read.
     applied: Option<(Desired, Instant)>,
     pod_mtu: u32,
     kernel_problem: Option<String>,

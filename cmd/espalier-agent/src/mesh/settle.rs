@@ -85,20 +85,31 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Some(desired) = self.desired() else {
             return true;
         };
-        let fresh = |(applied, at): &(Desired, Instant)| *applied == desired && now < *at + RESYNC;
-        if self.applied.as_ref().is_some_and(fresh) {
+        // When all was read last, if that is not too long ago.
+        let read_at = self.applied.as_ref().map(|(_, at)| *at);
+        let read_at = read_at.filter(|at| now < *at + RESYNC);
+        let same = self
+            .applied
+            .as_ref()
+            .is_some_and(|(applied, _)| *applied == desired);
+        if same && read_at.is_some() {
             return true;
         }
         if self.retry_kernel_at.is_some_and(|at| now < at) {
             return false;
         }
-        match tokio::task::block_in_place(|| self.parts.overlay.apply(&desired)) {
+        let overlay = &mut self.parts.overlay;
+        let applied = tokio::task::block_in_place(|| match read_at {
+            Some(_) => overlay.apply_changes(&desired),
+            None => overlay.apply(&desired),
+        });
+        match applied {
             Ok(done) => {
                 if done.writes > 0 {
                     debug!(writes = done.writes, "kernel brought in line");
                 }
                 self.pod_mtu = done.pod_mtu;
-                self.applied = Some((desired, now));
+                self.applied = Some((desired, read_at.unwrap_or(now)));
                 (self.kernel_problem, self.retry_kernel_at) = (None, None);
                 true
             }

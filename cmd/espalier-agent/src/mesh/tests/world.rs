@@ -175,6 +175,10 @@ impl Dataplane for Node {
 }
 
 impl Kernel for Node {
+    fn apply_changes(&mut self, desired: &Desired) -> Result<Applied, espalier_overlay::Error> {
+        self.apply(desired)
+    }
+
     fn observe(&mut self, _: &[ipnet::IpNet]) -> Result<Observed, espalier_overlay::Error> {
         Ok(self.lock().observed.clone())
     }
