@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use espalier_ike::wire::{Notify, NotifyType, Payload};
 use espalier_ike::{
-    ChildSa, Connect, Encapsulation, Encapsulations, Event, Path, PeerConfig, PostQuantum, Rekeying,
+    ChildSa, Connect, Encapsulation, Encapsulations, Event, Path, PeerConfig, PostQuantum,
 };
 
 use espalier_secret::SecretBytes;
@@ -276,11 +276,6 @@ fn further_child_sas_have_a_way_of_their_own() {
         assert_eq!(newest(&net, 0).id, old.id);
     }
     // They come again under a new IKE SA.
-    let short = Rekeying {
-        reauth: Some(Duration::from_secs(20)),
-        ..Rekeying::default()
-    };
-    net.set_rekeying(0, short);
     net.nodes[0].endpoint.reauthenticate(&id(1), net.now);
     net.pump(0);
     net.run(Duration::from_secs(60));
@@ -289,6 +284,5 @@ fn further_child_sas_have_a_way_of_their_own() {
     for node in [0, 1] {
         net.remove_child(node, 1 - node, 1);
     }
-    net.run(Duration::from_secs(20));
-    assert!(net.all_settled());
+    assert!(net.run_until(LONG, Net::all_settled));
 }
