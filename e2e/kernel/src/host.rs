@@ -45,6 +45,13 @@ pub(crate) struct Options {
     lanes: usize,
 }
 
+/// What is under test, in `--bin`.
+const PROGRAMS: [&str; 4] = [
+    "espalier-agent",
+    "espalier-dataplane",
+    "espalier-cni",
+    "espalier",
+];
 /// Limit of a whole guest.
 const GUEST: Duration = Duration::from_secs(90 * 60);
 
@@ -188,10 +195,12 @@ fn run_guest(options: &Options, plan: &Plan) -> Vec<Row> {
 fn boot(options: &Options, plan: &Plan) -> Result<()> {
     let file = plan.folder.join("plan.json");
     std::fs::write(&file, serde_json::to_vec(plan)?)?;
+    let programs = PROGRAMS.map(|name| plan.bin.join(name)).to_vec();
     espalier_guest::boot(&Guest {
         boot: &absolute(&options.scripts)?.join("boot.sh"),
         kernel: &plan.place,
         folder: &plan.folder,
+        files: &[programs, vec![plan.scripts.clone()]].concat(),
         arguments: &["guest", &file.to_string_lossy()],
         limit: GUEST,
     })

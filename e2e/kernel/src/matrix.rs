@@ -69,6 +69,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) set: Set,
     pub(crate) run: Run,
+    /// It changes the kernel: others run before it.
+    pub(crate) alone: bool,
 }
 
 impl Case {
