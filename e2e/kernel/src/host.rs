@@ -10,7 +10,7 @@ use espalier_guest::Guest;
 
 use crate::cases;
 use crate::guest::Plan;
-use crate::matrix::{self, Expected, Kernel, Set};
+use crate::matrix::{self, Case, Expected, Kernel, Set};
 use crate::report::{self, Outcome, Row};
 
 /// What to run, and where things are.
@@ -108,7 +108,7 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
     let version = version.context("the kernel has no modules")??.file_name();
     let own = cases::ALL
         .iter()
-        .filter(|case| kernel.has(case) && (!options.core || case.set != Set::Once));
+        .filter(|case| by_default(options, kernel, case));
     let own = own.map(|case| case.name.to_owned());
     let mesh = match &options.mesh {
         Some(program) if kernel == Kernel::UmlBookworm => mesh_tests(program)?,
@@ -129,6 +129,12 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         expected: options.plane,
         lanes: options.lanes,
     })
+}
+
+/// What is named is run, wherever: a case that cannot run there fails.
+fn by_default(options: &Options, kernel: Kernel, case: &Case) -> bool {
+    let named = options.case.iter().any(|name| name == case.name);
+    named || (kernel.has(case) && (!options.core || case.set != Set::Once))
 }
 
 fn fits(case: &str, pattern: &str) -> bool {

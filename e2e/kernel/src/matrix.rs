@@ -36,7 +36,7 @@ impl Kernel {
         self.fetched_by().join("-")
     }
 
-    /// Whether it can run the case at all; one that could not would not be started.
+    /// Whether the case is meant for it.
     pub(crate) fn has(self, case: &Case) -> bool {
         (self == Self::QemuSid) == (case.set == Set::PerCpu)
     }
