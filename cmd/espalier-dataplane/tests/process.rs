@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use espalier_dataplane_core::{
-    Aead, Dataplane as _, Direction, Encapsulation, Error, Event, Overlay, Peer, PeerId, Sa, Spi,
+    Dataplane as _, Direction, Encapsulation, Error, Event, Overlay, Peer, PeerId, Sa, SaMode, Spi,
+    Suite,
 };
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
@@ -94,7 +95,8 @@ fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
         peer: PeerId(format!("node-{n}")),
         direction,
         spi: Spi(spi),
-        aead: Aead::Aes256Gcm16,
+        suite: Suite::Aes256Gcm16,
+        mode: SaMode::Transport,
         key: SecretBytes::new(key),
         esn: true,
         replay_window: 8192,
@@ -102,6 +104,8 @@ fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
             local_port: 4500,
             remote_port: 4500,
         },
+        hard_seconds: 0,
+        cpu: None,
     }
 }
 

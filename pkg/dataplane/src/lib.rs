@@ -6,8 +6,8 @@
 mod types;
 
 pub use types::{
-    Aead, Direction, Dump, Encapsulation, Error, Event, Hello, Overlay, Peer, PeerId, PeerStats,
-    Sa, SaInfo, Spi,
+    Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer,
+    PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,
 };
 
 use std::future::Future;
@@ -26,11 +26,12 @@ pub trait Dataplane: Send + Sync + 'static {
     /// [`Error::Unreachable`] when the process does not answer.
     fn dump(&self) -> impl Future<Output = Result<Dump, Error>> + Send;
 
-    /// Adds a peer or brings its addresses and pod CIDRs up to date; its SAs stay.
+    /// Adds a peer or brings its addresses and pod CIDRs up to date; its SAs stay. Gives the tag of its kernel states, which
+    /// stays the same as long as they do.
     ///
     /// # Errors
     /// [`Error::Invalid`] names the field; [`Error::Unreachable`].
-    fn put_peer(&self, peer: Peer) -> impl Future<Output = Result<(), Error>> + Send;
+    fn put_peer(&self, peer: Peer) -> impl Future<Output = Result<Reqid, Error>> + Send;
 
     /// Removes a peer with all its SAs.
     ///

@@ -33,26 +33,68 @@ pub enum Direction {
     Out,
 }
 
-/// ESP AEAD with a 16-byte ICV. Key material is the key followed by a 4-byte salt (RFC 4106 §8.1, RFC 7634 §2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Aead {
-    /// AES-128-GCM-16: 16-byte key, 4-byte salt.
+/// Protocol and algorithm of an SA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Suite {
+    /// ESP with AES-128-GCM-16 (RFC 4106): 16-byte key, 4-byte salt.
     Aes128Gcm16,
-    /// AES-256-GCM-16: 32-byte key, 4-byte salt.
+    /// ESP with AES-256-GCM-16 (RFC 4106): 32-byte key, 4-byte salt.
     Aes256Gcm16,
-    /// ChaCha20-Poly1305: 32-byte key, 4-byte salt.
+    /// ESP with ChaCha20-Poly1305 (RFC 7634): 32-byte key, 4-byte salt.
     ChaCha20Poly1305,
+    /// ESP with AES-128-GMAC (RFC 4543), integrity only: 16-byte key, 4-byte salt.
+    Aes128Gmac,
+    /// ESP with AES-256-GMAC (RFC 4543), integrity only: 32-byte key, 4-byte salt.
+    Aes256Gmac,
+    /// AH with HMAC-SHA2-256-128 (RFC 4302, RFC 4868), integrity only: 32-byte key.
+    AhHmacSha256,
 }
 
-impl Aead {
+impl Suite {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Aes128Gcm16,
+        Self::Aes256Gcm16,
+        Self::ChaCha20Poly1305,
+        Self::Aes128Gmac,
+        Self::Aes256Gmac,
+        Self::AhHmacSha256,
+    ];
+
     /// Key and salt together, in bytes.
     #[must_use]
     pub fn key_material_len(self) -> usize {
         match self {
-            Self::Aes128Gcm16 => 20,
-            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 => 36,
+            Self::Aes128Gcm16 | Self::Aes128Gmac => 20,
+            Self::Aes256Gcm16 | Self::ChaCha20Poly1305 | Self::Aes256Gmac => 36,
+            Self::AhHmacSha256 => 32,
         }
     }
+
+    /// Whether what it carries cannot be read on the wire; otherwise it is authenticated only.
+    #[must_use]
+    pub fn encrypts(self) -> bool {
+        matches!(
+            self,
+            Self::Aes128Gcm16 | Self::Aes256Gcm16 | Self::ChaCha20Poly1305
+        )
+    }
+
+    /// AH, which has no room for UDP encapsulation (RFC 3948 is about ESP only).
+    #[must_use]
+    pub fn is_ah(self) -> bool {
+        self == Self::AhHmacSha256
+    }
+}
+
+/// Transport or tunnel mode (RFC 4301 §3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SaMode {
+    /// Between the outer IP header and what it carries.
+    #[default]
+    Transport,
+    /// Around a whole IP packet.
+    Tunnel,
 }
 
 /// What stands between the outer IP header and ESP.
@@ -81,6 +123,8 @@ pub enum Overlay {
     },
     /// IP in IP: ESP next header 4 or 41, transport mode over the outer header.
     Ipip,
+    /// None: tunnel mode SAs over pod CIDRs, native routing.
+    Native,
 }
 
 /// A peer as the data plane needs it.
@@ -113,9 +157,11 @@ pub struct Sa {
     pub direction: Direction,
     /// For [`Direction::In`] chosen by this node, for [`Direction::Out`] by the peer.
     pub spi: Spi,
-    /// Algorithm.
-    pub aead: Aead,
-    /// Key and salt, [`Aead::key_material_len`] bytes.
+    /// Protocol and algorithm.
+    pub suite: Suite,
+    /// Transport or tunnel.
+    pub mode: SaMode,
+    /// Key and salt, [`Suite::key_material_len`] bytes.
     pub key: SecretBytes,
     /// 64-bit sequence numbers (RFC 4303 §2.2.1).
     pub esn: bool,
@@ -123,6 +169,10 @@ pub struct Sa {
     pub replay_window: u32,
     /// What is around ESP.
     pub encapsulation: Encapsulation,
+    /// Seconds after which it is removed even when no agent is there to do so; 0: never.
+    pub hard_seconds: u32,
+    /// For packets of this CPU only (RFC 9611); `None`: for all that have none of their own.
+    pub cpu: Option<u32>,
 }
 
 /// Who answers.
@@ -136,9 +186,49 @@ pub struct Hello {
     pub kind: String,
     /// Device that pod routes point at while a peer is encrypted (userspace), if any.
     pub device: Option<String>,
-    /// Process id, for logs and tests; 0 for the kernel.
+    /// Process id, for logs and tests.
     pub pid: u32,
+    /// What it can do, as probed.
+    pub can: Capabilities,
 }
+
+impl Hello {
+    /// Whether the kernel encrypts: SAs outlive the process that answers, and packets are chosen by policies, not by a device.
+    #[must_use]
+    pub fn is_kernel(&self) -> bool {
+        self.kind == KERNEL
+    }
+}
+
+/// [`Hello::kind`] of the kernel (XFRM).
+pub const KERNEL: &str = "kernel";
+/// [`Hello::kind`] of the process that seals and opens itself.
+pub const USERSPACE: &str = "userspace";
+
+/// What a data plane can do on this node, found out by doing it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Protocols and algorithms, in order of preference.
+    pub suites: Vec<Suite>,
+    /// ESP directly in IP (protocol 50).
+    pub raw: bool,
+    /// ESP in UDP (RFC 3948).
+    pub udp: bool,
+    /// Tunnel mode.
+    pub tunnel: bool,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Largest replay window, packets.
+    pub max_replay_window: u32,
+    /// SAs of single CPUs (RFC 9611); how many CPUs there are, 0: it cannot.
+    pub cpus: u32,
+    /// What it cannot do and why, and other findings, for people.
+    pub notes: Vec<String>,
+}
+
+/// Tag that ties a peer's kernel states and policies together; 0: the data plane has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reqid(pub u32);
 
 /// An SA as a dump shows it: no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,8 +239,10 @@ pub struct SaInfo {
     pub direction: Direction,
     /// Its SPI.
     pub spi: Spi,
-    /// Algorithm.
-    pub aead: Aead,
+    /// Protocol and algorithm.
+    pub suite: Suite,
+    /// What is around ESP.
+    pub encapsulation: Encapsulation,
     /// True for the outbound SA that seals now; for inbound SAs true once an authenticated packet came in on it.
     pub active: bool,
     /// Seconds since it was installed.
@@ -193,6 +285,20 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
         /// Which inbound SA.
+        spi: Spi,
+    },
+    /// A packet for a peer found no SA (XFRM ACQUIRE): one is wanted now.
+    Acquire {
+        /// For whom.
+        peer: PeerId,
+    },
+    /// An SA reached a limit of its own and is gone.
+    Expired {
+        /// Whose.
+        peer: PeerId,
+        /// Which way.
+        direction: Direction,
+        /// Which.
         spi: Spi,
     },
 }

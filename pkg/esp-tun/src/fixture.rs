@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use espalier_dataplane_core::{Aead, Direction, Encapsulation, Overlay, Peer, PeerId, Sa, Spi};
+use espalier_dataplane_core::{
+    Direction, Encapsulation, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
+};
 use espalier_secret::SecretBytes;
 
 use crate::control::Control;
@@ -40,7 +42,8 @@ pub(crate) fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
         peer: PeerId(format!("node-{n}")),
         direction,
         spi: Spi(spi),
-        aead: Aead::Aes256Gcm16,
+        suite: Suite::Aes256Gcm16,
+        mode: SaMode::Transport,
         key: SecretBytes::new(key),
         esn: true,
         replay_window: 1024,
@@ -48,6 +51,8 @@ pub(crate) fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
             local_port: PORT,
             remote_port: PORT,
         },
+        hard_seconds: 0,
+        cpu: None,
     }
 }
 

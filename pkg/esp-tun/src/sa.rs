@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Aead, Sa, SaInfo};
+use espalier_dataplane_core::{Sa, SaInfo, Suite};
 use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa};
 use parking_lot::Mutex;
 
@@ -37,7 +37,7 @@ pub(crate) struct Inbound {
 
 impl Outbound {
     pub(crate) fn new(sa: Sa, remote_port: u16, now: Instant) -> Result<Self, KeyError> {
-        let esp = OutboundSa::new(sa.spi.0, algorithm(sa.aead), sa.key.expose(), sa.esn)?;
+        let esp = OutboundSa::new(sa.spi.0, algorithm(sa.suite)?, sa.key.expose(), sa.esn)?;
         Ok(Self {
             sa,
             esp,
@@ -55,7 +55,7 @@ impl Inbound {
     pub(crate) fn new(sa: Sa, now: Instant) -> Result<Self, KeyError> {
         let esp = InboundSa::new(
             sa.spi.0,
-            algorithm(sa.aead),
+            algorithm(sa.suite)?,
             sa.key.expose(),
             sa.esn,
             sa.replay_window,
@@ -115,7 +115,8 @@ impl Counters {
             peer: sa.peer.clone(),
             direction: sa.direction,
             spi: sa.spi,
-            aead: sa.aead,
+            suite: sa.suite,
+            encapsulation: sa.encapsulation,
             active,
             age_s: self.age(now).as_secs(),
             packets,
@@ -126,10 +127,12 @@ impl Counters {
     }
 }
 
-fn algorithm(aead: Aead) -> Algorithm {
-    match aead {
-        Aead::Aes128Gcm16 => Algorithm::Aes128Gcm16,
-        Aead::Aes256Gcm16 => Algorithm::Aes256Gcm16,
-        Aead::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
+fn algorithm(suite: Suite) -> Result<Algorithm, KeyError> {
+    match suite {
+        Suite::Aes128Gcm16 => Ok(Algorithm::Aes128Gcm16),
+        Suite::Aes256Gcm16 => Ok(Algorithm::Aes256Gcm16),
+        Suite::ChaCha20Poly1305 => Ok(Algorithm::ChaCha20Poly1305),
+        Suite::Aes128Gmac | Suite::Aes256Gmac => Err(KeyError::Unsupported("AES-GMAC")),
+        Suite::AhHmacSha256 => Err(KeyError::Unsupported("AH")),
     }
 }

@@ -50,7 +50,8 @@ impl PeerEntry {
                     between,
                 ))
             }
-            Overlay::Ipip => Framing::Ipip,
+            // Native routing is refused when the peer is put; what has no framing but IP would look the same.
+            Overlay::Ipip | Overlay::Native => Framing::Ipip,
         };
         Self {
             peer,

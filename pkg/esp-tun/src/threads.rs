@@ -103,8 +103,7 @@ fn deliver(shared: &Shared, datagram: &mut [u8], path: Option<Path>) {
 }
 
 fn announce(shared: &Shared, event: Event) {
-    let Event::FirstPacket { peer, spi } = &event;
-    debug!(%peer, %spi, "first authenticated packet");
+    debug!(?event, "first authenticated packet");
     (shared.report)(Report::Event(event));
 }
 

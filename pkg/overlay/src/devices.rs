@@ -8,7 +8,7 @@ use std::{
 use espalier_netlink::{Link, Route, Socket, Vxlan, packet_route::link::InfoVxlan, sysctl};
 use tracing::info;
 
-use crate::{Desired, Error, VXLAN_DEVICE, plan};
+use crate::{Desired, Engine, Error, VXLAN_DEVICE, plan};
 
 /// The smallest MTU that every IPv4 host must take (RFC 791) and IPv6 link must have (RFC 8200 §5).
 const LEAST_POD_MTU: (u32, u32) = (576, 1280);
@@ -86,7 +86,7 @@ pub(crate) fn find_tun(
     route: &mut Socket<Route>,
     desired: &Desired,
 ) -> Result<Option<Link>, Error> {
-    let Some(name) = &desired.tun else {
+    let Engine::Tun(name) = &desired.engine else {
         return Ok(None);
     };
     Ok(route.link(name)?.filter(is_tun))

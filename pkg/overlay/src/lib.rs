@@ -6,6 +6,8 @@
 //!                         ├─ Blocked:   no route
 //!                         └─ under all: unreachable <cluster CIDR>, metric 4278198272
 //!
+//!  [`Engine::Kernel`]: Encrypted has the route and device of Clear, and a policy with a template for UDP 4789 to the host.
+//!
 //!  SPD, first match:  block  cluster CIDR → cluster CIDR  leaving by the underlay interface   out, fwd
 //!  (only while        allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
 //!   deny_clear)       allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
@@ -39,6 +41,8 @@ pub use reconcile::Overlay;
 pub const VXLAN_DEVICE: &str = "espalier.vx";
 /// `rtm_protocol` of our routes. Pods' routes carry it too; they lead to veth devices and are not this crate's.
 pub const PROTOCOL: u8 = 229;
+/// UDP port of probes, which tell whether a new SA's packets arrive before anything else is sent with it.
+pub const PROBE_PORT: u16 = 4788;
 /// Metric of the unreachable routes: any other route to the same destination wins.
 pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
 /// Priorities of our policies; the smaller decides.
@@ -49,14 +53,16 @@ pub const PRIORITIES: RangeInclusive<u32> = 0x4553_5000..=0x4553_5fff;
 pub struct Desired {
     /// This node's underlay address. The underlay interface is the one that has it.
     pub local: IpAddr,
-    /// The VXLAN device.
+    /// The VXLAN device; its MTU holds for every framing.
     pub vtep: Vtep,
+    /// What is around pod packets, in all modes the same.
+    pub framing: Framing,
     /// This node's own address in each of its pod CIDRs: on the VXLAN device, source of the host's packets to pods.
     pub gateways: Vec<IpAddr>,
     /// What pod addresses are. Unreachable but for routes of peers and pods.
     pub cluster_cidrs: Vec<IpNet>,
-    /// Name of the data plane's TUN. While it is `None`, or there is no such TUN, encrypted peers have no route.
-    pub tun: Option<String>,
+    /// What encrypts.
+    pub engine: Engine,
     /// Whether clear overlay packets are refused, but for the pairs that accept them.
     pub deny_clear: bool,
     /// The peers, by node name.
@@ -76,6 +82,42 @@ pub struct Vtep {
     pub mtu: Option<u32>,
 }
 
+/// What encrypts packets for encrypted peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Nothing now: encrypted peers have no route.
+    #[default]
+    None,
+    /// The userspace data plane behind this TUN. While there is no such TUN, encrypted peers have no route.
+    Tun(String),
+    /// The kernel: encrypted peers have the same device and route as clear ones, and a policy with a template
+    /// ([`PeerRoute::protect`]); without one they have no route.
+    Kernel,
+}
+
+/// What is around pod packets between two hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// VXLAN in UDP (RFC 7348).
+    #[default]
+    Vxlan,
+    /// IP in IP (RFC 2003, RFC 2473).
+    Ipip,
+    /// Nothing: native routing; encrypted by tunnel mode SAs over pod CIDRs.
+    Native,
+}
+
+/// The kernel states that protect what goes to a peer, as a policy's template names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Protect {
+    /// Tag of the peer's states.
+    pub reqid: u32,
+    /// The outbound state that seals; `None`: any with this tag, the kernel chooses (per-CPU SAs) or asks for one (ACQUIRE).
+    pub spi: Option<u32>,
+    /// AH instead of ESP.
+    pub ah: bool,
+}
+
 /// How one peer is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRoute {
@@ -89,6 +131,10 @@ pub struct PeerRoute {
     pub path: RoutePath,
     /// Whether its clear overlay packets are accepted; matters only while [`Desired::deny_clear`].
     pub accept_clear: bool,
+    /// [`Engine::Kernel`] only: the states that seal for it.
+    pub protect: Option<Protect>,
+    /// [`Engine::Kernel`] only: states under trial, which carry UDP to [`PROBE_PORT`] and nothing else.
+    pub trial: Option<Protect>,
 }
 
 /// Where packets to a peer's pods go.

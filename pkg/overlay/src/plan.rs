@@ -173,7 +173,7 @@ pub(crate) fn has_ipv6(desired: &Desired) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Vtep;
+    use crate::{Engine, Framing, Vtep};
 
     fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
         PeerRoute {
@@ -182,6 +182,8 @@ mod tests {
             pod_cidrs: vec![cidr.parse().unwrap()],
             path,
             accept_clear: false,
+            protect: None,
+            trial: None,
         }
     }
 
@@ -196,7 +198,8 @@ mod tests {
             },
             gateways: vec!["10.244.1.1".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-            tun: None,
+            engine: Engine::None,
+            framing: Framing::Vxlan,
             deny_clear: false,
             peers: peers
                 .iter()

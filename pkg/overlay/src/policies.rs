@@ -269,7 +269,7 @@ fn foreign(policy: &Policy) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PeerRoute, Vtep};
+    use crate::{Engine, Framing, PeerRoute, Vtep};
 
     fn desired(deny_clear: bool, path: RoutePath, accept_clear: bool) -> Desired {
         let peer = PeerRoute {
@@ -278,6 +278,8 @@ mod tests {
             pod_cidrs: vec!["10.244.2.0/24".parse().unwrap()],
             path,
             accept_clear,
+            protect: None,
+            trial: None,
         };
         Desired {
             local: "192.0.2.1".parse().unwrap(),
@@ -292,7 +294,8 @@ mod tests {
                 "10.244.0.0/16".parse().unwrap(),
                 "fd00::/48".parse().unwrap(),
             ],
-            tun: None,
+            engine: Engine::None,
+            framing: Framing::Vxlan,
             deny_clear,
             peers: [("b".to_owned(), peer)].into(),
         }

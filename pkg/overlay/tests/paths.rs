@@ -11,7 +11,7 @@ use std::{
 
 use common::{Node, TUN, Wire, assert_pods_talk, name, pod, underlay};
 use espalier_netlink::Errno;
-use espalier_overlay::RoutePath;
+use espalier_overlay::{Engine, RoutePath};
 use espalier_testnet::isolated;
 
 fn two_nodes() -> (Wire, Node, Node) {
@@ -229,7 +229,7 @@ fn switching_the_path_and_the_mode_loses_nothing() {
         a.add_tun();
         b.apply(&b.desired(&[1], RoutePath::Clear));
         let mut desired = a.desired(&[2], RoutePath::Clear);
-        desired.tun = Some(TUN.to_owned());
+        desired.engine = Engine::Tun(TUN.to_owned());
         a.apply(&desired);
         let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
         let socket = a
@@ -291,7 +291,7 @@ fn without_the_tun_an_encrypted_peer_is_unreachable_and_never_clear() {
             let mut encrypted = a.desired(&[2], RoutePath::Encrypted);
             a.settle(&encrypted);
             silent(&mut wire, &a);
-            encrypted.tun = Some(TUN.to_owned());
+            encrypted.engine = Engine::Tun(TUN.to_owned());
             a.settle(&encrypted);
             silent(&mut wire, &a);
             // A device of that name that encrypts nothing.

@@ -7,7 +7,7 @@ mod common;
 use std::process::Command;
 
 use common::{Node, TUN, Wire, assert_pods_talk, name, underlay};
-use espalier_overlay::{Desired, RoutePath};
+use espalier_overlay::{Desired, Engine, RoutePath};
 use espalier_testnet::isolated;
 
 fn two_nodes() -> (Wire, Node, Node) {
@@ -20,7 +20,7 @@ fn two_nodes() -> (Wire, Node, Node) {
 fn rich(node: &Node) -> Desired {
     let mut desired = node.desired(&[2, 3, 4], RoutePath::Clear);
     desired.deny_clear = true;
-    desired.tun = Some(TUN.to_owned());
+    desired.engine = Engine::Tun(TUN.to_owned());
     for (n, path) in [(3, RoutePath::Encrypted), (4, RoutePath::Blocked)] {
         let peer = desired.peers.get_mut(&name(n)).unwrap();
         (peer.path, peer.accept_clear) = (path, false);

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use espalier_dataplane_core::{
-    Dataplane, Direction, Dump, Error, Event, Hello, Peer, PeerId, Sa, Spi,
+    Dataplane, Direction, Dump, Error, Event, Hello, Peer, PeerId, Reqid, Sa, Spi,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Channel;
@@ -68,9 +68,10 @@ impl Dataplane for DataplaneClient {
         answer(client.dump(proto::DumpRequest {})).await?.try_into()
     }
 
-    async fn put_peer(&self, peer: Peer) -> Result<(), Error> {
+    async fn put_peer(&self, peer: Peer) -> Result<Reqid, Error> {
         let mut client = self.inner.clone();
-        done(client.put_peer(proto::Peer::from(peer))).await
+        let reply = answer(client.put_peer(proto::Peer::from(peer))).await?;
+        Ok(Reqid(reply.reqid))
     }
 
     async fn remove_peer(&self, peer: PeerId) -> Result<(), Error> {

@@ -113,35 +113,38 @@ fn direction(number: i32) -> Result<core::Direction, Error> {
         .try_into()
 }
 
-impl From<core::Aead> for proto::Aead {
-    fn from(aead: core::Aead) -> Self {
-        match aead {
-            core::Aead::Aes128Gcm16 => Self::Aes128Gcm16,
-            core::Aead::Aes256Gcm16 => Self::Aes256Gcm16,
-            core::Aead::ChaCha20Poly1305 => Self::Chacha20Poly1305,
+impl From<core::Suite> for proto::Suite {
+    fn from(suite: core::Suite) -> Self {
+        match suite {
+            core::Suite::Aes128Gcm16 => Self::Aes128Gcm16,
+            core::Suite::Aes256Gcm16 => Self::Aes256Gcm16,
+            core::Suite::ChaCha20Poly1305 => Self::Chacha20Poly1305,
+            core::Suite::Aes128Gmac => Self::Aes128Gmac,
+            core::Suite::Aes256Gmac => Self::Aes256Gmac,
+            core::Suite::AhHmacSha256 => Self::AhHmacSha256,
         }
     }
 }
 
-impl TryFrom<proto::Aead> for core::Aead {
+impl TryFrom<proto::Suite> for core::Suite {
     type Error = Error;
 
-    fn try_from(aead: proto::Aead) -> Result<Self, Error> {
-        match aead {
-            proto::Aead::Aes128Gcm16 => Ok(Self::Aes128Gcm16),
-            proto::Aead::Aes256Gcm16 => Ok(Self::Aes256Gcm16),
-            proto::Aead::Chacha20Poly1305 => Ok(Self::ChaCha20Poly1305),
-            proto::Aead::Unspecified => Err(missing("aead")),
-        }
+    fn try_from(suite: proto::Suite) -> Result<Self, Error> {
+        let known = core::Suite::ALL.into_iter();
+        let found = known
+            .into_iter()
+            .find(|known| proto::Suite::from(*known) == suite);
+        found.ok_or_else(|| missing("suite"))
     }
 }
 
-fn aead(number: i32) -> Result<core::Aead, Error> {
-    proto::Aead::try_from(number)
+fn suite(number: i32) -> Result<core::Suite, Error> {
+    proto::Suite::try_from(number)
         .map_err(|_| {
+            let most = core::Suite::ALL.len();
             invalid(
-                "aead",
-                format!("expected 1 to 3, got {number}; use a newer data plane"),
+                "suite",
+                format!("expected 1 to {most}, got {number}; use a newer data plane"),
             )
         })?
         .try_into()
@@ -156,6 +159,7 @@ impl From<core::Overlay> for proto::Overlay {
                 port: port.into(),
             }),
             core::Overlay::Ipip => Kind::Ipip(proto::Ipip {}),
+            core::Overlay::Native => Kind::Native(proto::Native {}),
         };
         Self { kind: Some(kind) }
     }
@@ -176,6 +180,7 @@ impl TryFrom<proto::Overlay> for core::Overlay {
                 port: port("overlay", vxlan.port)?,
             }),
             Kind::Ipip(proto::Ipip {}) => Ok(Self::Ipip),
+            Kind::Native(proto::Native {}) => Ok(Self::Native),
         }
     }
 }
@@ -219,21 +224,28 @@ impl From<&core::Sa> for proto::Sa {
             peer: sa.peer.0.clone(),
             direction: proto::Direction::from(sa.direction).into(),
             spi: sa.spi.0,
-            aead: proto::Aead::from(sa.aead).into(),
+            suite: proto::Suite::from(sa.suite).into(),
             key: sa.key.expose().to_vec(),
             esn: sa.esn,
             replay_window: sa.replay_window,
-            udp: match sa.encapsulation {
-                core::Encapsulation::Udp {
-                    local_port,
-                    remote_port,
-                } => Some(proto::UdpPorts {
-                    local: local_port.into(),
-                    remote: remote_port.into(),
-                }),
-                core::Encapsulation::Raw => None,
-            },
+            udp: udp_ports(sa.encapsulation),
+            tunnel: sa.mode == core::SaMode::Tunnel,
+            hard_seconds: sa.hard_seconds,
+            cpu: sa.cpu,
         }
+    }
+}
+
+fn udp_ports(encapsulation: core::Encapsulation) -> Option<proto::UdpPorts> {
+    match encapsulation {
+        core::Encapsulation::Udp {
+            local_port,
+            remote_port,
+        } => Some(proto::UdpPorts {
+            local: local_port.into(),
+            remote: remote_port.into(),
+        }),
+        core::Encapsulation::Raw => None,
     }
 }
 
@@ -242,11 +254,11 @@ impl TryFrom<proto::Sa> for core::Sa {
     type Error = Error;
 
     fn try_from(mut sa: proto::Sa) -> Result<Self, Error> {
-        let aead = aead(sa.aead)?;
-        if sa.key.len() != aead.key_material_len() {
+        let suite = suite(sa.suite)?;
+        if sa.key.len() != suite.key_material_len() {
             let why = format!(
-                "expected {} bytes for {aead:?}, got {}",
-                aead.key_material_len(),
+                "expected {} bytes for {suite:?}, got {}",
+                suite.key_material_len(),
                 sa.key.len()
             );
             return Err(invalid("key", why));
@@ -255,10 +267,17 @@ impl TryFrom<proto::Sa> for core::Sa {
             peer: peer_id("peer", mem::take(&mut sa.peer))?,
             direction: direction(sa.direction)?,
             spi: spi(sa.spi)?,
-            aead,
+            suite,
+            mode: if sa.tunnel {
+                core::SaMode::Tunnel
+            } else {
+                core::SaMode::Transport
+            },
             esn: sa.esn,
             replay_window: sa.replay_window,
             encapsulation: encapsulation(sa.udp)?,
+            hard_seconds: sa.hard_seconds,
+            cpu: sa.cpu,
             key: take_secret(&mut sa.key),
         })
     }
@@ -297,11 +316,14 @@ impl fmt::Debug for proto::Sa {
             .field("peer", &self.peer)
             .field("direction", &self.direction())
             .field("spi", &Spi(self.spi))
-            .field("aead", &self.aead())
+            .field("suite", &self.suite())
             .field("key", &format_args!("{} bytes, redacted", self.key.len()))
             .field("esn", &self.esn)
             .field("replay_window", &self.replay_window)
             .field("udp", &self.udp)
+            .field("tunnel", &self.tunnel)
+            .field("hard_seconds", &self.hard_seconds)
+            .field("cpu", &self.cpu)
             .finish()
     }
 }
@@ -314,7 +336,49 @@ impl From<core::Hello> for proto::HelloReply {
             kind: hello.kind,
             device: hello.device.unwrap_or_default(),
             pid: hello.pid,
+            can: Some(hello.can.into()),
         }
+    }
+}
+
+impl From<core::Capabilities> for proto::Capabilities {
+    fn from(can: core::Capabilities) -> Self {
+        let suites = can.suites.into_iter();
+        Self {
+            suites: suites
+                .map(|suite| proto::Suite::from(suite).into())
+                .collect(),
+            raw: can.raw,
+            udp: can.udp,
+            tunnel: can.tunnel,
+            esn: can.esn,
+            max_replay_window: can.max_replay_window,
+            cpus: can.cpus,
+            notes: can.notes,
+        }
+    }
+}
+
+/// Suites that this version does not know are left out: they cannot be used.
+impl From<proto::Capabilities> for core::Capabilities {
+    fn from(can: proto::Capabilities) -> Self {
+        let suites = can.suites.into_iter();
+        Self {
+            suites: suites.filter_map(|number| suite(number).ok()).collect(),
+            raw: can.raw,
+            udp: can.udp,
+            tunnel: can.tunnel,
+            esn: can.esn,
+            max_replay_window: can.max_replay_window,
+            cpus: can.cpus,
+            notes: can.notes,
+        }
+    }
+}
+
+impl From<core::Reqid> for proto::PutPeerReply {
+    fn from(reqid: core::Reqid) -> Self {
+        Self { reqid: reqid.0 }
     }
 }
 
@@ -326,6 +390,7 @@ impl From<proto::HelloReply> for core::Hello {
             kind: hello.kind,
             device: Some(hello.device).filter(|device| !device.is_empty()),
             pid: hello.pid,
+            can: hello.can.unwrap_or_default().into(),
         }
     }
 }
@@ -336,13 +401,14 @@ impl From<core::SaInfo> for proto::SaInfo {
             peer: sa.peer.0,
             direction: proto::Direction::from(sa.direction).into(),
             spi: sa.spi.0,
-            aead: proto::Aead::from(sa.aead).into(),
+            suite: proto::Suite::from(sa.suite).into(),
             active: sa.active,
             age_s: sa.age_s,
             packets: sa.packets,
             bytes: sa.bytes,
             drops: sa.drops,
             idle_ms: sa.idle_ms,
+            udp: udp_ports(sa.encapsulation),
         }
     }
 }
@@ -355,7 +421,8 @@ impl TryFrom<proto::SaInfo> for core::SaInfo {
             peer: peer_id("peer", sa.peer)?,
             direction: direction(sa.direction)?,
             spi: spi(sa.spi)?,
-            aead: aead(sa.aead)?,
+            suite: suite(sa.suite)?,
+            encapsulation: encapsulation(sa.udp)?,
             active: sa.active,
             age_s: sa.age_s,
             packets: sa.packets,
@@ -453,14 +520,24 @@ impl TryFrom<proto::SwitchRequest> for (PeerId, Option<Spi>) {
 
 impl From<core::Event> for proto::Event {
     fn from(event: core::Event) -> Self {
-        let core::Event::FirstPacket { peer, spi } = event;
-        let first = proto::FirstPacket {
-            peer: peer.0,
-            spi: spi.0,
+        use proto::event::Kind;
+        let kind = match event {
+            core::Event::FirstPacket { peer, spi } => Kind::FirstPacket(proto::FirstPacket {
+                peer: peer.0,
+                spi: spi.0,
+            }),
+            core::Event::Acquire { peer } => Kind::Acquire(proto::Acquire { peer: peer.0 }),
+            core::Event::Expired {
+                peer,
+                direction,
+                spi,
+            } => Kind::Expired(proto::Expired {
+                peer: peer.0,
+                direction: proto::Direction::from(direction).into(),
+                spi: spi.0,
+            }),
         };
-        Self {
-            kind: Some(proto::event::Kind::FirstPacket(first)),
-        }
+        Self { kind: Some(kind) }
     }
 }
 
@@ -468,10 +545,20 @@ impl TryFrom<proto::Event> for core::Event {
     type Error = Error;
 
     fn try_from(event: proto::Event) -> Result<Self, Error> {
-        let proto::event::Kind::FirstPacket(first) = event.kind.ok_or_else(|| missing("kind"))?;
-        Ok(Self::FirstPacket {
-            peer: peer_id("peer", first.peer)?,
-            spi: spi(first.spi)?,
+        use proto::event::Kind;
+        Ok(match event.kind.ok_or_else(|| missing("kind"))? {
+            Kind::FirstPacket(first) => Self::FirstPacket {
+                peer: peer_id("peer", first.peer)?,
+                spi: spi(first.spi)?,
+            },
+            Kind::Acquire(acquire) => Self::Acquire {
+                peer: peer_id("peer", acquire.peer)?,
+            },
+            Kind::Expired(expired) => Self::Expired {
+                peer: peer_id("peer", expired.peer)?,
+                direction: direction(expired.direction)?,
+                spi: spi(expired.spi)?,
+            },
         })
     }
 }

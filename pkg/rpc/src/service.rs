@@ -41,9 +41,9 @@ impl<D: Dataplane> dataplane_server::Dataplane for DataplaneService<D> {
         answer(self.dataplane.dump().await)
     }
 
-    async fn put_peer(&self, request: Request<proto::Peer>) -> Answer<proto::Done> {
+    async fn put_peer(&self, request: Request<proto::Peer>) -> Answer<proto::PutPeerReply> {
         let peer = parse(request)?;
-        done(self.dataplane.put_peer(peer).await)
+        answer(self.dataplane.put_peer(peer).await)
     }
 
     async fn remove_peer(&self, request: Request<proto::PeerRef>) -> Answer<proto::Done> {

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use espalier_dataplane_core::{
-    Aead, Dataplane, Direction, Dump, Encapsulation, Error, Event, Hello, Overlay, Peer, PeerId,
-    PeerStats, Sa, SaInfo, Spi,
+    Capabilities, Dataplane, Direction, Dump, Encapsulation, Error, Event, Hello, Overlay, Peer,
+    PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite,
 };
 use espalier_rpc::{DataplaneClient, DataplaneService, serve_unix};
 use espalier_secret::SecretBytes;
@@ -36,6 +36,7 @@ impl Dataplane for Memory {
             kind,
             device,
             pid: 7,
+            can: Capabilities::default(),
         })
     }
 
@@ -55,9 +56,9 @@ impl Dataplane for Memory {
         })
     }
 
-    async fn put_peer(&self, peer: Peer) -> Result<(), Error> {
+    async fn put_peer(&self, peer: Peer) -> Result<Reqid, Error> {
         self.peers.lock().unwrap().push(peer);
-        Ok(())
+        Ok(Reqid(9))
     }
 
     async fn remove_peer(&self, peer: PeerId) -> Result<(), Error> {
@@ -98,7 +99,8 @@ fn info(sa: &Sa) -> SaInfo {
         peer: sa.peer.clone(),
         direction: sa.direction,
         spi: sa.spi,
-        aead: sa.aead,
+        suite: sa.suite,
+        encapsulation: sa.encapsulation,
         active: false,
         age_s: 0,
         packets: 0,
@@ -129,7 +131,8 @@ fn sa() -> Sa {
         peer: PeerId("node-b".into()),
         direction: Direction::Out,
         spi: Spi(0x1000),
-        aead: Aead::Aes256Gcm16,
+        suite: Suite::Aes256Gcm16,
+        mode: SaMode::Transport,
         key: SecretBytes::copy_from(&[0x5a; 36]),
         esn: true,
         replay_window: 0,
@@ -137,6 +140,8 @@ fn sa() -> Sa {
             local_port: 4500,
             remote_port: 4500,
         },
+        hard_seconds: 0,
+        cpu: None,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Aead, Dataplane, Direction, Encapsulation, Error, PeerId, Sa, Spi};
+use espalier_dataplane_core::{
+    Dataplane, Direction, Encapsulation, Error, PeerId, Sa, SaMode, Spi, Suite,
+};
 use espalier_ike::{ChildSa, ChildSuite, EspSuite, Event, Identity, Role};
 use espalier_peers::Announcement;
 use tracing::{debug, info, warn};
@@ -77,7 +79,7 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     async fn install(&mut self, name: &str, child: &ChildSa) -> Result<(), Error> {
-        let aead = aead(child)?;
+        let suite = suite_of(child)?;
         self.put_in_plane(name).await?;
         for (direction, spi, keys) in [
             (Direction::In, child.spi_in, &child.keys_in),
@@ -87,7 +89,8 @@ impl<D: Dataplane> Mesh<D> {
                 peer: PeerId(name.to_owned()),
                 direction,
                 spi: Spi(spi),
-                aead,
+                suite,
+                mode: SaMode::Transport,
                 key: keys.key.clone(),
                 esn: child.esn,
                 replay_window: REPLAY_WINDOW,
@@ -95,6 +98,8 @@ impl<D: Dataplane> Mesh<D> {
                     local_port: NAT_T_PORT,
                     remote_port: NAT_T_PORT,
                 },
+                hard_seconds: 0,
+                cpu: None,
             };
             self.parts.plane.install_sa(sa).await?;
         }
@@ -107,7 +112,7 @@ impl<D: Dataplane> Mesh<D> {
         let (Some(peer), Some(own)) = (found, &self.set.own) else {
             return Ok(());
         };
-        self.parts.plane.put_peer(peer.for_plane(own)).await?;
+        peer.reqid = self.parts.plane.put_peer(peer.for_plane(own)).await?;
         peer.in_plane = true;
         Ok(())
     }
@@ -262,14 +267,14 @@ fn take_adopted(peer: &mut PeerState) -> (String, Vec<(Direction, Spi)>) {
 }
 
 /// The userspace data plane seals ESP by AEAD in transport mode. Nothing else is configured, so that a peer cannot get it.
-fn aead(child: &ChildSa) -> Result<Aead, Error> {
-    let aead = match child.suite {
-        ChildSuite::Esp(EspSuite::Aes256Gcm16) => Some(Aead::Aes256Gcm16),
-        ChildSuite::Esp(EspSuite::Aes128Gcm16) => Some(Aead::Aes128Gcm16),
-        ChildSuite::Esp(EspSuite::ChaCha20Poly1305) => Some(Aead::ChaCha20Poly1305),
+fn suite_of(child: &ChildSa) -> Result<Suite, Error> {
+    let suite = match child.suite {
+        ChildSuite::Esp(EspSuite::Aes256Gcm16) => Some(Suite::Aes256Gcm16),
+        ChildSuite::Esp(EspSuite::Aes128Gcm16) => Some(Suite::Aes128Gcm16),
+        ChildSuite::Esp(EspSuite::ChaCha20Poly1305) => Some(Suite::ChaCha20Poly1305),
         ChildSuite::Esp(_) | ChildSuite::Ah(_) => None,
     };
-    aead.filter(|_| child.transport).ok_or_else(|| {
+    suite.filter(|_| child.transport).ok_or_else(|| {
         let mode = if child.transport { "transport" } else { "tunnel" };
         Error::Invalid {
             field: "suite",
@@ -314,14 +319,14 @@ mod tests {
     #[test]
     fn what_the_userspace_data_plane_cannot_do_is_refused_with_a_remedy() {
         let good = child(EspSuite::Aes256Gcm16.into(), true);
-        assert_eq!(aead(&good).unwrap(), Aead::Aes256Gcm16);
+        assert_eq!(suite_of(&good).unwrap(), Suite::Aes256Gcm16);
         for (suite, transport) in [
             (EspSuite::Aes256Gcm16.into(), false),
             (EspSuite::Aes256Gmac.into(), true),
             (EspSuite::Aes128Cbc(Integrity::HmacSha256).into(), true),
             (ChildSuite::Ah(Integrity::HmacSha512), true),
         ] {
-            let error = aead(&child(suite, transport)).unwrap_err().to_string();
+            let error = suite_of(&child(suite, transport)).unwrap_err().to_string();
             assert!(error.contains("expected ESP with AES-GCM-16"), "{error}");
             assert!(error.contains(&format!("{suite:?}")), "{error}");
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Spi};
+use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Reqid, Spi};
 use espalier_ike::{
     ChildConfig, Connect, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector,
 };
@@ -46,6 +46,8 @@ pub(crate) struct PeerState {
     pub(crate) active: Option<Spi>,
     /// The data plane knows this peer as it is.
     pub(crate) in_plane: bool,
+    /// Tag of its kernel states.
+    pub(crate) reqid: Reqid,
     /// Last thing told to the peer, or that it will be told with the next handshake.
     pub(crate) said: Option<Announcement>,
     pub(crate) handshake: Option<Duration>,
@@ -66,6 +68,7 @@ impl PeerState {
             lost_sas: false,
             active: None,
             in_plane: false,
+            reqid: Reqid::default(),
             said: None,
             handshake: None,
             problem: None,
@@ -109,6 +112,8 @@ impl PeerState {
                 Sends::Esp => RoutePath::Encrypted,
             },
             accept_clear: view.accepts_clear,
+            protect: None,
+            trial: None,
         }
     }
 

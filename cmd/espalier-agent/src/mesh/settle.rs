@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use espalier_dataplane_core::Dataplane;
+use espalier_dataplane_core::{Dataplane, Hello};
 use espalier_ike::{Identity, IkeStatus};
-use espalier_overlay::{Desired, Vtep};
+use espalier_overlay::{Desired, Engine, Framing, Vtep};
 use espalier_peers::{Mode, View, gateway, vtep_mac};
 use tracing::{debug, info, warn};
 
@@ -96,7 +96,8 @@ impl<D: Dataplane> Mesh<D> {
             },
             gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
-            tun: self.hello.as_ref().and_then(|hello| hello.device.clone()),
+            framing: Framing::Vxlan,
+            engine: self.hello.as_ref().map_or(Engine::None, engine),
             deny_clear: strict,
             peers: peers
                 .map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view)))
@@ -144,5 +145,13 @@ impl<D: Dataplane> Mesh<D> {
                 debug!(remote = %transmit.path.remote, error = %e, "an IKE datagram could not be sent; IKE sends it again");
             }
         }
+    }
+}
+
+fn engine(hello: &Hello) -> Engine {
+    match &hello.device {
+        _ if hello.is_kernel() => Engine::Kernel,
+        Some(device) => Engine::Tun(device.clone()),
+        None => Engine::None,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use espalier_dataplane_core::{Dataplane, Direction, Event, Hello, Spi};
 use espalier_ike::Identity;
 use espalier_peers::{Change, Limits, NodeSpec, Pair, PeerSet};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::adopt::Found;
 use super::peer::PeerState;
@@ -123,6 +123,10 @@ impl<D: Dataplane> Mesh<D> {
             PlaneFact::Down(why) => self.plane_down(&why),
             PlaneFact::Event(Event::FirstPacket { peer, spi }) => {
                 self.first_packet(&peer.0, spi).await
+            }
+            // The kernel's; IKE has its own clock for lifetimes, and SAs are established eagerly.
+            PlaneFact::Event(event @ (Event::Acquire { .. } | Event::Expired { .. })) => {
+                debug!(?event, "data plane");
             }
         }
     }

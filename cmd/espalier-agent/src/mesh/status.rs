@@ -172,7 +172,7 @@ impl<D: Dataplane> Mesh<D> {
             }
             .to_owned(),
             suite: active
-                .map(|sa| format!("{:?}", sa.aead))
+                .map(|sa| format!("{:?}", sa.suite))
                 .unwrap_or_default(),
             spi_in: peer.opens(),
             spi_out: peer.active.map_or(0, |spi| spi.0),

@@ -2,11 +2,20 @@
 
 use std::net::IpAddr;
 
-use espalier_dataplane_core::{Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, Spi};
+use espalier_dataplane_core::{
+    Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
+};
 use espalier_esp::{KeyError, MAX_WINDOW};
 use ipnet::IpNet;
 
 use crate::rx::is_special;
+
+/// What this data plane seals with, in order of preference.
+pub(super) const SUITES: [Suite; 3] = [
+    Suite::Aes256Gcm16,
+    Suite::Aes128Gcm16,
+    Suite::ChaCha20Poly1305,
+];
 
 /// Checks a peer by itself and against the others.
 pub(super) fn peer<'p>(peer: &Peer, known: impl Iterator<Item = &'p Peer>) -> Result<(), Error> {
@@ -34,6 +43,9 @@ pub(super) fn peer<'p>(peer: &Peer, known: impl Iterator<Item = &'p Peer>) -> Re
             "expected a UDP port, got 0".into()
         })?;
     }
+    require(peer.overlay != Overlay::Native, "overlay", || {
+        "the userspace data plane frames as VXLAN or IPIP, got native routing (tunnel mode); choose one of these or the kernel data plane".into()
+    })?;
     own_cidrs(peer)?;
     known
         .filter(|other| other.id != peer.id)
@@ -103,11 +115,12 @@ pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
     require(sa.spi.0 >= 256, "spi", || {
         format!("0 to 255 are reserved (RFC 4303 §2.1), got {}", sa.spi.0)
     })?;
-    let (expected, got) = (sa.aead.key_material_len(), sa.key.len());
+    can(sa)?;
+    let (expected, got) = (sa.suite.key_material_len(), sa.key.len());
     require(got == expected, "key", || {
         format!(
             "{:?} needs {expected} bytes of key and salt, got {got}",
-            sa.aead
+            sa.suite
         )
     })?;
     if sa.direction == Direction::In {
@@ -134,6 +147,22 @@ pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
         "expected a UDP port, got 0".into()
     })?;
     Ok(remote_port)
+}
+
+/// What only the kernel does.
+fn can(sa: &Sa) -> Result<(), Error> {
+    require(SUITES.contains(&sa.suite), "suite", || {
+        format!(
+            "expected one of {SUITES:?}, got {:?}; configure one of these or use the kernel data plane",
+            sa.suite
+        )
+    })?;
+    require(sa.mode == SaMode::Transport, "mode", || {
+        "expected transport mode, got tunnel mode; use the kernel data plane for it".into()
+    })?;
+    require(sa.cpu.is_none(), "cpu", || {
+        "SAs of single CPUs are the kernel data plane's".into()
+    })
 }
 
 pub(super) fn spi_taken(spi: Spi, by: &PeerId) -> Error {

@@ -1,7 +1,11 @@
 use std::time::Instant;
 
-use espalier_dataplane_core::{Dataplane, Direction, Dump, Error, Hello, Peer, PeerId, Sa, Spi};
+use espalier_dataplane_core::{
+    Capabilities, Dataplane, Direction, Dump, Error, Hello, Peer, PeerId, Reqid, Sa, Spi, USERSPACE,
+};
+use espalier_esp::MAX_WINDOW;
 
+use super::check::SUITES;
 use crate::engine::Engine;
 
 /// Nothing here waits: the futures are ready when first polled.
@@ -10,9 +14,16 @@ impl Dataplane for Engine {
         Ok(Hello {
             instance: self.identity.instance,
             version: self.identity.version.clone(),
-            kind: "userspace".into(),
+            kind: USERSPACE.into(),
             device: Some(self.identity.device.clone()),
             pid: std::process::id(),
+            can: Capabilities {
+                suites: SUITES.to_vec(),
+                udp: true,
+                esn: true,
+                max_replay_window: MAX_WINDOW,
+                ..Capabilities::default()
+            },
         })
     }
 
@@ -29,8 +40,9 @@ impl Dataplane for Engine {
         })
     }
 
-    async fn put_peer(&self, peer: Peer) -> Result<(), Error> {
-        self.change(|control, _| control.put_peer(peer))
+    async fn put_peer(&self, peer: Peer) -> Result<Reqid, Error> {
+        self.change(|control, _| control.put_peer(peer))?;
+        Ok(Reqid::default())
     }
 
     async fn remove_peer(&self, peer: PeerId) -> Result<(), Error> {

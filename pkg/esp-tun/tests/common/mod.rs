@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use espalier_dataplane_core::{
-    Aead, Dataplane as _, Direction, Encapsulation, Overlay, Peer, PeerId, Sa, Spi,
+    Dataplane as _, Direction, Encapsulation, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
 };
 use espalier_esp_tun::Engine;
 use espalier_secret::SecretBytes;
@@ -66,7 +66,8 @@ pub(crate) fn sa(node: Node, peer: Node, direction: Direction, spi: Spi) -> Sa {
         peer: peer.id(),
         direction,
         spi,
-        aead: Aead::Aes256Gcm16,
+        suite: Suite::Aes256Gcm16,
+        mode: SaMode::Transport,
         key: SecretBytes::new(key),
         esn: true,
         replay_window: 4096,
@@ -74,6 +75,8 @@ pub(crate) fn sa(node: Node, peer: Node, direction: Direction, spi: Spi) -> Sa {
             local_port: node.port,
             remote_port: peer.port,
         },
+        hard_seconds: 0,
+        cpu: None,
     }
 }
 

@@ -19,7 +19,9 @@ use std::{
 };
 
 use espalier_capture::{Capture, Config, Counters, Interfaces};
-use espalier_overlay::{Applied, Desired, Error, Observed, Overlay, PeerRoute, RoutePath, Vtep};
+use espalier_overlay::{
+    Applied, Desired, Engine, Error, Framing, Observed, Overlay, PeerRoute, RoutePath, Vtep,
+};
 use espalier_testnet::{Bridge, Netns};
 
 pub(crate) const PORT: u16 = 7000;
@@ -131,6 +133,8 @@ impl Node {
                 pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
                 path,
                 accept_clear: path == RoutePath::Clear,
+                protect: None,
+                trial: None,
             };
             (name(*n), route)
         };
@@ -144,7 +148,8 @@ impl Node {
             },
             gateways: vec![Ipv4Addr::new(10, 244, self.number, 1).into()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-            tun: None,
+            engine: Engine::None,
+            framing: Framing::Vxlan,
             deny_clear: false,
             peers: peers.iter().map(peer).collect(),
         }

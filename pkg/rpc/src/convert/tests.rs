@@ -7,7 +7,8 @@ fn sa() -> core::Sa {
         peer: PeerId("node-b".into()),
         direction: core::Direction::Out,
         spi: Spi(0xc0ff_ee00),
-        aead: core::Aead::Aes256Gcm16,
+        suite: core::Suite::Aes256Gcm16,
+        mode: core::SaMode::Transport,
         key: SecretBytes::copy_from(&KEY),
         esn: true,
         replay_window: 8192,
@@ -15,6 +16,8 @@ fn sa() -> core::Sa {
             local_port: 4500,
             remote_port: 14500,
         },
+        hard_seconds: 0,
+        cpu: None,
     }
 }
 
@@ -34,6 +37,57 @@ fn peer() -> core::Peer {
         },
         local_mac: [2, 0, 0, 0, 0, 1],
         remote_mac: [2, 0, 0, 0, 0, 2],
+    }
+}
+
+#[test]
+fn kernel_sas_hello_and_events_survive_the_wire() {
+    let sa = core::Sa {
+        suite: core::Suite::AhHmacSha256,
+        mode: core::SaMode::Tunnel,
+        key: SecretBytes::copy_from(&KEY[..32]),
+        encapsulation: core::Encapsulation::Raw,
+        hard_seconds: 86_400,
+        cpu: Some(3),
+        ..sa()
+    };
+    assert_eq!(core::Sa::try_from(proto::Sa::from(&sa)).unwrap(), sa);
+    let hello = core::Hello {
+        instance: 1,
+        version: "1".into(),
+        kind: core::KERNEL.into(),
+        device: None,
+        pid: 2,
+        can: core::Capabilities {
+            suites: core::Suite::ALL.to_vec(),
+            raw: true,
+            udp: true,
+            tunnel: true,
+            esn: true,
+            max_replay_window: 4096,
+            cpus: 2,
+            notes: vec!["no offload".into()],
+        },
+    };
+    assert_eq!(
+        core::Hello::from(proto::HelloReply::from(hello.clone())),
+        hello
+    );
+    let (peer, spi) = (PeerId("node-b".into()), Spi(300));
+    for event in [
+        core::Event::FirstPacket {
+            peer: peer.clone(),
+            spi,
+        },
+        core::Event::Acquire { peer: peer.clone() },
+        core::Event::Expired {
+            peer,
+            direction: core::Direction::In,
+            spi,
+        },
+    ] {
+        let sent = proto::Event::from(event.clone());
+        assert_eq!(core::Event::try_from(sent).unwrap(), event);
     }
 }
 
@@ -77,7 +131,8 @@ fn a_dump_survives_the_wire() {
         peer: PeerId("node-b".into()),
         direction: core::Direction::In,
         spi: Spi(256),
-        aead: core::Aead::ChaCha20Poly1305,
+        suite: core::Suite::ChaCha20Poly1305,
+        encapsulation: core::Encapsulation::Raw,
         active: true,
         age_s: 1,
         packets: 2,
@@ -96,6 +151,7 @@ fn a_dump_survives_the_wire() {
         sas: vec![
             core::SaInfo {
                 idle_ms: None,
+                encapsulation: sa().encapsulation,
                 ..info.clone()
             },
             info,
@@ -153,8 +209,8 @@ fn wrong_sa_fields_are_named() {
     assert_eq!(wrong(|sa| sa.direction = 0), "direction");
     assert_eq!(wrong(|sa| sa.direction = 9), "direction");
     assert_eq!(wrong(|sa| sa.spi = 255), "spi");
-    assert_eq!(wrong(|sa| sa.aead = 0), "aead");
-    assert_eq!(wrong(|sa| sa.aead = 77), "aead");
+    assert_eq!(wrong(|sa| sa.suite = 0), "suite");
+    assert_eq!(wrong(|sa| sa.suite = 77), "suite");
     assert_eq!(wrong(|sa| sa.key.truncate(35)), "key");
     assert_eq!(
         wrong(|sa| sa.udp = Some(proto::UdpPorts {
