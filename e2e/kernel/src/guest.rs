@@ -103,7 +103,7 @@ fn one(plan: &Plan, name: &str) -> Result<Row> {
             let mut command = Command::new(std::env::current_exe()?);
             command
                 .args(["case", name])
-                .arg(&plan.folder.join("plan.json"))
+                .arg(plan.folder.join("plan.json"))
                 .arg(&folder);
             (command, case.limit())
         }
