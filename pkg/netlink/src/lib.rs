@@ -6,6 +6,7 @@
 //! acknowledgements). Every message that can change the kernel's state is counted ([`Socket::writes`]).
 
 mod address;
+mod bytes;
 mod error;
 mod family;
 mod link;
@@ -21,11 +22,11 @@ pub mod sysctl;
 pub use address::Address;
 pub use error::Error;
 pub use family::{Family, Route, Xfrm};
-pub use link::{Link, LinkChange, Veth, VethPeer, Vxlan};
+pub use link::{IpTunnel, Link, LinkChange, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
-pub use policy::{Action, Direction, InstalledPolicy, Policy};
-pub use route::{RouteEntry, RouteFilter};
+pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
+pub use route::{Encap, RouteEntry, RouteFilter};
 pub use rule::DropRule;
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
 

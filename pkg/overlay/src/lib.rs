@@ -9,18 +9,25 @@
 //!  [`Engine::Kernel`]: Encrypted has the route and device of Clear, and a policy with a template for UDP 4789 to the host.
 //!
 //!  SPD, first match:  block  cluster CIDR → cluster CIDR  leaving by the underlay interface   out, fwd
-//!  (only while        allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
-//!   deny_clear)       allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
-//!                     block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
+//!  (* only while    * allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
+//!   deny_clear)       seal   host → host                  UDP 4788, states under trial        out, demanded in
+//!                     seal   host → host                  UDP 4789, Engine::Kernel, Encrypted out, demanded in (*)
+//!                   * allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
+//!                   * block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
 //! ```
 //!
-//! Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
+//! [`Framing::Ipip`] has `espalier.ip` for `espalier.vx` and IP protocol 4 or 41 for UDP 4789; [`Framing::Native`] has no overlay
+//! device, routes by the underlay interface and tunnel mode between pod CIDRs: docs/overlay.md.
+//!
+//! [`Overlay::apply_changes`] writes what differs from what was applied last, without reading. Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
 //! written when nothing differs. A pair's path is switched by one `RTM_NEWROUTE` with `NLM_F_REPLACE`: no moment without a
 //! route. What is ours is known by the device's name, by `rtm_protocol` 229 together with the device or the metric, and by the
 //! range of the policies' priorities; everything else stays untouched.
 
+mod change;
 mod devices;
 mod error;
+mod mtu;
 mod observe;
 mod plan;
 mod policies;
@@ -39,6 +46,12 @@ pub use reconcile::Overlay;
 
 /// Name of the VXLAN device.
 pub const VXLAN_DEVICE: &str = "espalier.vx";
+/// Name of the IP in IP device.
+pub const IPIP_DEVICE: &str = "espalier.ip";
+/// Name of the device that holds this node's own address among its pods when routing is native; nothing leaves by it.
+pub const NATIVE_DEVICE: &str = "espalier.gw";
+/// Metric of native routes, which have no device of ours to be known by.
+pub const NATIVE_METRIC: u32 = 17_747;
 /// `rtm_protocol` of our routes. Pods' routes carry it too; they lead to veth devices and are not this crate's.
 pub const PROTOCOL: u8 = 229;
 /// UDP port of probes, which tell whether a new SA's packets arrive before anything else is sent with it.
@@ -57,8 +70,10 @@ pub struct Desired {
     pub vtep: Vtep,
     /// What is around pod packets, in all modes the same.
     pub framing: Framing,
-    /// This node's own address in each of its pod CIDRs: on the VXLAN device, source of the host's packets to pods.
+    /// This node's own address in each of its pod CIDRs: on the overlay's device, source of the host's packets to pods.
     pub gateways: Vec<IpAddr>,
+    /// This node's own pods' addresses.
+    pub pod_cidrs: Vec<IpNet>,
     /// What pod addresses are. Unreachable but for routes of peers and pods.
     pub cluster_cidrs: Vec<IpNet>,
     /// What encrypts.
@@ -131,7 +146,9 @@ pub struct PeerRoute {
     pub path: RoutePath,
     /// Whether its clear overlay packets are accepted; matters only while [`Desired::deny_clear`].
     pub accept_clear: bool,
-    /// [`Engine::Kernel`] only: the states that seal for it.
+    /// [`Engine::Kernel`] only: the states that seal for it while it is [`RoutePath::Encrypted`]. The outbound state must be there
+    /// before: a policy that names a missing one makes the kernel take its SPI. May be known sooner; then it says which states
+    /// open what comes in.
     pub protect: Option<Protect>,
     /// [`Engine::Kernel`] only: states under trial, which carry UDP to [`PROBE_PORT`] and nothing else.
     pub trial: Option<Protect>,
@@ -140,9 +157,9 @@ pub struct PeerRoute {
 /// Where packets to a peer's pods go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RoutePath {
-    /// Through the VXLAN device, not encrypted.
+    /// Through the overlay's device, not encrypted.
     Clear,
-    /// Through the data plane's TUN.
+    /// Through the data plane's TUN, or with [`Engine::Kernel`] as clear ones, where a policy has them sealed.
     Encrypted,
     /// Nowhere: there is no route, and the unreachable route answers.
     Blocked,
@@ -164,6 +181,8 @@ pub struct Observed {
     pub paths: BTreeMap<IpNet, RoutePath>,
     /// Underlay addresses of the hosts whose clear packets pass the base block.
     pub accepting: BTreeSet<IpAddr>,
-    /// Whether the base block stands in full: IPv4 and IPv6, in and out.
+    /// What the kernel's policies seal with, by the hosts' underlay addresses.
+    pub protects: BTreeMap<IpAddr, Protect>,
+    /// Whether the base block stands in full: in all directions and families that one of the framings has.
     pub base_block: bool,
 }

@@ -1,11 +1,16 @@
 //! Which of the kernel's routes are ours, and what a restarted agent finds.
 
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
+
 use espalier_netlink::{RouteEntry, RouteFilter, packet_route::route::RouteType};
 use ipnet::IpNet;
 
 use crate::{
-    Error, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC, VXLAN_DEVICE, devices,
-    policies::Refused,
+    Error, IPIP_DEVICE, NATIVE_METRIC, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC,
+    VXLAN_DEVICE, devices, policies::Found,
 };
 
 /// Table `main`.
@@ -21,10 +26,36 @@ pub(crate) struct Own {
 /// Where an overlay route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Through {
-    Vxlan,
+    /// The VXLAN or IP in IP device, or the underlay interface where routing is native.
+    Overlay,
     Tun,
     /// It is one of the unreachable routes.
     Nothing,
+}
+
+/// The overlay's routes by destination and metric: the kernel keeps one of each.
+#[derive(Debug)]
+pub(crate) struct Table(HashMap<(IpNet, u32), Own>);
+
+impl Table {
+    pub(crate) fn of(own: Vec<Own>) -> Self {
+        let key = |o: Own| ((o.route.to, o.route.metric), o);
+        Self(own.into_iter().map(key).collect())
+    }
+
+    /// What stands in the place of this route.
+    pub(crate) fn place(&self, route: &RouteEntry) -> Option<&Own> {
+        self.0.get(&(route.to, route.metric))
+    }
+
+    /// Exactly this route is there.
+    pub(crate) fn has(&self, route: &RouteEntry) -> bool {
+        self.place(route).is_some_and(|o| o.route == *route)
+    }
+
+    pub(crate) fn all(self) -> impl Iterator<Item = Own> {
+        self.0.into_values()
+    }
 }
 
 impl Overlay {
@@ -35,20 +66,56 @@ impl Overlay {
     pub fn observe(&mut self, cluster_cidrs: &[IpNet]) -> Result<Observed, Error> {
         let inside =
             |to: &IpNet| cluster_cidrs.is_empty() || cluster_cidrs.iter().any(|c| c.contains(to));
+        let found = Found::of(&self.spd.list()?);
+        let own = self.own_routes()?;
+        let protected = self.protected(&own, &found)?;
         let path = |own: Own| match own.through {
-            Through::Vxlan => Some((own.route.to, RoutePath::Clear)),
+            Through::Overlay if protected.contains(&own.route.to) => {
+                Some((own.route.to, RoutePath::Encrypted))
+            }
+            Through::Overlay => Some((own.route.to, RoutePath::Clear)),
             Through::Tun => Some((own.route.to, RoutePath::Encrypted)),
             Through::Nothing => None,
         };
-        let mut paths: std::collections::BTreeMap<_, _> =
-            self.own_routes()?.into_iter().filter_map(path).collect();
+        let mut paths: BTreeMap<_, _> = own.into_iter().filter_map(path).collect();
         paths.retain(|to, _| inside(to));
-        let refused = Refused::of(&self.spd.list()?);
         Ok(Observed {
             paths,
-            accepting: refused.accepting,
-            base_block: refused.base,
+            accepting: found.accepting,
+            protects: found.protects,
+            base_block: found.base,
         })
+    }
+
+    /// Destinations of the routes to hosts for which a policy seals.
+    fn protected(&mut self, own: &[Own], found: &Found) -> Result<HashSet<IpNet>, Error> {
+        if found.protects.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let hosts = self.hosts_by_gateway()?;
+        let seals = |own: &&Own| {
+            let RouteEntry { to, via, encap, .. } = &own.route;
+            let host = encap.map(|encap| encap.destination.into()).or(*via);
+            let host = host.map(|host| *hosts.get(&host).unwrap_or(&host));
+            let native = own.route.metric == NATIVE_METRIC;
+            match host {
+                _ if native => found.sealed.contains(to),
+                host => host.is_some_and(|host| found.protects.contains_key(&host)),
+            }
+        };
+        Ok(own.iter().filter(seals).map(|own| own.route.to).collect())
+    }
+
+    /// The underlay addresses behind gateways on the VXLAN device.
+    fn hosts_by_gateway(&mut self) -> Result<HashMap<IpAddr, IpAddr>, Error> {
+        let Some(vxlan) = self.route.link(VXLAN_DEVICE)? else {
+            return Ok(HashMap::new());
+        };
+        let hosts = self.route.fdb(vxlan.index)?.into_iter();
+        let hosts: HashMap<_, _> = hosts.map(|entry| (entry.mac, entry.remote)).collect();
+        let neighbours = self.route.neighbours(vxlan.index)?.into_iter();
+        let host = |n: espalier_netlink::Neighbour| Some((n.ip, *hosts.get(&n.mac?)?));
+        Ok(neighbours.filter_map(host).collect())
     }
 
     /// The overlay's routes.
@@ -58,7 +125,10 @@ impl Overlay {
             oif: None,
         };
         let routes = self.route.routes(filter)?;
-        let vxlan = self.route.link(VXLAN_DEVICE)?.map(|l| l.index);
+        let mut devices = HashSet::new();
+        for name in [VXLAN_DEVICE, IPIP_DEVICE] {
+            devices.extend(self.route.link(name)?.map(|l| l.index));
+        }
         let mut tuns = Vec::new();
         let mut own = Vec::new();
         for mut route in routes.into_iter().filter(|r| r.table == MAIN) {
@@ -68,7 +138,11 @@ impl Overlay {
                     route.oif = None;
                     Through::Nothing
                 }
-                (RouteType::Unicast, Some(oif)) if Some(oif) == vxlan => Through::Vxlan,
+                (RouteType::Unicast, Some(oif))
+                    if devices.contains(&oif) || route.metric == NATIVE_METRIC =>
+                {
+                    Through::Overlay
+                }
                 (RouteType::Unicast, Some(oif))
                     if route.to.prefix_len() < route.to.max_prefix_len() =>
                 {

@@ -1,38 +1,30 @@
 //! What should be, as kernel objects. Pure.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
-use espalier_netlink::{DropRule, FdbEntry, Link, Neighbour, RouteEntry};
+use espalier_netlink::{DropRule, Encap, FdbEntry, Link, Neighbour, RouteEntry};
 use espalier_peers::gateway;
 use ipnet::IpNet;
 use tracing::debug;
 
-use crate::{Desired, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
-
-/// IP 20, UDP 8, ESP header 8, IV 8, UDP 8, VXLAN 8, Ethernet 14, ESP trailer 2, ICV 16.
-const OVERHEAD_V4: u32 = 92;
-/// IPv6's header is 20 bytes longer than IPv4's.
-const OVERHEAD_V6: u32 = OVERHEAD_V4 + 20;
+use crate::{
+    Desired, Engine, Error, Framing, NATIVE_METRIC, PROTOCOL, PeerRoute, RoutePath,
+    UNREACHABLE_METRIC,
+};
 
 /// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
 const BARE_RULE_PRIORITY: u32 = 50;
 
-/// Bytes that lie between a pod's packet and the underlay's MTU.
-pub(crate) fn overhead(underlay: IpAddr) -> u32 {
-    if underlay.is_ipv4() {
-        OVERHEAD_V4
-    } else {
-        OVERHEAD_V6
-    }
-}
-
 /// The interfaces that routes go through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Devices {
-    pub(crate) vxlan: u32,
+    /// The overlay's own, with this node's addresses; with native routing only those.
+    pub(crate) overlay: u32,
+    /// The underlay interface.
+    pub(crate) underlay: u32,
     pub(crate) tun: Option<u32>,
 }
 
@@ -57,56 +49,148 @@ pub(crate) fn refusals(desired: &Desired) -> Vec<RouteEntry> {
     all.into_iter().map(refuse).collect()
 }
 
-/// Each peer's pod CIDR with its peer. Where two peers claim the same one the first by name has it.
-pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
-    let mut paths = BTreeMap::new();
+/// Which peer has which pod CIDR.
+#[derive(Debug, Default)]
+pub(crate) struct Owners<'a> {
+    by_peer: HashMap<&'a str, Vec<IpNet>>,
+    /// No two peers have a pod CIDR, an underlay address or a link layer address in common: what one peer needs depends on it
+    /// alone.
+    pub(crate) distinct: bool,
+}
+
+impl Owners<'_> {
+    pub(crate) fn pods_of(&self, name: &str) -> &[IpNet] {
+        self.by_peer.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Where two peers claim the same pod CIDR the first by name has it.
+pub(crate) fn owners(desired: &Desired) -> Owners<'_> {
+    let (mut cidrs, mut remotes, mut macs) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut owners = Owners {
+        by_peer: HashMap::with_capacity(desired.peers.len()),
+        distinct: true,
+    };
     for (name, peer) in &desired.peers {
-        for cidr in &peer.pod_cidrs {
-            match paths.entry(cidr.trunc()) {
-                Entry::Vacant(free) => {
-                    free.insert(peer);
-                }
-                Entry::Occupied(_) => {
-                    debug!(peer = name, %cidr, "another node has this pod CIDR; no route for this one")
-                }
+        let mut own = Vec::with_capacity(peer.pod_cidrs.len());
+        for cidr in peer.pod_cidrs.iter().map(IpNet::trunc) {
+            if cidrs.insert(cidr) {
+                own.push(cidr);
+            } else {
+                owners.distinct = false;
+                debug!(peer = name, %cidr, "another node has this pod CIDR; no route for this one");
             }
         }
+        owners.distinct &= remotes.insert(peer.remote) && macs.insert(peer.mac);
+        owners.by_peer.insert(name, own);
+    }
+    owners
+}
+
+/// Each peer's pod CIDR with its peer.
+pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
+    let owners = owners(desired);
+    let mut paths = BTreeMap::new();
+    for (name, peer) in &desired.peers {
+        paths.extend(owners.pods_of(name).iter().map(|cidr| (*cidr, peer)));
     }
     paths
 }
 
-/// The peer's path as far as it can be had: without a TUN nothing is encrypted, and what cannot be encrypted is blocked.
-pub(crate) fn path(desired: &Desired, peer: &PeerRoute, tun: bool) -> RoutePath {
-    match peer.path {
-        RoutePath::Encrypted if !tun => RoutePath::Blocked,
-        RoutePath::Clear if peer.remote.is_ipv4() != desired.local.is_ipv4() => RoutePath::Blocked,
-        path => path,
+/// What cannot be had at all.
+pub(crate) fn unsupported(desired: &Desired) -> Option<Error> {
+    if desired.framing == Framing::Native && matches!(desired.engine, Engine::Tun(_)) {
+        return Some(Error::Unsupported {
+            what: "native routing (overlay: None) with the userspace data plane",
+            remedy: "use the kernel's (dataplane: Kernel), or overlay VXLAN or IPIP",
+        });
+    }
+    if no_six_in_four(desired) && has_ipv6(desired) {
+        return Some(Error::Unsupported {
+            what: "IPv6 pods in IP in IP over an IPv4 underlay: Linux takes such packets without asking its policies, so clear \
+                   ones could not be refused",
+            remedy: "use overlay VXLAN or None, or give the nodes IPv6 addresses",
+        });
+    }
+    None
+}
+
+fn no_six_in_four(desired: &Desired) -> bool {
+    desired.framing == Framing::Ipip && desired.local.is_ipv4()
+}
+
+/// The path to one of the peer's pod CIDRs as far as it can be had: without a TUN or states nothing is encrypted, and what
+/// cannot be encrypted is blocked.
+pub(crate) fn path(desired: &Desired, peer: &PeerRoute, to: &IpNet, tun: bool) -> RoutePath {
+    let v4 = desired.local.is_ipv4();
+    let same_family = peer.remote.is_ipv4() == v4;
+    let native = desired.framing == Framing::Native;
+    let possible = match (peer.path, &desired.engine) {
+        (RoutePath::Blocked, _) | (RoutePath::Encrypted, Engine::None) => false,
+        (_, Engine::Tun(_)) if native => false,
+        (RoutePath::Clear, _) => same_family && (!native || to.addr().is_ipv4() == v4),
+        (RoutePath::Encrypted, Engine::Tun(_)) => tun,
+        (RoutePath::Encrypted, Engine::Kernel) => same_family && peer.protect.is_some(),
+    };
+    if possible && !(no_six_in_four(desired) && to.addr().is_ipv6()) {
+        peer.path
+    } else {
+        RoutePath::Blocked
     }
 }
 
 /// The peers' routes.
 pub(crate) fn routes(desired: &Desired, devices: Devices) -> Vec<RouteEntry> {
-    let route = |(to, peer): (IpNet, &PeerRoute)| {
-        let source = desired
-            .gateways
-            .iter()
-            .find(|own| own.is_ipv4() == to.addr().is_ipv4())
-            .copied();
-        let route = match (path(desired, peer, devices.tun.is_some()), devices.tun) {
-            (RoutePath::Clear, _) => RouteEntry {
-                onlink: true,
-                ..RouteEntry::unicast(to, Some(gateway(to)), devices.vxlan)
-            },
-            (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
-            _ => return None,
-        };
-        Some(RouteEntry {
-            source,
-            protocol: PROTOCOL,
-            ..route
-        })
+    let all = paths(desired).into_iter();
+    all.filter_map(|(to, peer)| route(desired, peer, to, devices))
+        .collect()
+}
+
+/// The route to one of a peer's pod CIDRs.
+pub(crate) fn route(
+    desired: &Desired,
+    peer: &PeerRoute,
+    to: IpNet,
+    devices: Devices,
+) -> Option<RouteEntry> {
+    let own = |own: &&IpAddr| own.is_ipv4() == to.addr().is_ipv4();
+    let route = match (path(desired, peer, &to, devices.tun.is_some()), devices.tun) {
+        (RoutePath::Blocked, _) => return None,
+        (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
+        (RoutePath::Clear | RoutePath::Encrypted, _) => framed(desired, peer, to, devices),
     };
-    paths(desired).into_iter().filter_map(route).collect()
+    Some(RouteEntry {
+        source: desired.gateways.iter().find(own).copied(),
+        protocol: PROTOCOL,
+        ..route
+    })
+}
+
+fn framed(desired: &Desired, peer: &PeerRoute, to: IpNet, devices: Devices) -> RouteEntry {
+    let onlink = |via, device| RouteEntry {
+        onlink: true,
+        ..RouteEntry::unicast(to, Some(via), device)
+    };
+    match (desired.framing, desired.local, peer.remote) {
+        (Framing::Vxlan, ..) => onlink(gateway(to), devices.overlay),
+        (Framing::Ipip, IpAddr::V6(source), IpAddr::V6(destination)) => RouteEntry {
+            encap: Some(Encap {
+                source,
+                destination,
+            }),
+            ..RouteEntry::unicast(to, None, devices.overlay)
+        },
+        (Framing::Ipip, ..) => onlink(peer.remote, devices.overlay),
+        (Framing::Native, ..) => RouteEntry {
+            metric: NATIVE_METRIC,
+            ..if to.addr().is_ipv4() == peer.remote.is_ipv4() {
+                onlink(peer.remote, devices.underlay)
+            } else {
+                // Only for tunnels, which are routed by their own header.
+                RouteEntry::unicast(to, None, devices.underlay)
+            }
+        },
+    }
 }
 
 /// The peers' gateways on the VXLAN device, whatever their paths are: a switch is then one route.
@@ -143,10 +227,11 @@ pub(crate) fn addresses(desired: &Desired, devices: Devices) -> Vec<(u32, Vec<Ip
         .filter(|net| net.addr().is_ipv4())
         .collect();
     let tun = devices.tun.map(|index| (index, v4));
-    [(devices.vxlan, all)].into_iter().chain(tun).collect()
+    [(devices.overlay, all)].into_iter().chain(tun).collect()
 }
 
-/// Refusals of bare pod packets from the underlay, while clear packets are refused.
+/// Refusals of bare pod packets from the underlay, while clear packets are refused. With native routing pod packets come in by
+/// the underlay, out of tunnels, and policies tell which; but none ever says that it comes from this node's own pods.
 pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<DropRule> {
     let Some(underlay) = underlay.filter(|_| desired.deny_clear) else {
         return Vec::new();
@@ -157,7 +242,11 @@ pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Drop
         priority: BARE_RULE_PRIORITY,
         protocol: PROTOCOL,
     };
-    desired.cluster_cidrs.iter().map(rule).collect()
+    let refused = match desired.framing {
+        Framing::Vxlan | Framing::Ipip => &desired.cluster_cidrs,
+        Framing::Native => &desired.pod_cidrs,
+    };
+    refused.iter().map(|cidr| rule(&cidr.trunc())).collect()
 }
 
 /// Whether pods have IPv6 anywhere.
@@ -173,7 +262,7 @@ pub(crate) fn has_ipv6(desired: &Desired) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Engine, Framing, Vtep};
+    use crate::Vtep;
 
     fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
         PeerRoute {
@@ -197,6 +286,7 @@ mod tests {
                 mtu: None,
             },
             gateways: vec!["10.244.1.1".parse().unwrap()],
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             engine: Engine::None,
             framing: Framing::Vxlan,
@@ -210,12 +300,14 @@ mod tests {
 
     #[test]
     fn without_a_tun_an_encrypted_peer_has_no_route() {
-        let desired = desired(&[("b", peer("10.244.2.0/24", RoutePath::Encrypted))]);
+        let mut desired = desired(&[("b", peer("10.244.2.0/24", RoutePath::Encrypted))]);
+        desired.engine = Engine::Tun("espalier.tun".to_owned());
         assert_eq!(
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),
@@ -224,7 +316,8 @@ mod tests {
         let found = routes(
             &desired,
             Devices {
-                vxlan: 7,
+                overlay: 7,
+                underlay: 3,
                 tun: Some(8),
             },
         );
@@ -256,7 +349,8 @@ mod tests {
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),
@@ -273,7 +367,8 @@ mod tests {
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),

@@ -1,30 +1,35 @@
 //! Desired minus actual, in an order that fails closed.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::File,
     os::fd::{AsFd, OwnedFd},
 };
 
 use espalier_netlink::{
-    Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Action, Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
     packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
 };
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::{
-    Applied, Desired, Error, PROTOCOL, RoutePath,
+    Applied, Desired, Engine, Error, Framing, PROTOCOL, RoutePath,
+    change::Remembered,
     devices::{self, Settings},
-    observe::{Own, Through},
+    observe::{Own, Table, Through},
     plan::{self, Devices},
     policies::{self, Spd},
 };
 
-/// The overlay of the node whose network namespace it was opened in. Holds sockets, no state: every call reads the kernel's.
+/// The overlay of the node whose network namespace it was opened in. Every [`Overlay::apply`] reads the kernel's state.
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) route: Socket<Route>,
     pub(crate) spd: Spd,
     settings: Settings,
+    /// What the last apply brought about; none after a failure.
+    pub(crate) applied: Option<Remembered>,
 }
 
 impl Overlay {
@@ -59,6 +64,7 @@ impl Overlay {
                 netns: Some(netns),
                 writes: 0,
             },
+            applied: None,
         })
     }
 
@@ -68,6 +74,7 @@ impl Overlay {
     /// # Errors
     /// The first failure; the state is then safe, and the next call goes on from it.
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
+        self.applied = None;
         let before = self.writes();
         let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
@@ -76,42 +83,46 @@ impl Overlay {
             Ok(stale) => stale,
             Err(e) => {
                 self.close_routes(desired)?;
-                self.withdraw(desired)?;
+                self.withdraw(desired, false)?;
                 return Err(e);
             }
         };
         if !desired.deny_clear {
-            self.spd.remove(std::mem::take(&mut stale))?;
+            // What no route may wait for; policies that protect stay until nothing is sent by them.
+            let (blocks, others) = stale
+                .into_iter()
+                .partition(|p| p.policy.action == Action::Block);
+            self.spd.remove(blocks, false)?;
+            stale = others;
         }
         let bare = self.bare_rules(desired, underlay.as_ref());
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
-            self.withdraw(desired)?;
+            self.withdraw(desired, true)?;
         }
-        let closed = self.spd.remove(stale);
+        let closed = self.spd.remove(stale, desired.deny_clear);
         refused?;
         bare?;
-        let pod_mtu = opened?;
+        let (devices, pod_mtu) = opened?;
         closed?;
         self.drop_refusals(desired)?;
+        devices::drop_others(&mut self.route, desired.framing)?;
+        self.applied = Some(Remembered::new(desired, devices, pod_mtu));
         Ok(Applied {
             writes: self.writes() - before,
             pod_mtu,
         })
     }
 
-    fn writes(&self) -> usize {
+    pub(crate) fn writes(&self) -> usize {
         self.route.writes() + self.spd.writes() + self.settings.writes
     }
 
     /// The unreachable routes under everything.
     fn refuse(&mut self, desired: &Desired) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
-        let missing: Vec<_> = plan::refusals(desired)
-            .into_iter()
-            .filter(|r| !there(r))
-            .collect();
+        let own = Table::of(self.own_routes()?);
+        let missing = plan::refusals(desired).into_iter();
+        let missing = missing.filter(|r| !own.has(r)).collect();
         self.put_routes(&own, missing)
     }
 
@@ -155,29 +166,42 @@ impl Overlay {
     }
 
     /// Devices, then what hangs on them, then the routes. Gives the pod MTU.
-    fn paths(&mut self, desired: &Desired, underlay: Option<&Link>) -> Result<u32, Error> {
+    fn paths(
+        &mut self,
+        desired: &Desired,
+        underlay: Option<&Link>,
+    ) -> Result<(Devices, u32), Error> {
         self.close_routes(desired)?;
+        if let Some(unsupported) = plan::unsupported(desired) {
+            return Err(unsupported);
+        }
         let underlay = underlay.ok_or(Error::NoUnderlay {
             address: desired.local,
         })?;
         let mtu = devices::pod_mtu(desired, underlay)?;
         self.settings.forwarding(desired, underlay)?;
         let tun = devices::tun(&mut self.route, &mut self.settings, desired, mtu)?;
-        let vxlan = devices::vxlan(&mut self.route, &mut self.settings, desired, mtu)?;
-        let devices = Devices { vxlan, tun };
+        let overlay = devices::overlay(&mut self.route, &mut self.settings, desired, mtu)?;
+        let devices = Devices {
+            overlay,
+            underlay: underlay.index,
+            tun,
+        };
         self.add_addresses(desired, devices)?;
-        self.forwarding_entries(desired, vxlan)?;
-        self.neighbours(desired, vxlan)?;
+        if desired.framing == Framing::Vxlan {
+            self.forwarding_entries(desired, overlay)?;
+            self.neighbours(desired, overlay)?;
+        }
         self.open_routes(desired, devices)?;
         self.drop_addresses(desired, devices)?;
-        Ok(mtu)
+        Ok((devices, mtu))
     }
 
     /// Removes the routes of pod CIDRs that are to have none: of peers that are blocked, gone, or cannot be encrypted.
     fn close_routes(&mut self, desired: &Desired) -> Result<(), Error> {
         let tun = devices::find_tun(&mut self.route, desired)?.is_some();
         let mut wanted = plan::paths(desired);
-        wanted.retain(|_, peer| plan::path(desired, peer, tun) != RoutePath::Blocked);
+        wanted.retain(|to, peer| plan::path(desired, peer, to, tun) != RoutePath::Blocked);
         let own = self.own_routes()?;
         let closed = own
             .into_iter()
@@ -187,42 +211,43 @@ impl Overlay {
 
     /// One message for each path that changes: a new route, or one put in the place of the old one.
     fn open_routes(&mut self, desired: &Desired, devices: Devices) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
-        let changed: Vec<_> = plan::routes(desired, devices)
-            .into_iter()
-            .filter(|r| !there(r))
-            .collect();
-        self.put_routes(&own, changed)?;
+        let own = Table::of(self.own_routes()?);
         let wanted = plan::routes(desired, devices);
+        let metrics: HashMap<IpNet, u32> = wanted.iter().map(|w| (w.to, w.metric)).collect();
+        let changed = wanted.into_iter().filter(|r| !own.has(r)).collect();
+        self.put_routes(&own, changed)?;
         let double = |o: &Own| {
-            let place = wanted.iter().find(|w| w.to == o.route.to);
-            o.through != Through::Nothing && place.is_some_and(|w| w.metric != o.route.metric)
+            let metric = metrics.get(&o.route.to);
+            o.through != Through::Nothing && metric.is_some_and(|m| *m != o.route.metric)
         };
-        self.del_routes(own.into_iter().filter(double).map(|o| o.route).collect())
+        self.del_routes(own.all().filter(double).map(|o| o.route).collect())
     }
 
-    /// After a failure: no clear route stays that should not be there.
-    fn withdraw(&mut self, desired: &Desired) -> Result<(), Error> {
-        let mut clear = plan::paths(desired);
-        clear.retain(|_, peer| peer.path == RoutePath::Clear);
+    /// After a failure: no route stays by which packets leave in clear that should not: all but those of clear peers, and of
+    /// those that policies seal for (`sealed`: the policies are in force).
+    fn withdraw(&mut self, desired: &Desired, sealed: bool) -> Result<(), Error> {
+        let mut kept = plan::paths(desired);
+        let sealed = sealed && desired.engine == Engine::Kernel;
+        kept.retain(|to, peer| match plan::path(desired, peer, to, false) {
+            RoutePath::Clear => true,
+            RoutePath::Encrypted => sealed,
+            RoutePath::Blocked => false,
+        });
         let own = self.own_routes()?;
         let wrong = own
             .into_iter()
-            .filter(|o| o.through == Through::Vxlan && !clear.contains_key(&o.route.to));
+            .filter(|o| o.through == Through::Overlay && !kept.contains_key(&o.route.to));
         self.del_routes(wrong.map(|o| o.route).collect())
     }
 
     /// Replaces only what is ours: where we have no route in a place, somebody else's there is an error.
-    fn put_routes(&mut self, own: &[Own], routes: Vec<RouteEntry>) -> Result<(), Error> {
+    pub(crate) fn put_routes(&mut self, own: &Table, routes: Vec<RouteEntry>) -> Result<(), Error> {
         if routes.is_empty() {
             return Ok(());
         }
-        let flags = |r: &RouteEntry| {
-            let ours = own
-                .iter()
-                .any(|o| o.route.to == r.to && o.route.metric == r.metric);
-            if ours { REPLACE } else { EXCLUSIVE }
+        let flags = |r: &RouteEntry| match own.place(r) {
+            Some(_) => REPLACE,
+            None => EXCLUSIVE,
         };
         let requests = routes
             .iter()
@@ -300,17 +325,20 @@ impl Overlay {
 
     fn forwarding_entries(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
         let (wanted, there) = (plan::fdb(desired, vxlan), self.route.fdb(vxlan)?);
+        let (wanted, there): (HashSet<_>, HashSet<_>) =
+            (wanted.into_iter().collect(), there.into_iter().collect());
         let add = wanted
-            .iter()
-            .filter(|w| !there.contains(w))
+            .difference(&there)
             .map(|w| Message::NewNeighbour(w.message()));
         self.replace(add.collect())?;
         // Replacing a remote address has removed the old one.
-        let kept = |mac: [u8; 6]| {
-            wanted.iter().any(|w| w.mac == mac)
-                && there.iter().filter(|t| t.mac == mac).count() == 1
-        };
-        let stale = there.iter().filter(|t| !wanted.contains(t) && !kept(t.mac));
+        let mut entries = HashMap::<_, usize>::new();
+        there
+            .iter()
+            .for_each(|t| *entries.entry(t.mac).or_default() += 1);
+        let macs: HashSet<_> = wanted.iter().map(|w| w.mac).collect();
+        let kept = |mac: [u8; 6]| macs.contains(&mac) && entries.get(&mac) == Some(&1);
+        let stale = there.difference(&wanted).filter(|t| !kept(t.mac));
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
@@ -319,23 +347,26 @@ impl Overlay {
             plan::neighbours(desired, vxlan),
             self.route.neighbours(vxlan)?,
         );
+        let by_ip: HashMap<_, _> = there.iter().map(|t| (t.ip, t)).collect();
         let add = wanted
             .iter()
-            .filter(|w| !there.contains(w))
+            .filter(|w| by_ip.get(&w.ip).is_none_or(|t| t != w))
             .map(|w| Message::NewNeighbour(w.message()));
         self.replace(add.collect())?;
-        let stale = there.iter().filter(|t| {
-            t.state == NeighbourState::Permanent && !wanted.iter().any(|w| w.ip == t.ip)
-        });
+        let ips: HashSet<_> = wanted.iter().map(|w| w.ip).collect();
+        let stale = there
+            .iter()
+            .filter(|t| t.state == NeighbourState::Permanent && !ips.contains(&t.ip));
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
-    /// For uninstalling: removes the VXLAN device and all routes and policies of ours, and nothing else. The TUN belongs to the
+    /// For uninstalling: removes our devices and all routes and policies of ours, and nothing else. The TUN belongs to the
     /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node.
     ///
     /// # Errors
     /// Everything that could not be removed; the rest is.
     pub fn remove_all(&mut self) -> Result<(), Error> {
+        self.applied = None;
         let steps = [
             Self::remove_routes,
             Self::remove_device,
@@ -369,20 +400,24 @@ impl Overlay {
     }
 
     fn remove_device(&mut self) -> Result<(), Error> {
-        let Some(vxlan) = self.route.link(crate::VXLAN_DEVICE)? else {
-            return Ok(());
-        };
-        // Those of them that a TUN has too are ours there as well.
-        let own = self.route.addresses(Some(vxlan.index))?;
-        let links = self.route.links()?;
-        for tun in links.iter().filter(|link| devices::is_tun(link)) {
-            let there = self.route.addresses(Some(tun.index))?;
-            let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
-            for address in there.iter().filter(both) {
-                self.route.del_address(tun.index, address.address)?;
+        for (_, name, kinds) in devices::OURS {
+            let found = self.route.link(name)?;
+            let Some(device) = found.filter(|link| devices::is_kind(link, kinds)) else {
+                continue;
+            };
+            // Those of its addresses that a TUN has too are ours there as well.
+            let own = self.route.addresses(Some(device.index))?;
+            let links = self.route.links()?;
+            for tun in links.iter().filter(|link| devices::is_tun(link)) {
+                let there = self.route.addresses(Some(tun.index))?;
+                let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
+                for address in there.iter().filter(both) {
+                    self.route.del_address(tun.index, address.address)?;
+                }
             }
+            self.route.del_link(device.index)?;
         }
-        Ok(self.route.del_link(vxlan.index)?)
+        Ok(())
     }
 
     fn remove_rules(&mut self) -> Result<(), Error> {
@@ -392,7 +427,7 @@ impl Overlay {
 
     fn remove_policies(&mut self) -> Result<(), Error> {
         let ours = self.spd.list()?;
-        self.spd.remove(ours)
+        self.spd.remove(ours, false)
     }
 
     fn remove_refusals(&mut self) -> Result<(), Error> {

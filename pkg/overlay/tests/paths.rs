@@ -94,6 +94,39 @@ fn s1_the_base_block_keeps_clear_overlay_packets_from_the_wire() {
     );
 }
 
+/// A tunnel device keeps its route to a host; that the policy behind it is gone does not make the kernel ask again.
+#[test]
+fn s1_a_host_that_may_not_be_sent_clear_any_more_is_not() {
+    isolated(
+        "s1_a_host_that_may_not_be_sent_clear_any_more_is_not",
+        || {
+            // The device keeps one route for each CPU.
+            let pid = std::process::id().to_string();
+            let pinned = std::process::Command::new("taskset")
+                .args(["-a", "-p", "1", &pid])
+                .output();
+            assert!(pinned.unwrap().status.success());
+            let (mut wire, mut a, mut b) = two_nodes();
+            b.apply(&b.desired(&[1], RoutePath::Clear));
+            a.add_tun();
+            let mut strict = a.desired(&[2], RoutePath::Encrypted);
+            (strict.engine, strict.deny_clear) = (Engine::Tun(TUN.to_owned()), true);
+            strict.peers.get_mut(&name(2)).unwrap().accept_clear = true;
+            a.settle(&strict);
+            // Somebody else's route leads into our device all the same.
+            a.ip("route add 10.244.2.2 via 10.244.2.1 dev espalier.vx onlink proto static");
+            assert_pods_talk(&a, &b, b"before");
+            strict.peers.get_mut(&name(2)).unwrap().accept_clear = false;
+            a.settle(&strict);
+            let before = wire.seen();
+            for _ in 0..10 {
+                a.pod.send(pod(2), b"leak");
+            }
+            assert_eq!(wire.seen().since(&before).clear, 0);
+        },
+    );
+}
+
 #[test]
 fn s1_no_route_of_others_lets_pod_packets_out_by_the_underlay() {
     isolated(
@@ -364,15 +397,9 @@ fn a_peer_that_goes_is_unreachable() {
 fn ipv6_pods_cross_an_ipv4_underlay() {
     isolated("ipv6_pods_cross_an_ipv4_underlay", || {
         let (mut wire, mut a, mut b) = two_nodes();
-        for (node, own, other) in [(&mut a, 1, 2), (&mut b, 2, 1)] {
+        for (node, other) in [(&mut a, 2), (&mut b, 1)] {
             let mut desired = node.desired(&[other], RoutePath::Clear);
-            desired
-                .gateways
-                .push(format!("fd00:10:{own}::1").parse().unwrap());
-            desired.cluster_cidrs.push("fd00:10::/32".parse().unwrap());
-            let peer = desired.peers.get_mut(&name(other)).unwrap();
-            peer.pod_cidrs
-                .push(format!("fd00:10:{other}::/64").parse().unwrap());
+            node.add_v6_pods(&mut desired, other);
             node.ip("-6 route add default dev eth0 metric 9999");
             // As on any host: a new interface would give itself an address.
             node.netns
@@ -382,13 +409,7 @@ fn ipv6_pods_cross_an_ipv4_underlay() {
             node.settle(&desired);
             let own_addresses = node.ip("-6 addr show dev espalier.vx");
             assert!(!own_addresses.contains("fe80"), "{own_addresses}");
-            node.pod
-                .ip(&format!("addr add fd00:10:{own}::2/128 dev eth0 nodad"));
-            node.ip(&format!("addr add fe80::1/64 dev pod{own} nodad"));
-            node.ip(&format!(
-                "route add fd00:10:{own}::2/128 dev pod{own} proto 229"
-            ));
-            node.pod.ip("route add default via fe80::1 dev eth0");
+            node.give_v6_address();
         }
         let (from, to) = (
             a.pod.udp("[fd00:10:1::2]:7001"),

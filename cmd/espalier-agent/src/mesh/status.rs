@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
+use espalier_api::{OverlayKind, Protocol};
+use espalier_dataplane_core::{Capabilities, Dataplane, Direction, Dump, Encapsulation, SaInfo};
 use espalier_ike::{Identity, IkeStatus};
 use espalier_ike_io::unix_now;
 use espalier_peers::{Mode, Sends};
-use espalier_rpc::agent::{PeerStatus, StatusReply};
+use espalier_rpc::agent::{Capabilities as CapabilitiesSaid, PeerStatus, StatusReply};
 use ipnet::IpNet;
 
 use super::peer::PeerState;
-use super::{Mesh, Query};
+use super::{Kernel, Mesh, Query};
 
 /// What the pod side needs to know of the node. Default: nothing is known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,12 +22,12 @@ pub(crate) struct NodeFacts {
     pub(crate) not_ready: Vec<String>,
 }
 
-impl<D: Dataplane> Mesh<D> {
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     pub(super) async fn answer(&mut self, query: Query) {
         let Query::Status(reply) = query;
-        let dump = match &self.hello {
-            Some(_) => self.parts.plane.dump().await.ok(),
-            None => None,
+        let dump = match self.uplink.answers() {
+            true => self.parts.plane.dump().await.ok(),
+            false => None,
         };
         // Nobody waits any more: nothing to tell.
         let _ = reply.send(self.status(dump.as_ref()));
@@ -67,7 +68,9 @@ impl<D: Dataplane> Mesh<D> {
         if self.pod_mtu == 0 && self.kernel_problem.is_none() && self.set.own.is_some() {
             why.push("the overlay is not set up yet; try again in a moment".to_owned());
         }
-        if self.hello.is_none() && self.snapshot.policy.mode != Mode::Disabled {
+        if let Some(hello) = &self.uplink.hello {
+            why.extend(self.terms.problems(hello));
+        } else if !self.uplink.is_kernel() && self.snapshot.policy.mode != Mode::Disabled {
             let socket = self.parts.run_dir.join("dataplane.sock");
             why.push(format!(
                 "the data plane does not answer on {}; is espalier-dataplane running?",
@@ -86,6 +89,7 @@ impl<D: Dataplane> Mesh<D> {
             .collect();
         [
             not_ready,
+            self.uplink.problem().into_iter().collect(),
             self.keyring.problems.clone(),
             own,
             self.snapshot.problem_texts(),
@@ -94,10 +98,20 @@ impl<D: Dataplane> Mesh<D> {
         .concat()
     }
 
+    /// What a reader of the status should know, and need not mend.
+    fn notes(&self) -> Vec<String> {
+        let of_plane = self
+            .uplink
+            .hello
+            .iter()
+            .flat_map(|hello| hello.can.notes.clone());
+        self.demand_note().into_iter().chain(of_plane).collect()
+    }
+
     fn status(&self, dump: Option<&Dump>) -> StatusReply {
         let not_ready = self.not_ready();
         let own = self.set.own.as_ref();
-        let hello = self.hello.as_ref();
+        let hello = self.uplink.hello.as_ref();
         let words = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
         StatusReply {
             node: self.parts.node.clone(),
@@ -122,6 +136,19 @@ impl<D: Dataplane> Mesh<D> {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             mtu: self.pod_mtu,
+            can: hello.map(|hello| capabilities(&hello.can)),
+            notes: self.notes(),
+            protocol: match self.terms.protection.protocol {
+                Protocol::Esp => "ESP",
+                Protocol::Ah => "AH",
+            }
+            .to_owned(),
+            overlay: match self.terms.protection.overlay {
+                OverlayKind::Vxlan => "VXLAN",
+                OverlayKind::Ipip => "IPIP",
+                OverlayKind::None => "None",
+            }
+            .to_owned(),
             drops: dump
                 .map(|dump| dump.drops.iter().cloned().collect::<HashMap<_, _>>())
                 .unwrap_or_default(),
@@ -147,6 +174,12 @@ impl<D: Dataplane> Mesh<D> {
             .find(|sa| sa.direction == Direction::Out && sa.active);
         let expired = "Required, but no SA came up before the deadline: the pair is blocked; see the handshake's problem";
         let problem = peer.config_problem.clone().or(peer.problem.clone());
+        let tried = self.terms.tries().then(|| peer.way.problem()).flatten();
+        let sends_esp = view.sends == Sends::Esp;
+        let in_use = active
+            .map(|sa| (sa.suite, sa.encapsulation))
+            .filter(|_| sends_esp);
+        let encrypted = sends_esp && in_use.is_none_or(|(suite, _)| suite.encrypts());
         PeerStatus {
             name: name.clone(),
             address: peer.addresses.1.to_string(),
@@ -158,11 +191,25 @@ impl<D: Dataplane> Mesh<D> {
                 .collect(),
             effective_mode: view.effective.to_string(),
             path: match view.sends {
+                // Closed, and the first packet asks for SAs.
+                Sends::Nothing if self.is_idle(peer, &view) => "OnDemand",
                 Sends::Nothing => "Blocked",
                 Sends::Clear => "Clear",
-                Sends::Esp => "Encrypted",
+                Sends::Esp if encrypted => "Encrypted",
+                Sends::Esp => "Authenticated",
             }
             .to_owned(),
+            encapsulation: in_use
+                .map_or("", |(_, encapsulation)| match encapsulation {
+                    Encapsulation::Raw => "raw",
+                    Encapsulation::Udp { .. } => "UDP",
+                })
+                .to_owned(),
+            protocol: in_use
+                .map_or("", |(suite, _)| if suite.is_ah() { "AH" } else { "ESP" })
+                .to_owned(),
+            encrypted,
+            authenticated: sends_esp,
             accepts_clear: view.accepts_clear,
             enforced: view.enforced,
             ike: match self.parts.endpoint.status(&Identity(name.as_str().into())) {
@@ -187,8 +234,25 @@ impl<D: Dataplane> Mesh<D> {
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             problem: problem
                 .or(view.expired.then(|| expired.to_owned()))
+                .or(tried)
                 .unwrap_or_default(),
             sas: u32::try_from(sas.len()).unwrap_or(u32::MAX),
         }
+    }
+}
+
+fn capabilities(can: &Capabilities) -> CapabilitiesSaid {
+    CapabilitiesSaid {
+        suites: can
+            .suites
+            .iter()
+            .map(|suite| format!("{suite:?}"))
+            .collect(),
+        raw: can.raw,
+        udp: can.udp,
+        tunnel: can.tunnel,
+        esn: can.esn,
+        max_replay_window: can.max_replay_window,
+        cpus: can.cpus,
     }
 }

@@ -77,6 +77,14 @@ impl DataplaneEnd {
         self.socket.set_read_timeout(Some(timeout))
     }
 
+    /// The same socket, to wait in a runtime for something to receive. [`DataplaneEnd::recv`] gives up at once from now on
+    /// ([`io::ErrorKind::WouldBlock`]) when there is nothing. Must be called inside a tokio runtime.
+    pub(super) fn waiting(&self) -> io::Result<tokio::net::UnixDatagram> {
+        let same = self.socket.try_clone()?;
+        same.set_nonblocking(true)?;
+        tokio::net::UnixDatagram::from_std(same)
+    }
+
     /// Messages that could not be handed to the agent.
     #[must_use]
     pub fn dropped(&self) -> u64 {

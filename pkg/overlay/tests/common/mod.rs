@@ -13,7 +13,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -102,7 +102,7 @@ pub(crate) struct Node {
 }
 
 pub(crate) struct Pod {
-    netns: Netns,
+    pub(crate) netns: Netns,
     socket: UdpSocket,
 }
 
@@ -147,6 +147,7 @@ impl Node {
                 mtu: None,
             },
             gateways: vec![Ipv4Addr::new(10, 244, self.number, 1).into()],
+            pod_cidrs: vec![format!("10.244.{}.0/24", self.number).parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             engine: Engine::None,
             framing: Framing::Vxlan,
@@ -161,6 +162,53 @@ impl Node {
 
     pub(crate) fn apply(&mut self, desired: &Desired) -> Applied {
         self.try_apply(desired).unwrap()
+    }
+
+    /// The same over IPv6: both ends' underlay addresses are.
+    pub(crate) fn over_v6(&self, desired: &mut Desired) {
+        self.ip(&format!(
+            "addr replace {}/64 dev eth0 nodad",
+            underlay6(self.number)
+        ));
+        desired.local = underlay6(self.number);
+        for (peer, route) in &mut desired.peers {
+            let number = peer.trim_start_matches("node").parse().unwrap();
+            route.remote = underlay6(number);
+        }
+    }
+
+    /// IPv6 pods beside the IPv4 ones, here and at the peer.
+    pub(crate) fn add_v6_pods(&self, desired: &mut Desired, other: u8) {
+        let own = self.number;
+        desired
+            .gateways
+            .push(format!("fd00:10:{own}::1").parse().unwrap());
+        desired
+            .pod_cidrs
+            .push(format!("fd00:10:{own}::/64").parse().unwrap());
+        desired.cluster_cidrs.push("fd00:10::/32".parse().unwrap());
+        let peer = desired.peers.get_mut(&name(other)).unwrap();
+        peer.pod_cidrs
+            .push(format!("fd00:10:{other}::/64").parse().unwrap());
+    }
+
+    /// The pod's IPv6 address, when the node forwards IPv6.
+    pub(crate) fn give_v6_address(&self) {
+        let own = self.number;
+        self.pod
+            .ip(&format!("addr add fd00:10:{own}::2/128 dev eth0 nodad"));
+        self.ip(&format!("addr add fe80::1/64 dev pod{own} nodad"));
+        self.ip(&format!(
+            "route add fd00:10:{own}::2/128 dev pod{own} proto 229"
+        ));
+        self.pod.ip("route add default via fe80::1 dev eth0");
+    }
+
+    pub(crate) fn apply_changes(&mut self, desired: &Desired) -> Applied {
+        self.netns
+            .run(|| self.overlay.apply_changes(desired))
+            .unwrap()
+            .unwrap()
     }
 
     /// Applies, and again: the second time there is nothing to do.
@@ -309,6 +357,10 @@ pub(crate) fn name(number: u8) -> String {
 
 pub(crate) fn underlay(number: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, number).into()
+}
+
+pub(crate) fn underlay6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into()
 }
 
 pub(crate) fn mac(number: u8) -> [u8; 6] {
