@@ -238,7 +238,7 @@ fn s1_nothing_leaves_when_the_states_are_gone() {
 fn s2_clear_packets_of_an_enforced_peer_are_refused() {
     isolated("s2_clear_packets_of_an_enforced_peer_are_refused", || {
         for kind in kinds().into_iter().filter(can_be_clear) {
-            let (mut wire, mut a, b, _) = enforced(kind);
+            let (mut wire, mut a, mut b, _) = enforced(kind);
             assert_pods_talk(&a, &b, b"before");
             let mut clear = sealed(&a, &[2], kind);
             clear.deny_clear = false;
@@ -254,6 +254,59 @@ fn s2_clear_packets_of_an_enforced_peer_are_refused() {
                 "{kind:?}: they were on the wire"
             );
             assert_eq!(esp::count(&b, "XfrmInTmplMismatch"), 10, "{kind:?}");
+            // Of a host that is no peer.
+            b.settle(&sealed(&b, &[], kind));
+            for _ in 0..10 {
+                a.pod.send(pod(2), b"stranger");
+            }
+            assert_eq!(esp::count(&b, "XfrmInPolBlock"), 10, "{kind:?}");
+        }
+    });
+}
+
+/// A trial's states carry probes between the hosts; a probe without them is none.
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn probes_are_sealed_by_the_states_under_trial() {
+    isolated("probes_are_sealed_by_the_states_under_trial", || {
+        for framing in [Framing::Vxlan, Framing::Native] {
+            let kind = Kind { framing, ..VXLAN };
+            let (mut wire, mut a, mut b, _) = enforced(kind);
+            kind.pair_of(&a, &b, 2);
+            for (node, other) in [(&mut a, 2), (&mut b, 1)] {
+                let mut desired = sealed(node, &[other], kind);
+                let trial = esp::protect(node.number, other, kind.suite, 2);
+                desired.peers.get_mut(&name(other)).unwrap().trial = Some(trial);
+                assert_eq!(node.apply_changes(&desired).writes, 2);
+            }
+            let bind = |node: &Node, at: &str| {
+                let socket = node.netns.run(|| std::net::UdpSocket::bind(at)).unwrap();
+                socket.unwrap()
+            };
+            let (from, to) = (bind(&a, "192.0.2.1:0"), bind(&b, "192.0.2.2:4788"));
+            let before = wire.seen();
+            from.send_to(b"a pod's secret probe", "192.0.2.2:4788")
+                .unwrap();
+            to.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                .unwrap();
+            let mut buffer = [0; 100];
+            to.recv_from(&mut buffer).expect("a probe within 5 s");
+            let seen = wire.seen().since(&before);
+            assert_eq!((seen.marked, seen.esp), (0, 1), "{framing:?}");
+            assert!(
+                a.ip("-s xfrm state")
+                    .contains(&format!("{:#x}", spi(1, 2, 2)))
+            );
+            // Node 1 gives up the trial and is not strict: its probe is in clear.
+            let mut lax = sealed(&a, &[2], kind);
+            lax.deny_clear = false;
+            a.settle(&lax);
+            from.send_to(b"clear", "192.0.2.2:4788").unwrap();
+            assert_eq!(
+                esp::count_at_least(&b, "XfrmInTmplMismatch", 1),
+                1,
+                "{framing:?}"
+            );
         }
     });
 }
