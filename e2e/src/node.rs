@@ -194,6 +194,8 @@ impl Node {
         if let Some(seconds) = self.rekey_seconds {
             command.arg("--rekey-seconds").arg(seconds.to_string());
         }
+        // No test waits for the default.
+        command.args(["--raw-retry-seconds", "5"]);
         self.agent = Some(self.netns.spawn(&mut command)?);
         Ok(())
     }

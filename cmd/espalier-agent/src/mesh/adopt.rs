@@ -67,8 +67,10 @@ impl Found {
         if let Some(spi) = named.filter(|spi| peer.adopted.iter().any(is_out(*spi))) {
             peer.active = Some(Spi(spi));
         }
-        if let (Some(protect), true) = (protect, self.sas.is_empty()) {
+        if let Some(protect) = protect {
             peer.reqid = Reqid(protect.reqid);
+        }
+        if let (Some(protect), true) = (protect, self.sas.is_empty()) {
             peer.active = protect.spi.map(Spi);
             let out = peer.active.map(|spi| Adopted {
                 direction: Direction::Out,
