@@ -260,7 +260,8 @@ struct NoEsp {
 }
 
 const LOADER: &str = "/proc/sys/kernel/modprobe";
-const MODULES: [&str; 2] = ["esp4", "esp6"];
+/// Those that need others first.
+const MODULES: [&str; 4] = ["esp4_offload", "esp6_offload", "esp4", "esp6"];
 
 impl NoEsp {
     fn now() -> Result<Self> {
