@@ -13,8 +13,10 @@ use crate::load::{Load, nothing_clear};
 use crate::tap::{Tally, Tap};
 
 const LOAD: Duration = Duration::from_secs(2);
-/// A changed path is noticed within this.
+/// A path that no longer lets protocol 50 pass is noticed within this.
 const NOTICED: Duration = Duration::from_secs(90);
+/// One that does so again: raw ESP is tried every five minutes.
+const RETRIED: Duration = Duration::from_secs(360);
 
 /// A loaded mesh of two nodes; returns its states on node 1 and what was on the wire.
 fn loaded(ground: &mut Ground<'_>, mut on: Populated) -> Result<(Vec<State>, Tally)> {
@@ -64,23 +66,23 @@ pub(crate) fn esp_dropped(ground: &mut Ground<'_>) -> Result<String> {
     mesh.nodes.iter().try_for_each(drop_esp)?;
     let mut on = ground.populate(mesh)?;
     on.works()?;
-    let tap = Tap::start(&on.mesh.bridge)?;
-    uses(&mut on, &tap, "UDP", |tally| {
+    let (tap, before) = (Tap::start(&on.mesh.bridge)?, on.mesh.watch.now()?);
+    uses(&mut on, &tap, (NOTICED, "UDP"), |tally| {
         tally.udp_esp > 0 && tally.raw_esp == 0
     })?;
     let peer = on.mesh.node(1)?.peer("node-2")?;
     says_udp(&peer)?;
 
     on.mesh.nodes.iter().try_for_each(pass_esp)?;
-    uses(&mut on, &tap, "raw ESP", |tally| {
+    uses(&mut on, &tap, (RETRIED, "raw ESP"), |tally| {
         tally.raw_esp > 0 && tally.udp_esp == 0
     })?;
     on.mesh.nodes.iter().try_for_each(drop_esp)?;
-    uses(&mut on, &tap, "UDP again", |tally| {
+    uses(&mut on, &tap, (NOTICED, "UDP again"), |tally| {
         tally.udp_esp > 0 && tally.raw_esp == 0
     })?;
     on.works()?;
-    ground.measured.clear_packets = Some(tap.tally().readable);
+    ground.measured.clear_packets = Some(on.mesh.watch.now()?.since(&before).clear);
     nothing_clear(ground.measured)?;
     Ok("UDP while it is dropped, raw when it is not".into())
 }
@@ -102,8 +104,13 @@ fn pass_esp(node: &Node) -> Result<()> {
 }
 
 /// Waits until packets pass in this form alone.
-fn uses(on: &mut Populated, tap: &Tap, what: &str, is: impl Fn(Tally) -> bool) -> Result<()> {
-    until_within(NOTICED, &format!("packets that pass by {what}"), || {
+fn uses(
+    on: &mut Populated,
+    tap: &Tap,
+    (limit, what): (Duration, &str),
+    is: impl Fn(Tally) -> bool,
+) -> Result<()> {
+    until_within(limit, &format!("packets that pass by {what}"), || {
         tap.clear();
         let passed = exchange(&on.pods[0], &on.pods[1], 5).map_err(|error| format!("{error:#}"));
         let tally = tap.tally();

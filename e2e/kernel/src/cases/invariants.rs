@@ -139,7 +139,9 @@ pub(crate) fn s7(ground: &mut Ground<'_>) -> Result<String> {
     let mut count = 0;
     for node in &on.mesh.nodes {
         for policy in policies(&node.netns)? {
+            // 4788: what is sent inside an SA to see whether it passes.
             let narrow = [
+                "dport 4788",
                 "dport 4789",
                 "sport 4789",
                 "proto ipencap",
@@ -258,7 +260,8 @@ struct NoEsp {
 }
 
 const LOADER: &str = "/proc/sys/kernel/modprobe";
-const MODULES: [&str; 2] = ["esp4", "esp6"];
+/// Those that need others first.
+const MODULES: [&str; 4] = ["esp4_offload", "esp6_offload", "esp4", "esp6"];
 
 impl NoEsp {
     fn now() -> Result<Self> {

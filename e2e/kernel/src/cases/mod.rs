@@ -38,12 +38,12 @@ const fn once(name: &'static str, run: Run) -> Case {
 /// All of them; the slow ones first, the others fill their waits.
 pub(crate) const ALL: &[Case] = &[
     core("rekeys", life::rekeys),
+    once("esp_dropped_falls_back_to_udp", forms::esp_dropped),
     once("agent_killed_ten_times", faults::agent_killed_ten_times),
     core("toggles", life::toggles),
     core("basic", life::basic),
     core("dataplane_killed", faults::dataplane_killed),
     core("udp", forms::udp),
-    core("esp_dropped_falls_back_to_udp", forms::esp_dropped),
     core("mixed_vxlan_kernel_first", forms::mixed_vxlan),
     core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
     core("mixed_ipip_kernel_first", forms::mixed_ipip),
