@@ -134,12 +134,11 @@ pub(crate) fn split<'a>(
     length: usize,
     what: &'static str,
 ) -> Result<(&'a [u8], &'a [u8]), ParseError> {
-    body.split_at_checked(length)
-        .ok_or_else(|| ParseError::Truncated {
-            what,
-            expected: length,
-            got: body.len(),
-        })
+    body.split_at_checked(length).ok_or(ParseError::Truncated {
+        what,
+        expected: length,
+        got: body.len(),
+    })
 }
 
 pub(crate) fn family_of(address: IpAddr) -> u16 {
