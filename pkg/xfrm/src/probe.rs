@@ -193,7 +193,7 @@ impl Prober {
             Ok(true) => can.cpus = cpus(),
             Ok(false) => {
                 notes.push(
-                    "no SAs of single CPUs (RFC 9611): kernel 6.13 or later is needed".into(),
+                    "no SAs of single CPUs (RFC 9611): kernel 6.13, or a 6.12 that has them too, is needed".into(),
                 );
             }
             Err(error) => notes.push(format!(

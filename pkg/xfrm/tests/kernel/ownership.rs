@@ -300,3 +300,32 @@ fn what_the_kernel_cannot_do_is_refused_by_field() {
         },
     );
 }
+
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn sas_of_single_cpus_are_installed_where_the_kernel_has_them() {
+    isolated(
+        "ownership::sas_of_single_cpus_are_installed_where_the_kernel_has_them",
+        || {
+            let (mut a, b) = pair();
+            a.put(&b, false);
+            let of_cpu = |direction, spi| Sa {
+                cpu: Some(0),
+                ..sa(2, direction, spi, Suite::Aes256Gcm16)
+            };
+            let all = [
+                of_cpu(Direction::In, 0x1001),
+                of_cpu(Direction::Out, 0x1000),
+            ];
+            if done(a.plane().hello()).unwrap().can.cpus == 0 {
+                let refused = done(a.plane().install_sa(all[0].clone()));
+                assert!(matches!(refused, Err(Error::Invalid { field: "cpu", .. })));
+                return;
+            }
+            all.iter().for_each(|sa| a.install(sa.clone()));
+            a.restart();
+            all.iter().for_each(|sa| a.install(sa.clone()));
+            assert_eq!((a.plane().writes(), a.sas().len()), (0, 2));
+        },
+    );
+}
