@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-interop
 scripts/packages.sh interop
 scripts/interop/fetch.sh "$cache"
+kernel=$(scripts/kernel/fetch.sh uml bookworm)
 cargo build --locked --quiet -p espalier-interop
-exec target/debug/espalier-interop run --cache "$cache" --boot scripts/interop/boot.sh "$@"
+exec target/debug/espalier-interop run --cache "$cache" --kernel "$kernel" --boot scripts/kernel/boot.sh "$@"

@@ -39,8 +39,9 @@ pub fn test(name: &str, body: impl FnOnce(&Bench) -> Result<()>) {
         panic!("{error:#}");
     }
     espalier_testnet::isolated(name, || {
-        if let Err(text) = run(name, body) {
-            panic!("{text}");
+        let keep = binaries::kept_logs(name).unwrap_or_else(|error| panic!("{error:#}"));
+        if let Err(Failure { error, logs }) = run(&keep, body) {
+            panic!("{error}\n{logs}");
         }
     });
 }
@@ -49,28 +50,59 @@ pub fn test(name: &str, body: impl FnOnce(&Bench) -> Result<()>) {
 ///
 /// # Errors
 /// Nothing within [`LIMIT`]: the text holds what `look` said last.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
-    let deadline = Instant::now() + LIMIT;
+pub fn until<T>(what: &str, look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+    until_within(LIMIT, what, look)
+}
+
+/// The same with another limit.
+///
+/// # Errors
+/// As [`until`].
+pub fn until_within<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
     loop {
         match look()? {
             Ok(found) => return Ok(found),
             Err(missing) if Instant::now() > deadline => {
-                bail!("expected {what} within {} s; {missing}", LIMIT.as_secs())
+                bail!("expected {what} within {} s; {missing}", limit.as_secs())
             }
             Err(_) => std::thread::sleep(LOOK),
         }
     }
 }
 
-fn run(name: &str, body: impl FnOnce(&Bench) -> Result<()>) -> Result<(), String> {
-    let prepared = Bench::new().map_err(|error| format!("{error:#}"))?;
+/// Why a body failed, for a report and for a terminal.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The error's text.
+    pub error: String,
+    /// The last lines of all logs, and where they are kept.
+    pub logs: String,
+}
+
+/// Runs `body` on a bench of its own, inside a sandbox; when it fails, the logs are kept in the folder `keep`.
+///
+/// # Errors
+/// The body failed or panicked, or a key is in a log.
+pub fn run(keep: &Path, body: impl FnOnce(&Bench) -> Result<()>) -> Result<(), Failure> {
+    let prepared = Bench::new().map_err(|error| Failure {
+        error: format!("{error:#}"),
+        logs: String::new(),
+    })?;
     let result = catch_unwind(AssertUnwindSafe(|| body(&prepared)));
     let result = match result {
         Ok(result) => result.and_then(|()| prepared.no_secrets()),
         // The panic's own text is printed already.
         Err(_) => Err(anyhow::anyhow!("the test panicked, see above")),
     };
-    result.map_err(|error| format!("{error:#}\n{}", prepared.post_mortem(name)))
+    result.map_err(|error| Failure {
+        error: format!("{error:#}"),
+        logs: prepared.post_mortem(keep),
+    })
 }
 
 impl Bench {
@@ -106,23 +138,22 @@ impl Bench {
         Ok(())
     }
 
-    fn post_mortem(&self, name: &str) -> String {
+    fn post_mortem(&self, folder: &Path) -> String {
         let logs = self.log_files().unwrap_or_default();
-        let kept = keep(&logs, name).map_or_else(
+        let kept = keep(&logs, folder).map_or_else(
             |error| format!("the logs could not be kept: {error:#}"),
-            |folder| format!("whole logs: {}", folder.display()),
+            |()| format!("whole logs: {}", folder.display()),
         );
         logs.iter().map(|log| tail(log)).collect::<String>() + &kept
     }
 }
 
-fn keep(logs: &[PathBuf], name: &str) -> Result<PathBuf> {
-    let folder = binaries::kept_logs(name)?;
-    fs::create_dir_all(&folder)?;
+fn keep(logs: &[PathBuf], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
     for log in logs {
         fs::copy(log, folder.join(log.file_name().unwrap_or_default()))?;
     }
-    Ok(folder)
+    Ok(())
 }
 
 fn tail(log: &Path) -> String {

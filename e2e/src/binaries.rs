@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail, ensure};
 
 /// A folder with ready binaries, for those who build them in another way.
-const FOLDER: &str = "ESPALIER_E2E_BIN";
+pub const FOLDER: &str = "ESPALIER_E2E_BIN";
 const PACKAGES: [&str; 4] = [
     "espalier-agent",
     "espalier-dataplane",

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use espalier_rpc::agent::{PeerStatus, StatusReply};
-use espalier_testnet::{Bridge, Netns, address};
+use espalier_testnet::{Bridge, Netns};
 
 use crate::bench::{Bench, until};
-use crate::flow::exchange;
-use crate::node::Node;
-use crate::plan::{self, Mode};
+use crate::flow::exchange_on;
+use crate::node::{Node, Plane, host_addresses};
+use crate::plan::{self, Family, Mode, Shape};
 use crate::pod::Pod;
 use crate::watch::Watch;
 
@@ -22,6 +22,19 @@ pub struct Cluster {
     pub gateway: Netns,
     /// The wire.
     pub bridge: Bridge,
+    /// What it is like.
+    pub setup: Setup,
+}
+
+/// How a mesh differs from the usual one: IPv4, the data plane that the machine allows, the policy's defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// IP versions.
+    pub shape: Shape,
+    /// Further lines of the policy's spec, such as `overlay: IPIP`.
+    pub spec: Vec<String>,
+    /// Data plane of every node; a node's own may be set before it starts.
+    pub plane: Option<Plane>,
 }
 
 impl Cluster {
@@ -30,21 +43,31 @@ impl Cluster {
     /// # Errors
     /// The kernel or `espalier pki` refuses.
     pub fn prepare(bench: &Bench, count: u8, mode: Mode) -> Result<Self> {
+        Self::prepare_with(bench, count, mode, Setup::default())
+    }
+
+    /// The same for a mesh that differs from the usual one.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn prepare_with(bench: &Bench, count: u8, mode: Mode, setup: Setup) -> Result<Self> {
+        let shape = setup.shape;
         let bridge = Bridge::new("wire", plan::UNDERLAY_MTU)?;
         let gateway = Netns::new("gateway")?;
         bridge.connect(&gateway, "eth0", "gateway")?;
-        let own = plan::GATEWAY.into();
-        gateway.run(|| address("eth0", own, plan::UNDERLAY_PREFIX))??;
-        let nodes = (1..=count).map(|index| Node::create(bench, &bridge, index));
-        let nodes: Vec<Node> = nodes.collect::<Result<_>>()?;
-        for node in &nodes {
+        gateway.run(|| gateway_network(shape))??;
+        let nodes = (1..=count).map(|index| Node::create(bench, &bridge, index, shape));
+        let mut nodes: Vec<Node> = nodes.collect::<Result<_>>()?;
+        for node in &mut nodes {
             bench.pki.issue(&node.name, &node.uid, &[])?;
+            node.plane = setup.plane;
         }
         let cluster = Self {
             nodes,
             watch: Watch::start(&bridge)?,
             gateway,
             bridge,
+            setup,
         };
         for index in 1..=count {
             let uid = cluster.node_ref(index)?.uid.clone();
@@ -96,9 +119,8 @@ impl Cluster {
     /// # Errors
     /// Those of the file system.
     pub fn announce_node(&self, index: u8, uid: &str) -> Result<()> {
-        let (name, address) = (plan::name(index), plan::underlay(index));
-        let text = plan::node_manifest(&name, uid, address, plan::pod_cidr(index));
-        let file = format!("{name}.yaml");
+        let text = self.setup.shape.node_manifest(index, uid);
+        let file = format!("{}.yaml", plan::name(index));
         let mut nodes = self.nodes.iter();
         nodes.try_for_each(|node| node.write_manifest(&file, &text))
     }
@@ -108,7 +130,7 @@ impl Cluster {
     /// # Errors
     /// Those of the file system.
     pub fn set_mode(&self, mode: Mode) -> Result<()> {
-        let text = plan::policy_manifest(mode);
+        let text = self.setup.shape.policy(mode, &self.setup.spec);
         let mut nodes = self.nodes.iter();
         nodes.try_for_each(|node| node.write_manifest("policy.yaml", &text))
     }
@@ -177,10 +199,8 @@ impl Cluster {
     pub fn works(&mut self, indexes: &[u8], pods: &[Pod]) -> Result<()> {
         self.await_pairs(indexes, encrypted)?;
         let before = self.watch.now()?;
-        for (i, a) in pods.iter().enumerate() {
-            for b in &pods[i + 1..] {
-                exchange(a, b, 20)?;
-            }
+        for family in self.setup.shape.pods {
+            exchange_all(*family, pods)?;
         }
         let seen = self.watch.nothing_clear_since(&before)?;
         ensure!(seen.esp > 0, "packets arrived, but no ESP was on the wire");
@@ -219,6 +239,19 @@ impl Cluster {
         self.await_peer(index, other, |peer| expect_words(&peer.problem, words))
             .map(drop)
     }
+}
+
+fn exchange_all(family: Family, pods: &[Pod]) -> Result<()> {
+    for (i, a) in pods.iter().enumerate() {
+        for b in &pods[i + 1..] {
+            exchange_on(family, a, b, 20)?;
+        }
+    }
+    Ok(())
+}
+
+fn gateway_network(shape: Shape) -> Result<()> {
+    host_addresses(plan::GATEWAY, plan::GATEWAY_V6, shape)
 }
 
 /// The pair encrypts and refuses clear packets.

@@ -1,7 +1,7 @@
 //! Numbered UDP packets between pods: every lost one is known.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,12 +10,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 
 use crate::bench::until;
-use crate::plan::{MARKER, POD_PORT};
+use crate::plan::{Family, MARKER, POD_PORT};
 use crate::pod::Pod;
 
 /// How long a packet may be under way before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Milliseconds between two packets of a flow: more where the machine is slow.
+pub const INTERVAL: &str = "ESPALIER_E2E_INTERVAL";
 
 /// A stream of packets from one pod to another until it is dropped.
 #[derive(Debug)]
@@ -29,6 +32,17 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(u64);
 
+/// What became of a flow's packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// All of them.
+    pub sent: u64,
+    /// Those that did not arrive.
+    pub lost: u64,
+    /// When those were sent, as logs have it.
+    pub when: String,
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     sent: AtomicU64,
@@ -39,16 +53,26 @@ struct Shared {
 }
 
 impl Flow {
-    /// Starts one packet every two milliseconds; the receiver listens on `port`, of its own for each flow.
+    /// Starts one packet every two milliseconds, or as [`INTERVAL`] says; the receiver listens on `port`, of its own for each
+    /// flow.
     ///
     /// # Errors
     /// A port is taken.
     pub fn start(from: &Pod, to: &Pod, port: u16) -> Result<Self> {
-        let (sender, receiver) = (from.socket(0)?, to.socket(port)?);
+        Self::start_on(Family::V4, from, to, port)
+    }
+
+    /// The same in this IP version.
+    ///
+    /// # Errors
+    /// A port is taken, or a pod has no such address.
+    pub fn start_on(family: Family, from: &Pod, to: &Pod, port: u16) -> Result<Self> {
+        let (sender, receiver) = (from.socket_on(family, 0)?, to.socket_on(family, port)?);
+        let target = SocketAddr::new(to.address_on(family)?, port);
         receiver.set_read_timeout(Some(LOOK))?;
         let shared = Arc::new(Shared::default());
-        let (theirs, target) = (Arc::clone(&shared), (to.address, port));
-        let sending = std::thread::spawn(move || theirs.send(&sender, target));
+        let (theirs, interval) = (Arc::clone(&shared), interval());
+        let sending = std::thread::spawn(move || theirs.send(&sender, target, interval));
         let theirs = Arc::clone(&shared);
         let receiving = std::thread::spawn(move || theirs.receive(&receiver));
         Ok(Self {
@@ -75,28 +99,36 @@ impl Flow {
         })
     }
 
+    /// Packets sent since `mark` until now, and how many of them were lost; waits for stragglers.
+    #[must_use]
+    pub fn count_since(&self, mark: Mark) -> Count {
+        let (now, deadline) = (self.mark(), Instant::now() + PATIENCE);
+        loop {
+            let missing = self.shared.missing(mark.0, now.0);
+            if missing.is_empty() || Instant::now() > deadline {
+                return Count {
+                    sent: now.0 - mark.0,
+                    lost: u64::try_from(missing.len()).unwrap_or(u64::MAX),
+                    when: self.shared.times(&missing),
+                };
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Fails when a packet sent since `mark` until now was lost; waits for stragglers.
     ///
     /// # Errors
     /// Packets are missing: the text says how many, and which.
     pub fn none_lost_since(&self, mark: Mark) -> Result<()> {
-        let (now, deadline) = (self.mark(), Instant::now() + PATIENCE);
-        loop {
-            let missing = self.shared.missing(mark.0, now.0);
-            if missing.is_empty() {
-                ensure!(now.0 > mark.0, "{}: nothing was sent", self.name);
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{}: {} of {} packets lost, sent at (UTC) {}",
-                self.name,
-                missing.len(),
-                now.0 - mark.0,
-                self.shared.times(&missing)
-            );
-            std::thread::sleep(LOOK);
-        }
+        let Count { sent, lost, when } = self.count_since(mark);
+        ensure!(sent > 0, "{}: nothing was sent", self.name);
+        ensure!(
+            lost == 0,
+            "{}: {lost} of {sent} packets lost, sent at (UTC) {when}",
+            self.name
+        );
+        Ok(())
     }
 }
 
@@ -110,13 +142,13 @@ impl Drop for Flow {
 }
 
 impl Shared {
-    fn send(&self, socket: &UdpSocket, to: (Ipv4Addr, u16)) {
+    fn send(&self, socket: &UdpSocket, to: SocketAddr, interval: Duration) {
         while !self.stop.load(Ordering::Relaxed) {
             lock(&self.sent_at).push(SystemTime::now());
             let number = self.sent.fetch_add(1, Ordering::AcqRel);
             // What the kernel does not take is lost like any other.
             let _ = socket.send_to(&packet(number), to);
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(interval);
         }
     }
 
@@ -164,7 +196,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// The pod has no socket for it.
 pub fn send_numbered(from: &Pod, to: Ipv4Addr, count: u64) -> Result<()> {
-    let socket = from.socket(0)?;
+    send_numbered_to(from, to.into(), count)
+}
+
+/// The same to an address of any IP version.
+///
+/// # Errors
+/// The pod has no socket for it.
+pub fn send_numbered_to(from: &Pod, to: IpAddr, count: u64) -> Result<()> {
+    let socket = from.socket_on(Family::of(to), 0)?;
     for number in 0..count {
         // The host may well answer that there is no way.
         let _ = socket.send_to(&packet(number), (to, POD_PORT));
@@ -177,10 +217,26 @@ pub fn send_numbered(from: &Pod, to: Ipv4Addr, count: u64) -> Result<()> {
 /// # Errors
 /// Packets are missing.
 pub fn exchange(a: &Pod, b: &Pod, count: u64) -> Result<()> {
-    let sockets = (a.socket(POD_PORT)?, b.socket(POD_PORT)?);
+    exchange_on(Family::V4, a, b, count)
+}
+
+/// The same in this IP version.
+///
+/// # Errors
+/// Packets are missing, or a pod has no such address.
+pub fn exchange_on(family: Family, a: &Pod, b: &Pod, count: u64) -> Result<()> {
+    let sockets = (
+        a.socket_on(family, POD_PORT)?,
+        b.socket_on(family, POD_PORT)?,
+    );
+    let addresses = (a.address_on(family)?, b.address_on(family)?);
     for number in 0..count {
-        sockets.0.send_to(&packet(number), (b.address, POD_PORT))?;
-        sockets.1.send_to(&packet(number), (a.address, POD_PORT))?;
+        sockets
+            .0
+            .send_to(&packet(number), (addresses.1, POD_PORT))?;
+        sockets
+            .1
+            .send_to(&packet(number), (addresses.0, POD_PORT))?;
     }
     for (socket, from, to) in [(&sockets.0, b, a), (&sockets.1, a, b)] {
         let arrived = collect(socket, count)?;
@@ -205,6 +261,13 @@ fn collect(socket: &UdpSocket, count: u64) -> Result<BTreeSet<u64>> {
         }
     }
     Ok(arrived)
+}
+
+fn interval() -> Duration {
+    let told = std::env::var(INTERVAL)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    Duration::from_millis(told.unwrap_or(2))
 }
 
 fn packet(number: u64) -> [u8; 128] {

@@ -1,7 +1,7 @@
 //! One node: a network namespace, its folders, its two processes.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -13,7 +13,7 @@ use espalier_rpc::agent::{PeerStatus, StatusReply, StatusRequest};
 use espalier_testnet::{Bridge, Netns, Process, address, route, sysctl};
 
 use crate::bench::{Bench, until};
-use crate::plan;
+use crate::plan::{self, Family, Shape};
 
 /// What proves who a node is.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,29 @@ impl Auth {
     }
 }
 
+/// Given to the data plane process as `--dataplane`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// The kernel's where it has ESP, else the other.
+    Auto,
+    /// XFRM.
+    Kernel,
+    /// TUN.
+    Userspace,
+}
+
+impl Plane {
+    /// As on the command line and in `StatusReply.dataplane`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// A node of the mesh.
 #[derive(Debug)]
 pub struct Node {
@@ -56,6 +79,8 @@ pub struct Node {
     pub auth: Auth,
     /// Given to the agent as `--rekey-seconds`.
     pub rekey_seconds: Option<u32>,
+    /// `None`: what the process does without being told.
+    pub plane: Option<Plane>,
     bin: PathBuf,
     logs: PathBuf,
     dir: PathBuf,
@@ -68,11 +93,11 @@ impl Node {
     ///
     /// # Errors
     /// The kernel refuses, or the name is taken.
-    pub fn create(bench: &Bench, bridge: &Bridge, index: u8) -> Result<Self> {
+    pub fn create(bench: &Bench, bridge: &Bridge, index: u8, shape: Shape) -> Result<Self> {
         let name = plan::name(index);
         let netns = Netns::new(&name)?;
         bridge.connect(&netns, "eth0", &name)?;
-        netns.run(|| host_network(plan::underlay(index)))??;
+        netns.run(|| host_network(index, shape))??;
         let dir = bench.root.join(&name);
         for folder in ["manifests", "state", "run"] {
             fs::create_dir_all(dir.join(folder)).context("making the node's folders")?;
@@ -83,6 +108,7 @@ impl Node {
             netns,
             auth: Auth::certificate(bench, &name),
             rekey_seconds: None,
+            plane: None,
             bin: bench.bin.clone(),
             logs: bench.logs(),
             dir,
@@ -141,6 +167,9 @@ impl Node {
     pub fn start_dataplane(&mut self) -> Result<()> {
         let mut command = self.command("espalier-dataplane", "dataplane")?;
         command.arg("--run-dir").arg(self.run_dir());
+        if let Some(plane) = self.plane {
+            command.args(["--dataplane", plane.word()]);
+        }
         self.dataplane = Some(self.netns.spawn(&mut command)?);
         Ok(())
     }
@@ -290,11 +319,27 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
 }
 
 /// What the admin or the cloud does: an address, the default route, forwarding.
-fn host_network(own: Ipv4Addr) -> Result<()> {
-    address("eth0", own.into(), plan::UNDERLAY_PREFIX)?;
-    let anywhere = IpAddr::from([0, 0, 0, 0]);
-    route(anywhere, 0, plan::GATEWAY.into(), "eth0")?;
+fn host_network(index: u8, shape: Shape) -> Result<()> {
+    host_addresses(plan::underlay(index), plan::underlay_v6(index), shape)?;
+    let (anywhere, gateway): (IpAddr, IpAddr) = match shape.underlay {
+        Family::V4 => (Ipv4Addr::UNSPECIFIED.into(), plan::GATEWAY.into()),
+        Family::V6 => (Ipv6Addr::UNSPECIFIED.into(), plan::GATEWAY_V6.into()),
+    };
+    route(anywhere, 0, gateway, "eth0")?;
+    if shape.pods.contains(&Family::V6) {
+        sysctl("ipv6/conf/all/forwarding", "1")?;
+    }
     sysctl("ipv4/ip_forward", "1")
+}
+
+/// Addresses of a host on the wire, usable at once: duplicates are not looked for.
+pub(crate) fn host_addresses(v4: Ipv4Addr, v6: Ipv6Addr, shape: Shape) -> Result<()> {
+    if shape.underlay == Family::V4 {
+        return address("eth0", v4.into(), plan::UNDERLAY_PREFIX);
+    }
+    sysctl("ipv6/conf/eth0/accept_dad", "0")?;
+    sysctl("ipv6/conf/eth0/dad_transmits", "0")?;
+    address("eth0", v6.into(), plan::UNDERLAY_PREFIX_V6)
 }
 
 fn kill(process: Option<Process>) -> Result<()> {

@@ -1,17 +1,19 @@
 //! Pods, wired by the real CNI plugin, called as a container runtime calls it.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use espalier_testnet::Netns;
+use ipnet::IpNet;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use serde_json::{Value, json};
 
 use crate::bench::until;
 use crate::node::Node;
+use crate::plan::Family;
 
 /// A pod: a network namespace with `eth0`.
 #[derive(Debug)]
@@ -20,8 +22,10 @@ pub struct Pod {
     pub name: String,
     /// Its namespace.
     pub netns: Netns,
-    /// Its address.
+    /// Its IPv4 address, if it has one.
     pub address: Ipv4Addr,
+    /// All its addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Pod {
@@ -34,6 +38,7 @@ impl Pod {
         let mut pod = Self {
             netns: Netns::new(&name)?,
             address: Ipv4Addr::UNSPECIFIED,
+            addresses: Vec::new(),
             name,
         };
         until(&format!("{} to take pods", node.name), || {
@@ -51,7 +56,12 @@ impl Pod {
             pod.name,
             said(&output)
         );
-        pod.address = address_of(&output.stdout).with_context(|| said(&output))?;
+        pod.addresses = addresses_of(&output.stdout).with_context(|| said(&output))?;
+        for address in &pod.addresses {
+            if let IpAddr::V4(address) = address {
+                pod.address = *address;
+            }
+        }
         Ok(pod)
     }
 
@@ -64,6 +74,7 @@ impl Pod {
         let pod = Self {
             netns: Netns::new(&name)?,
             address: Ipv4Addr::UNSPECIFIED,
+            addresses: Vec::new(),
             name,
         };
         let call = |verb| {
@@ -79,7 +90,26 @@ impl Pod {
     /// # Errors
     /// The port is taken.
     pub fn socket(&self, port: u16) -> Result<UdpSocket> {
-        let bind = || UdpSocket::bind((self.address, port));
+        self.socket_on(Family::V4, port)
+    }
+
+    /// Its address of this IP version.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn address_on(&self, family: Family) -> Result<IpAddr> {
+        let mut addresses = self.addresses.iter().copied();
+        let found = addresses.find(|address| Family::of(*address) == family);
+        found.with_context(|| format!("{} has no address of {family:?}", self.name))
+    }
+
+    /// As [`Self::socket`], on its address of this IP version.
+    ///
+    /// # Errors
+    /// The port is taken, or there is no such address.
+    pub fn socket_on(&self, family: Family, port: u16) -> Result<UdpSocket> {
+        let address = self.address_on(family)?;
+        let bind = || UdpSocket::bind((address, port));
         let socket = self.netns.run(bind)?;
         let socket = socket.with_context(|| format!("port {port} in {}", self.name))?;
         // Room for what comes while the machine is busy elsewhere; without privilege the usual room must do.
@@ -134,12 +164,19 @@ fn said(output: &Output) -> String {
     )
 }
 
-/// `ips[0].address` of a CNI result, without its prefix length.
-fn address_of(result: &[u8]) -> Result<Ipv4Addr> {
+/// `ips[].address` of a CNI result, without their prefix lengths.
+fn addresses_of(result: &[u8]) -> Result<Vec<IpAddr>> {
     let result: Value = serde_json::from_slice(result).context("no JSON")?;
-    let address = result["ips"][0]["address"].as_str().unwrap_or_default();
-    match address.split_once('/') {
-        Some((address, "32")) => Ok(address.parse()?),
-        _ => bail!("expected an IPv4 address with /32 in ips[0], found {address:?}"),
-    }
+    let ips = result["ips"].as_array().context("no ips")?;
+    ips.iter().map(|ip| host_address(&ip["address"])).collect()
+}
+
+fn host_address(value: &Value) -> Result<IpAddr> {
+    let text = value.as_str().unwrap_or_default();
+    let host: IpNet = text.parse().with_context(|| format!("address {text:?}"))?;
+    ensure!(
+        host.prefix_len() == host.max_prefix_len(),
+        "expected the address of one host, found {host}"
+    );
+    Ok(host.addr())
 }

@@ -24,7 +24,7 @@ impl Watch {
             Capture::start(Config {
                 interfaces: Interfaces::AllBut(vec![bridge]),
                 with_outgoing: false,
-                pods: vec![plan::cluster_cidr()],
+                pods: vec![plan::cluster_cidr(), plan::cluster_cidr_v6()],
                 marker: plan::MARKER.to_vec(),
             })
         })?;

@@ -1,18 +1,13 @@
 //! Commands with a time limit; processes that are stopped, by pid, when their owner is dropped.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use std::os::unix::process::CommandExt as _;
+use anyhow::{Result, bail};
+pub(crate) use espalier_guest::Daemon;
 
-const STEP: Duration = Duration::from_millis(20);
 /// A command has ended within this.
 const LIMIT: Duration = Duration::from_secs(60);
 /// A program listens or answers within this: on a busy machine too, and with libraries that nobody has read yet.
@@ -73,80 +68,6 @@ pub(crate) fn run(line: &str) -> Result<String> {
         bail!("{line}: {}", output.text.trim());
     }
     Ok(output.text)
-}
-
-/// A process group that ends with its owner.
-#[derive(Debug)]
-pub(crate) struct Daemon {
-    child: Child,
-    name: String,
-}
-
-impl Daemon {
-    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
-        let name = command.get_program().to_string_lossy().into_owned();
-        let child = command.process_group(0).spawn();
-        let child = child.with_context(|| format!("starting {name}"))?;
-        Ok(Self { child, name })
-    }
-
-    /// With both streams in a file.
-    pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<Self> {
-        let log = File::create(log)?;
-        Self::spawn(command.stdout(log.try_clone()?).stderr(log))
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn child(&mut self) -> &mut Child {
-        &mut self.child
-    }
-
-    pub(crate) fn running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Whether it ended well within `limit`; longer is an error.
-    pub(crate) fn wait(&mut self, limit: Duration) -> Result<bool> {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.success());
-            }
-            if Instant::now() > end {
-                bail!("{} has not ended within {} s", self.name, limit.as_secs());
-            }
-            std::thread::sleep(STEP);
-        }
-    }
-
-    /// At once, without a chance to clean up.
-    pub(crate) fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
-        let _reaped = self.child.wait();
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            // It may be gone already.
-            let _gone = killpg(Pid::from_raw(pid), signal);
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if self.running() {
-            self.signal(Signal::SIGTERM);
-            let end = Instant::now() + Duration::from_secs(3);
-            while self.running() && Instant::now() < end {
-                std::thread::sleep(STEP);
-            }
-        }
-        self.kill();
-    }
 }
 
 /// Asks `check` until it says yes.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::cases;
 use crate::foreign::Place;
 use crate::matrix::{Foreign, Item, name};
-use crate::report::{self, Outcome, Row};
+use crate::report::{Outcome, Row};
 
 /// What the host tells.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> Result<()> {
                 while let Some((at, item)) = take(&next, &plan.items) {
                     let row = one(&plan, item, at);
                     let _one_writer = file.lock();
-                    if let Err(error) = report::append(&plan.rows, &row) {
+                    if let Err(error) = espalier_guest::append(&plan.rows, &row) {
                         eprintln!("{error:#}");
                     }
                 }

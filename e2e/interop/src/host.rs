@@ -1,7 +1,7 @@
 //! On the host: one guest kernel per foreign implementation, then the report.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 use espalier_ike::crypto::Prf;
 
-use crate::command::{Daemon, run as run_line};
+use crate::command::run as run_line;
 use crate::guest::Plan;
 use crate::kdf::{self, FUNCTIONS};
 use crate::matrix::{Auth, Case, Foreign, Item, Role, items, name};
@@ -19,10 +19,13 @@ use crate::report::{self, Outcome, Row};
 /// What to run, and where things are.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Folder with the root file systems and the guest kernel, made by scripts/interop/fetch.sh.
+    /// Folder with the root file systems, made by scripts/interop/fetch.sh.
     #[arg(long)]
     cache: PathBuf,
-    /// Program that runs a script as the guest's init.
+    /// Folder of the guest kernel, as scripts/kernel/fetch.sh prints it.
+    #[arg(long)]
+    kernel: PathBuf,
+    /// Program that runs a script as the guest's init: scripts/kernel/boot.sh.
     #[arg(long)]
     boot: PathBuf,
     /// Where the report goes.
@@ -80,7 +83,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             .filter(|_| options.case.is_empty())
             .flat_map(kdf_rows),
     );
-    write(&options.report, &rows)?;
+    espalier_guest::write_report(&options.report, &rows)?;
     print!("{}", report::table(&rows));
     for row in rows.iter().filter(|row| row.result != Outcome::Pass) {
         let Row {
@@ -175,7 +178,7 @@ fn guest(options: &Options, plan: &Plan) -> Vec<Row> {
     if let Err(error) = boot(options, plan) {
         eprintln!("guest for {}: {error:#}", plan.version);
     }
-    report::read(&plan.rows)
+    espalier_guest::read(&plan.rows)
 }
 
 fn boot(options: &Options, plan: &Plan) -> Result<()> {
@@ -183,22 +186,13 @@ fn boot(options: &Options, plan: &Plan) -> Result<()> {
     let _none = std::fs::remove_file(&plan.rows);
     let file = plan.folder.join("plan.json");
     std::fs::write(&file, serde_json::to_vec(plan)?)?;
-    let script = plan.folder.join("guest.sh");
-    let program = std::env::current_exe()?;
-    std::fs::write(
-        &script,
-        format!("exec {} guest {}\n", program.display(), file.display()),
-    )?;
-    // A guest does not outlive this process, however that ends.
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "TERM"])
-        .arg(&options.boot)
-        .arg(&options.cache)
-        .arg(&script)
-        .stdin(Stdio::null());
-    let mut guest = Daemon::spawn(&mut command)?;
-    guest.wait(GUEST).map(drop)
+    espalier_guest::boot(&espalier_guest::Guest {
+        boot: &options.boot,
+        kernel: &options.kernel,
+        folder: &plan.folder,
+        arguments: &["guest", &file.to_string_lossy()],
+        limit: GUEST,
+    })
 }
 
 /// The key schedule beside Libreswan's: neither role nor authentication is in it.
@@ -242,12 +236,4 @@ fn complete(plan: &Plan, mut rows: Vec<Row>) -> Vec<Row> {
         }
     }
     rows
-}
-
-fn write(file: &Path, rows: &[Row]) -> Result<()> {
-    if let Some(parent) = file.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    std::fs::write(file, serde_json::to_vec_pretty(rows)?)
-        .with_context(|| format!("writing {}", file.display()))
 }

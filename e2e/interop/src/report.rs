@@ -1,11 +1,7 @@
 //! `target/interop/report.json` and the table.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::path::Path;
 
-use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,21 +22,6 @@ pub(crate) struct Row {
     pub(crate) case: String,
     pub(crate) result: Outcome,
     pub(crate) detail: String,
-}
-
-/// Appends one row to a file of JSON lines: what a guest leaves behind even if it dies.
-pub(crate) fn append(file: &Path, row: &Row) -> Result<()> {
-    let mut line = serde_json::to_string(row)?;
-    line.push('\n');
-    let mut file = OpenOptions::new().create(true).append(true).open(file)?;
-    file.write_all(line.as_bytes()).context("writing a row")
-}
-
-/// The rows of such a file; none where there is no file.
-pub(crate) fn read(file: &Path) -> Vec<Row> {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let rows = text.lines().map(serde_json::from_str);
-    rows.filter_map(Result::ok).collect()
 }
 
 /// One line per case and peer; the four cells are role/authentication.
@@ -127,16 +108,5 @@ mod tests {
         let cells: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(cells[2..], ["tunnel", "pass", "-", "peer-limit", "-", "-"]);
         assert_eq!(summary(&rows), "1 passed, 1 peer-limit, 0 failed");
-    }
-
-    #[test]
-    fn a_broken_last_line_loses_only_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("rows");
-        append(&file, &row("initiator", Outcome::Pass)).unwrap();
-        let mut text = std::fs::read_to_string(&file).unwrap();
-        text.push_str("{\"peer\":\"str");
-        std::fs::write(&file, text).unwrap();
-        assert_eq!(read(&file), [row("initiator", Outcome::Pass)]);
     }
 }

@@ -1,15 +1,10 @@
 //! What happens to a healthy mesh: restarts, toggles, quiet.
 
-use std::fs::File;
-use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use espalier_dataplane_core::{Direction, SaInfo};
-use espalier_e2e::{Cluster, Flow, Mode, Node, encrypted, on_path, test, until};
-use espalier_testnet::{Netns, Process, address};
+use espalier_e2e::{Cluster, Flow, Mode, Monitor, Node, encrypted, on_path, test, until};
 
 /// The agent compares the kernel with its wishes at least this often.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -247,66 +242,3 @@ fn active(sas: &[SaInfo]) -> Result<u32> {
     let found = sas.iter().find(sealing).map(|sa| sa.spi.0);
     found.with_context(|| format!("no outbound SA seals: {sas:?}"))
 }
-
-/// `ip monitor`: every change of devices, addresses, routes and rules, whoever makes it.
-struct Monitor {
-    _process: Process,
-    path: PathBuf,
-}
-
-impl Monitor {
-    /// Begins; every change after this is seen.
-    fn start(logs: &Path, netns: &Netns) -> Result<Self> {
-        let path = logs.join("monitor.log");
-        let mut command = Command::new("ip");
-        command
-            .args(["monitor", "link", "address", "route", "rule"])
-            .stdout(File::create(&path)?);
-        let monitor = Self {
-            _process: netns.spawn(&mut command)?,
-            path,
-        };
-        let mut tries = 0;
-        until("the monitor to run", || {
-            tries += 1;
-            monitor.mark(netns, Ipv4Addr::new(192, 0, 2, tries))?;
-            Ok(monitor
-                .since(1)
-                .map(drop)
-                .ok_or_else(|| "it is silent".to_owned()))
-        })?;
-        Ok(monitor)
-    }
-
-    /// The changes since the start.
-    fn changes(&self, netns: &Netns) -> Result<String> {
-        self.mark(netns, END)?;
-        until("the monitor to see the end", || {
-            let text = std::fs::read_to_string(&self.path)?;
-            let done = text.contains(&END.to_string());
-            Ok(done.then_some(()).ok_or_else(|| "not yet".to_owned()))
-        })?;
-        Ok(self.since(0).unwrap_or_default())
-    }
-
-    /// A change of our own, to find in the output.
-    fn mark(&self, netns: &Netns, own: Ipv4Addr) -> Result<()> {
-        netns.run(|| address("lo", own.into(), 32))?
-    }
-
-    /// Lines about other things than our own marks, when there are at least `least` that are.
-    fn since(&self, least: usize) -> Option<String> {
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        let marks = text
-            .lines()
-            .filter(|line| line.contains("192.0.2."))
-            .count();
-        // Link-local addresses appear by themselves, some time after their device came up.
-        let known = ["192.0.2.", "valid_lft", "fe80::"];
-        let other = |line: &&str| !known.iter().any(|known| line.contains(known));
-        let others: Vec<&str> = text.lines().filter(other).collect();
-        (marks >= least).then(|| others.join("\n"))
-    }
-}
-
-const END: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);

@@ -1,0 +1,77 @@
+//! The cases, by what they are about.
+
+mod adopt;
+mod faults;
+mod forms;
+mod invariants;
+mod keys;
+mod life;
+mod reader;
+mod shapes;
+
+use anyhow::Result;
+
+use crate::ground::Ground;
+use crate::matrix::{Case, Set};
+
+/// What a case does; `Ok` is what there is to say of a pass.
+pub(crate) type Run = fn(&mut Ground<'_>) -> Result<String>;
+
+const fn core(name: &'static str, run: Run) -> Case {
+    Case {
+        name,
+        set: Set::Core,
+        run,
+    }
+}
+
+const fn once(name: &'static str, run: Run) -> Case {
+    Case {
+        name,
+        set: Set::Once,
+        run,
+    }
+}
+
+/// All of them; the slow ones first, the others fill their waits.
+pub(crate) const ALL: &[Case] = &[
+    core("rekeys", life::rekeys),
+    once("agent_killed_ten_times", faults::agent_killed_ten_times),
+    core("toggles", life::toggles),
+    core("basic", life::basic),
+    core("dataplane_killed", faults::dataplane_killed),
+    core("udp", forms::udp),
+    core("esp_dropped_falls_back_to_udp", forms::esp_dropped),
+    core("mixed_vxlan_kernel_first", forms::mixed_vxlan),
+    core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
+    core("mixed_ipip_kernel_first", forms::mixed_ipip),
+    core("mixed_ipip_userspace_first", forms::mixed_ipip_reversed),
+    core("ah", forms::ah),
+    core("gmac", forms::gmac),
+    core("chacha20_poly1305", forms::chacha),
+    core("aes_128_gcm", forms::aes128),
+    core("ipip", forms::ipip),
+    core("native_tunnel", forms::native),
+    core("ipv6_underlay", shapes::ipv6_underlay),
+    core("dual_stack_pods", shapes::dual_stack),
+    once("mtu_is_constant_vxlan", shapes::mtu_vxlan),
+    once("mtu_is_constant_ipip", shapes::mtu_ipip),
+    once("mtu_is_constant_native", shapes::mtu_native),
+    once("on_demand", life::on_demand),
+    core("s1_all_dead_and_flushed", invariants::s1_flushed),
+    core("s1_all_dead_and_flushed_ipv6", invariants::s1_flushed_ipv6),
+    core("s2_clear_overlay_is_refused", invariants::s2),
+    core("s3_keys_are_unique", keys::s3),
+    core("s4_counters_never_go_back", keys::s4),
+    core("s7_host_traffic_needs_no_tunnel", invariants::s7),
+    once("s8_no_esp_is_not_ready", invariants::s8),
+    core("foreign_states_survive", adopt::foreign_survive),
+    core("quiet_agent_writes_nothing", adopt::quiet),
+    once("node_removed_while_the_agent_is_down", adopt::node_removed),
+    core("another_reader_decrypts_the_wire", reader::decrypts),
+    Case {
+        name: "per_cpu_states",
+        set: Set::PerCpu,
+        run: forms::per_cpu,
+    },
+];

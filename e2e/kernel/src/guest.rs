@@ -1,0 +1,149 @@
+//! Inside a guest: each case in a process of its own that is ended in time.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use espalier_guest::Daemon;
+
+use crate::matrix::{self, Expected};
+use crate::report::{Measured, Outcome, Row};
+
+/// What the host tells.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// JSON file of [`Plan`].
+    plan: PathBuf,
+}
+
+/// What is to be done in this guest.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Plan {
+    /// Its name and version.
+    pub(crate) kernel: String,
+    /// Its folder.
+    pub(crate) place: PathBuf,
+    pub(crate) cases: Vec<String>,
+    pub(crate) bin: PathBuf,
+    /// Test program of `e2e/`.
+    pub(crate) mesh: Option<PathBuf>,
+    /// Of this guest.
+    pub(crate) folder: PathBuf,
+    /// JSON lines.
+    pub(crate) rows: PathBuf,
+    pub(crate) scripts: PathBuf,
+    pub(crate) expected: Expected,
+    pub(crate) lanes: usize,
+}
+
+/// A packet every so many milliseconds in every flow: the guest has one slow processor.
+const INTERVAL: &str = "10";
+/// Limit of a test of `e2e/`, which has one of its own below this.
+const MESH_LIMIT: Duration = Duration::from_secs(240);
+
+/// Works the plan off; rows go to its file.
+///
+/// # Errors
+/// An unreadable plan. A case that fails is a row.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let plan = std::fs::read(&options.plan)
+        .with_context(|| format!("reading {}", options.plan.display()))?;
+    let plan: Plan = serde_json::from_slice(&plan)?;
+    let next = AtomicUsize::new(0);
+    let file = Mutex::new(());
+    std::thread::scope(|scope| {
+        for _ in 0..plan.lanes {
+            scope.spawn(|| {
+                while let Some(case) = plan.cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let start = Instant::now();
+                    let row = one(&plan, case)
+                        .unwrap_or_else(|error| failed(&plan, case, format!("{error:#}")));
+                    let _one_writer = file.lock();
+                    say(&row, start.elapsed());
+                    if let Err(error) = espalier_guest::append(&plan.rows, &row) {
+                        eprintln!("{error:#}");
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn say(row: &Row, took: Duration) {
+    let result = match row.result {
+        Outcome::Pass => "pass",
+        Outcome::Fail => "FAIL",
+    };
+    let (case, detail, seconds) = (&row.case, &row.detail, took.as_secs());
+    println!("{result} {case} ({seconds} s): {detail}");
+}
+
+fn failed(plan: &Plan, case: &str, detail: String) -> Row {
+    Row::failed(&plan.kernel, case, detail)
+}
+
+fn one(plan: &Plan, name: &str) -> Result<Row> {
+    let folder = plan.folder.join(name.replace("::", "-"));
+    std::fs::create_dir_all(&folder)?;
+    let row = folder.join("row.jsonl");
+    let (mut command, limit) = match matrix::find(name) {
+        Some(case) => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command
+                .args(["case", name])
+                .arg(&plan.folder.join("plan.json"))
+                .arg(&folder);
+            (command, case.limit())
+        }
+        None => (mesh_test(plan, name)?, MESH_LIMIT),
+    };
+    command
+        .env(espalier_e2e::BINARIES, &plan.bin)
+        .env(espalier_e2e::INTERVAL, INTERVAL);
+    // Below, nobody reads from the console.
+    let output = folder.join("output.txt");
+    let ended = Daemon::logged(&mut command, &output)?.wait(limit);
+    let rows: Vec<Row> = espalier_guest::read(&row);
+    match (rows.into_iter().next(), ended) {
+        (Some(row), _) => Ok(row),
+        (None, Ok(well)) if matrix::find(name).is_none() => Ok(mesh_row(plan, name, well)),
+        (None, Ok(_)) => Ok(failed(
+            plan,
+            name,
+            format!("no result; {}", output.display()),
+        )),
+        (None, Err(error)) => Ok(failed(plan, name, format!("{error:#}"))),
+    }
+}
+
+fn mesh_test(plan: &Plan, name: &str) -> Result<Command> {
+    let program = plan.mesh.as_ref().context("no test program of e2e/")?;
+    let test = name.strip_prefix(matrix::MESH).unwrap_or(name);
+    let mut command = Command::new(program);
+    command.args([test, "--exact", "--nocapture"]);
+    Ok(command)
+}
+
+fn mesh_row(plan: &Plan, name: &str, well: bool) -> Row {
+    let output = plan.folder.join(name.replace("::", "-")).join("output.txt");
+    let text = std::fs::read_to_string(&output).unwrap_or_default();
+    if well && text.contains("1 passed") {
+        return Row {
+            result: Outcome::Pass,
+            measured: Measured::default(),
+            ..failed(plan, name, "the test of e2e/ passes here, too".to_owned())
+        };
+    }
+    let panic = text
+        .lines()
+        .skip_while(|line| !line.contains("failed in its sandbox"));
+    let line = panic
+        .skip(1)
+        .find(|line| !line.trim().is_empty() && !line.starts_with("running"));
+    let said = line.unwrap_or("did not pass").trim();
+    failed(plan, name, format!("{said}; {}", output.display()))
+}

@@ -1,0 +1,209 @@
+//! On the host: one guest per kernel, one after the other, then the report.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
+use espalier_guest::Guest;
+
+use crate::cases;
+use crate::guest::Plan;
+use crate::matrix::{self, Expected, Kernel, Set};
+use crate::report::{self, Outcome, Row};
+
+/// What to run, and where things are.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Folder of fetch.sh, boot.sh and qemu.sh.
+    #[arg(long, default_value = "scripts/kernel")]
+    scripts: PathBuf,
+    /// Folder of the binaries under test.
+    #[arg(long, default_value = "target/debug")]
+    bin: PathBuf,
+    /// Where the report and the logs of what failed go.
+    #[arg(long, default_value = "target/kernel")]
+    out: PathBuf,
+    /// Only these kernels.
+    #[arg(long)]
+    kernel: Vec<Kernel>,
+    /// Only these cases: names, or the beginning of names with `*` at its end.
+    #[arg(long)]
+    case: Vec<String>,
+    /// On every kernel its core cases only.
+    #[arg(long)]
+    core: bool,
+    /// The tests of `e2e/` as cases, too: their test program.
+    #[arg(long)]
+    mesh: Option<PathBuf>,
+    /// Which data plane is to be tested.
+    #[arg(long, value_enum, default_value = "kernel")]
+    plane: Expected,
+    /// Cases at a time: they mostly wait.
+    #[arg(long, default_value_t = 2)]
+    lanes: usize,
+}
+
+/// Limit of a whole guest.
+const GUEST: Duration = Duration::from_secs(90 * 60);
+
+/// Runs everything and prints the table.
+///
+/// # Errors
+/// What keeps the run from starting. Failed cases are in the exit status.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut plans = Vec::new();
+    for kernel in chosen(options) {
+        plans.push(plan(options, kernel)?);
+    }
+    ensure!(
+        plans.iter().any(|plan| !plan.cases.is_empty()),
+        "no case of that name for these kernels; `espalier-e2e-kernel list` prints all"
+    );
+    let mut rows = Vec::new();
+    for plan in plans.iter().filter(|plan| !plan.cases.is_empty()) {
+        rows.extend(run_guest(options, plan));
+    }
+    espalier_guest::write_report(&options.out.join("report.json"), &rows)?;
+    println!("\n{}", report::table(&rows));
+    for row in rows.iter().filter(|row| row.result == Outcome::Fail) {
+        println!("{} {}: {}", row.kernel, row.case, row.detail);
+    }
+    println!("{}", report::summary(&rows));
+    let bad = rows.iter().any(|row| row.result == Outcome::Fail);
+    Ok(if bad {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn chosen(options: &Options) -> Vec<Kernel> {
+    if options.kernel.is_empty() {
+        vec![Kernel::UmlBookworm]
+    } else {
+        let all = Kernel::value_variants().iter().copied();
+        all.filter(|kernel| options.kernel.contains(kernel))
+            .collect()
+    }
+}
+
+fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
+    let folder = absolute(&options.out)?.join(kernel.name());
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    let scripts = absolute(&options.scripts)?;
+    let place = fetch(&scripts, kernel)?;
+    let version = std::fs::read_dir(place.join("modules"))?.next();
+    let version = version.context("the kernel has no modules")??.file_name();
+    let own = cases::ALL
+        .iter()
+        .filter(|case| kernel.has(case) && (!options.core || case.set != Set::Once));
+    let own = own.map(|case| case.name.to_owned());
+    let mesh = match &options.mesh {
+        Some(program) if kernel == Kernel::UmlBookworm => mesh_tests(program)?,
+        _ => Vec::new(),
+    };
+    let wanted = |case: &String| {
+        options.case.is_empty() || options.case.iter().any(|pattern| fits(case, pattern))
+    };
+    Ok(Plan {
+        kernel: format!("{} {}", kernel.name(), version.to_string_lossy()),
+        place,
+        cases: own.chain(mesh).filter(wanted).collect(),
+        bin: absolute(&options.bin)?,
+        mesh: options.mesh.as_deref().map(absolute).transpose()?,
+        rows: folder.join("rows.jsonl"),
+        folder,
+        scripts,
+        expected: options.plane,
+        lanes: options.lanes,
+    })
+}
+
+fn fits(case: &str, pattern: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => case.starts_with(beginning),
+        None => case == pattern,
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("finding {}", path.display()))
+}
+
+/// The folder of the kernel.
+fn fetch(scripts: &Path, kernel: Kernel) -> Result<PathBuf> {
+    let mut command = Command::new(scripts.join("fetch.sh"));
+    let output = command
+        .args(kernel.fetched_by())
+        .stderr(std::process::Stdio::inherit());
+    let output = output.output().context("starting fetch.sh")?;
+    ensure!(
+        output.status.success(),
+        "kernel {} could not be fetched",
+        kernel.name()
+    );
+    let said = String::from_utf8(output.stdout)?;
+    Ok(said.trim().into())
+}
+
+/// Names of all tests of that program, with `mesh::` before them.
+fn mesh_tests(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program)
+        .args(["--list", "--format", "terse"])
+        .output();
+    let output = output.with_context(|| format!("starting {}", program.display()))?;
+    let said = String::from_utf8(output.stdout)?;
+    let names = said.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names
+        .map(|name| format!("{}{name}", matrix::MESH))
+        .collect())
+}
+
+/// Boots a guest for a plan; returns the rows that it left.
+fn run_guest(options: &Options, plan: &Plan) -> Vec<Row> {
+    println!("{}: {} cases", plan.kernel, plan.cases.len());
+    let ended = boot(options, plan);
+    let mut rows: Vec<Row> = espalier_guest::read(&plan.rows);
+    let why = match &ended {
+        Ok(()) => String::new(),
+        Err(error) => format!("; {error:#}"),
+    };
+    // A row that the guest did not write is a failed one.
+    for case in &plan.cases {
+        if !rows.iter().any(|row| row.case == *case) {
+            let detail = format!("no result: the guest ended before{why}");
+            rows.push(Row::failed(&plan.kernel, case, detail));
+        }
+    }
+    let place = |row: &Row| plan.cases.iter().position(|case| *case == row.case);
+    rows.sort_by_key(place);
+    rows
+}
+
+fn boot(options: &Options, plan: &Plan) -> Result<()> {
+    let file = plan.folder.join("plan.json");
+    std::fs::write(&file, serde_json::to_vec(plan)?)?;
+    espalier_guest::boot(&Guest {
+        boot: &absolute(&options.scripts)?.join("boot.sh"),
+        kernel: &plan.place,
+        folder: &plan.folder,
+        arguments: &["guest", &file.to_string_lossy()],
+        limit: GUEST,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_name_or_a_beginning() {
+        assert!(fits("s1_flushed", "s1_*") && fits("udp", "udp") && fits("udp", "*"));
+        assert!(!fits("s10", "s1_*") && !fits("udp_fallback", "udp"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Flows between all pods while something happens, and what they and the kernel's error counters say in the end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use espalier_capture::Counters;
+use espalier_e2e::{Cluster, Family, Flow, Mark, Pod, errors_between, stat};
+
+use crate::ground::Populated;
+use crate::report::Measured;
+
+/// Ports of the flows begin here.
+const FIRST_PORT: u16 = 7001;
+
+/// Flows each way between each two pods, in each IP version that they have.
+pub(crate) struct Load {
+    flows: Vec<(Flow, Mark)>,
+    stats: BTreeMap<String, BTreeMap<String, u64>>,
+    seen: Counters,
+}
+
+impl Load {
+    /// Returns when packets of all flows arrive; what counts begins then.
+    pub(crate) fn start(ground: &Populated) -> Result<Self> {
+        let (mesh, pods) = (&ground.mesh, &ground.pods);
+        let mut flows = Vec::new();
+        for family in mesh.setup.shape.pods {
+            for (from, to) in pairs(pods) {
+                let port = FIRST_PORT + u16::try_from(flows.len())?;
+                flows.push(Flow::start_on(*family, from, to, port)?);
+            }
+        }
+        for flow in &flows {
+            flow.await_since(flow.mark())?;
+        }
+        let marked = flows.into_iter().map(|flow| {
+            let mark = flow.mark();
+            (flow, mark)
+        });
+        Ok(Self {
+            flows: marked.collect(),
+            stats: stats(mesh)?,
+            seen: mesh.watch.now()?,
+        })
+    }
+
+    /// Waits until packets that are sent from now on arrive.
+    pub(crate) fn arrives(&self) -> Result<()> {
+        let mut flows = self.flows.iter();
+        flows.try_for_each(|(flow, _)| flow.await_since(flow.mark()))
+    }
+
+    /// Lets it run on for this long.
+    pub(crate) fn run(&self, duration: Duration) {
+        std::thread::sleep(duration);
+    }
+
+    /// Ends the flows; adds what was counted. Returns what was lost and when, for the case's detail.
+    pub(crate) fn end(self, mesh: &Cluster, measured: &mut Measured) -> Result<String> {
+        let mut said = Vec::new();
+        for (flow, mark) in &self.flows {
+            let count = flow.count_since(*mark);
+            add(&mut measured.sent, count.sent);
+            add(&mut measured.lost, count.lost);
+            if count.lost > 0 {
+                said.push(format!("{} lost, sent at {}", count.lost, count.when));
+            }
+        }
+        add(&mut measured.xfrm_errors, 0);
+        for (node, after) in stats(mesh)? {
+            let none = BTreeMap::new();
+            let before = self.stats.get(&node).unwrap_or(&none);
+            for (counter, by) in errors_between(before, &after) {
+                add(&mut measured.xfrm_errors, by);
+                said.push(format!("{node} {counter} +{by}"));
+            }
+        }
+        add(
+            &mut measured.clear_packets,
+            mesh.watch.now()?.since(&self.seen).clear,
+        );
+        Ok(said.join("; "))
+    }
+
+    /// [`Self::end`] of a load of which nothing may be lost.
+    pub(crate) fn ends_without_loss(self, mesh: &Cluster, measured: &mut Measured) -> Result<()> {
+        let said = self.end(mesh, measured)?;
+        let nothing = measured.lost == Some(0) && measured.xfrm_errors == Some(0);
+        ensure!(
+            nothing,
+            "expected no loss and no error of XFRM, found: {said}"
+        );
+        Ok(())
+    }
+}
+
+/// Fails when pod packets were seen in clear.
+pub(crate) fn nothing_clear(measured: &Measured) -> Result<()> {
+    let clear = measured.clear_packets.unwrap_or_default();
+    ensure!(clear == 0, "{clear} pod packets on the wire in clear");
+    Ok(())
+}
+
+fn stats(mesh: &Cluster) -> Result<BTreeMap<String, BTreeMap<String, u64>>> {
+    let of = |node: &espalier_e2e::Node| Ok((node.name.clone(), stat(&node.netns)?));
+    mesh.nodes.iter().map(of).collect()
+}
+
+fn add(sum: &mut Option<u64>, more: u64) {
+    *sum = Some(sum.unwrap_or_default() + more);
+}
+
+fn pairs(pods: &[Pod]) -> Vec<(&Pod, &Pod)> {
+    let mut pairs = Vec::new();
+    for from in pods {
+        pairs.extend(
+            pods.iter()
+                .filter(|to| to.name != from.name)
+                .map(|to| (from, to)),
+        );
+    }
+    pairs
+}
+
+/// The first IP version that the pods have.
+pub(crate) fn first_family(ground: &Populated) -> Family {
+    ground
+        .mesh
+        .setup
+        .shape
+        .pods
+        .first()
+        .copied()
+        .unwrap_or(Family::V4)
+}

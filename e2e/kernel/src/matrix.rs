@@ -1,0 +1,109 @@
+//! Kernels and cases.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::cases::{self, Run};
+
+/// Before the names of the tests of `e2e/`.
+pub(crate) const MESH: &str = "mesh::";
+
+/// A guest kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Kernel {
+    UmlBookworm,
+    UmlTrixie,
+    UmlSid,
+    /// Two processors, emulated.
+    QemuSid,
+}
+
+impl Kernel {
+    /// Arguments of scripts/kernel/fetch.sh.
+    pub(crate) fn fetched_by(self) -> [&'static str; 2] {
+        match self {
+            Self::UmlBookworm => ["uml", "bookworm"],
+            Self::UmlTrixie => ["uml", "trixie"],
+            Self::UmlSid => ["uml", "sid"],
+            Self::QemuSid => ["qemu", "sid"],
+        }
+    }
+
+    pub(crate) fn name(self) -> String {
+        self.fetched_by().join("-")
+    }
+
+    /// Whether it can run the case at all; one that could not would not be started.
+    pub(crate) fn has(self, case: &Case) -> bool {
+        (self == Self::QemuSid) == (case.set == Set::PerCpu)
+    }
+}
+
+/// Which data plane the nodes are to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Expected {
+    /// What they choose by themselves, and that must be the kernel's.
+    Kernel,
+    /// They are told.
+    Userspace,
+    /// What they choose by themselves, whatever that is: to try the harness.
+    Any,
+}
+
+/// Where a case is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Set {
+    /// On every kernel of user-mode Linux.
+    Core,
+    /// On the oldest only, since it takes long or depends little on the kernel's version.
+    Once,
+    /// On the guest with several processors.
+    PerCpu,
+}
+
+/// A case.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) set: Set,
+    pub(crate) run: Run,
+}
+
+impl Case {
+    /// It has ended by then, with everything that it waits for.
+    pub(crate) fn limit(&self) -> Duration {
+        match self.name {
+            "rekeys" => Duration::from_secs(600),
+            _ => Duration::from_secs(300),
+        }
+    }
+}
+
+pub(crate) fn find(name: &str) -> Option<&'static Case> {
+    cases::ALL.iter().find(|case| case.name == name)
+}
+
+pub(crate) fn list() -> String {
+    let mut out = String::new();
+    for case in cases::ALL {
+        let _ok = writeln!(out, "{:<40} {:?}", case.name, case.set);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_fit_for_folders() {
+        let mut names: Vec<_> = cases::ALL.iter().map(|case| case.name).collect();
+        let fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        assert!(names.iter().all(|name| name.chars().all(fit)));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), cases::ALL.len());
+    }
+}
