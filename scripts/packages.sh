@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test|bench`. As root on Debian it
+# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test|bench|kernel`. As root on Debian it
 # installs what is missing; otherwise it names it and fails.
 set -euo pipefail
 
@@ -8,6 +8,7 @@ declare -A tools=(
   [demo]="ip:iproute2 unshare:util-linux"
   [interop]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod tcpdump:tcpdump ping:iputils-ping openssl:openssl mmdebstrap:mmdebstrap"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
+  [kernel]="cc:gcc make:make ip:iproute2 unshare:util-linux modprobe:kmod"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}
