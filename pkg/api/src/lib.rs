@@ -1,12 +1,14 @@
 //! What an admin writes: the `EncryptionPolicy` resource and Node objects, and the sources they come from.
 
 mod crd;
+mod external;
 mod folder;
 mod manifest;
 mod snapshot;
 
 pub use crd::{EncryptionPolicy, EncryptionPolicySpec, PolicyMode};
 pub use espalier_peers::NodeSpec;
+pub use external::{ExternalAuth, ExternalGateway, ExternalPeer, ExternalPeerSpec};
 pub use folder::{FolderSource, SourceError};
 pub use manifest::{Object, parse};
 pub use snapshot::{MeshSnapshot, Policy, Problem, Store};

@@ -10,12 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::crd::EncryptionPolicy;
+use crate::external::{self, ExternalGateway};
 use crate::snapshot::{Policy, Problem};
 
 /// Name of the policy that is in force.
 const POLICY_NAME: &str = "default";
-/// Fields of the policy object itself; those of its spec are the type's.
-const POLICY_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+/// Fields of our own objects themselves; those of a spec are the type's.
+const OWN_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 /// Seconds, inclusive.
 const DEADLINE_RANGE: std::ops::RangeInclusive<u32> = 1..=3600;
 
@@ -26,6 +27,8 @@ pub enum Object {
     Node(NodeSpec),
     /// The policy.
     Policy(Policy),
+    /// A gateway outside of the mesh.
+    External(ExternalGateway),
 }
 
 impl Object {
@@ -35,6 +38,7 @@ impl Object {
         match self {
             Self::Node(node) => ("Node", node.name.clone()),
             Self::Policy(_) => ("EncryptionPolicy", POLICY_NAME.to_owned()),
+            Self::External(peer) => ("ExternalPeer", peer.name.clone()),
         }
     }
 }
@@ -80,7 +84,8 @@ fn read_document(file: &str, index: usize, document: Value) -> Option<Result<Obj
     let read: fn(Value) -> Result<Object, String> = match (version.as_str(), kind.as_str()) {
         ("v1", "Node") => read_node,
         ("espalier.dev/v1alpha1", "EncryptionPolicy") => read_policy,
-        (other, "EncryptionPolicy") => {
+        ("espalier.dev/v1alpha1", "ExternalPeer") => read_external,
+        (other, "EncryptionPolicy" | "ExternalPeer") => {
             let what = format!("apiVersion {other:?}: expected espalier.dev/v1alpha1");
             return Some(Err(Problem {
                 place: place(file, index, &kind, &name),
@@ -120,7 +125,7 @@ fn place(file: &str, index: usize, kind: &str, name: &str) -> String {
 }
 
 fn key(kind: &str, name: &str) -> Option<(&'static str, String)> {
-    let kind = ["Node", "EncryptionPolicy"]
+    let kind = ["Node", "EncryptionPolicy", "ExternalPeer"]
         .into_iter()
         .find(|known| *known == kind)?;
     (!name.is_empty()).then(|| (kind, name.to_owned()))
@@ -132,7 +137,7 @@ fn typed<T: DeserializeOwned>(document: Value) -> Result<T, String> {
 
 fn read_node(document: Value) -> Result<Object, String> {
     let node: Node = typed(document)?;
-    let name = node.metadata.name.filter(|name| is_node_name(name)).ok_or(
+    let name = node.metadata.name.filter(|name| is_dns_name(name)).ok_or(
         "metadata.name: expected a DNS subdomain (lower case letters, digits, '-' and '.', at most 253); it is the node's identity",
     )?;
     let status = node.status.unwrap_or_default();
@@ -179,10 +184,7 @@ fn read_node(document: Value) -> Result<Object, String> {
 }
 
 fn read_policy(document: Value) -> Result<Object, String> {
-    if let Some(unknown) = unknown_field(&document, &POLICY_FIELDS) {
-        let known = POLICY_FIELDS.join(", ");
-        return Err(format!("{unknown}: unknown field, expected one of {known}"));
-    }
+    known_fields(&document)?;
     let policy: EncryptionPolicy = typed(document)?;
     let name = policy.metadata.name.unwrap_or_default();
     if name != POLICY_NAME {
@@ -206,12 +208,30 @@ fn read_policy(document: Value) -> Result<Object, String> {
     }))
 }
 
-fn unknown_field<'a>(document: &'a Value, known: &[&str]) -> Option<&'a str> {
-    let mut fields = document.as_object()?.keys().map(String::as_str);
-    fields.find(|field| !known.contains(field))
+fn read_external(document: Value) -> Result<Object, String> {
+    known_fields(&document)?;
+    external::read(typed(document)?).map(Object::External)
 }
 
-fn read_cidrs(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {
+/// A misspelt `spec` is said, not passed over.
+fn known_fields(document: &Value) -> Result<(), String> {
+    let fields = document
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.keys());
+    match fields
+        .into_iter()
+        .find(|field| !OWN_FIELDS.contains(&field.as_str()))
+    {
+        None => Ok(()),
+        Some(unknown) => {
+            let known = OWN_FIELDS.join(", ");
+            Err(format!("{unknown}: unknown field, expected one of {known}"))
+        }
+    }
+}
+
+pub(crate) fn read_cidrs(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {
     let mut cidrs = Vec::with_capacity(texts.len());
     for (i, text) in texts.iter().enumerate() {
         let net: IpNet = text.parse().map_err(|_| {
@@ -228,8 +248,8 @@ fn read_cidrs(field: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {
     Ok(cidrs)
 }
 
-/// RFC 1123 subdomain, as Kubernetes demands of node names.
-fn is_node_name(name: &str) -> bool {
+/// RFC 1123 subdomain, as Kubernetes demands of names.
+pub(crate) fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         !label.is_empty()

@@ -8,6 +8,7 @@ use std::time::Duration;
 use espalier_peers::{Mode, NodeSpec};
 use ipnet::IpNet;
 
+use crate::external::ExternalGateway;
 use crate::manifest::{Object, parse};
 
 /// The policy in force.
@@ -55,6 +56,8 @@ pub struct MeshSnapshot {
     pub policy: Policy,
     /// All usable nodes, by name.
     pub nodes: Vec<NodeSpec>,
+    /// Gateways outside of the mesh, by name.
+    pub externals: Vec<ExternalGateway>,
     /// What is not in force.
     pub problems: Vec<Problem>,
 }
@@ -94,9 +97,11 @@ impl Store {
         };
         let nodes = self.choose_nodes(&policy, &mut problems);
         self.in_force = nodes.iter().map(|node| node.name.clone()).collect();
+        let externals = self.choose_externals(&policy, &mut problems);
         MeshSnapshot {
             policy,
             nodes,
+            externals,
             problems,
         }
     }
@@ -130,7 +135,7 @@ impl Store {
         let mut policies = self.files.iter().flat_map(|(file, objects)| {
             objects.values().filter_map(move |object| match object {
                 Object::Policy(policy) => Some((file, policy)),
-                Object::Node(_) => None,
+                Object::Node(_) | Object::External(_) => None,
             })
         });
         let first = policies.next();
@@ -151,6 +156,37 @@ impl Store {
             (None, None) => problems.push(missing_policy("nothing is done until there is one")),
         }
         self.policy.clone()
+    }
+
+    /// Of two gateways that conflict the first by name holds.
+    fn choose_externals(
+        &self,
+        policy: &Policy,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<ExternalGateway> {
+        let objects = self
+            .files
+            .iter()
+            .flat_map(|(file, objects)| objects.values().map(move |object| (file, object)));
+        let mut candidates: Vec<(&String, &ExternalGateway)> = objects
+            .filter_map(|(file, object)| match object {
+                Object::External(peer) => Some((file, peer)),
+                Object::Node(_) | Object::Policy(_) => None,
+            })
+            .collect();
+        candidates.sort_by_key(|(file, peer)| (&peer.name, *file));
+        let mut chosen: Vec<(&String, &ExternalGateway)> = Vec::new();
+        for (file, peer) in candidates {
+            match peer.conflict(policy, &chosen) {
+                None => chosen.push((file, peer)),
+                Some(what) => problems.push(Problem {
+                    place: format!("{file}, ExternalPeer {}", peer.name),
+                    key: Some(("ExternalPeer", peer.name.clone())),
+                    what,
+                }),
+            }
+        }
+        chosen.into_iter().map(|(_, peer)| peer.clone()).collect()
     }
 
     fn choose_nodes(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Vec<NodeSpec> {
