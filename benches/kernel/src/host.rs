@@ -16,6 +16,8 @@ use crate::rows::{self, Row};
 pub(crate) enum Part {
     /// Octets on the wire, in a guest kernel.
     Wire,
+    /// SAs per second into the kernel, in a guest kernel.
+    Installs,
     /// The overlay's objects in the kernel, in a namespace of this machine.
     Reconcile,
     /// The agent with all the nodes of a large mesh, in a namespace of this machine.
@@ -23,11 +25,12 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Wire, Self::Reconcile, Self::Agent];
+    const ALL: [Self; 4] = [Self::Wire, Self::Installs, Self::Reconcile, Self::Agent];
 
     fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
+            Self::Installs => "installs",
             Self::Reconcile => "reconcile",
             Self::Agent => "agent",
         }
@@ -35,7 +38,7 @@ impl Part {
 
     /// Needs a kernel with ESP.
     fn in_guest(self) -> bool {
-        self == Self::Wire
+        matches!(self, Self::Wire | Self::Installs)
     }
 }
 

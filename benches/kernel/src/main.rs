@@ -10,6 +10,7 @@
 mod agent;
 mod clock;
 mod host;
+mod installs;
 mod reconcile;
 mod rows;
 mod wire;
@@ -84,6 +85,7 @@ fn part(arguments: &PartArguments) -> Result<()> {
     match arguments.part {
         Part::Reconcile => reconcile::run(size, &rows),
         Part::Agent => agent::run(bin, size, &rows),
+        Part::Installs => installs::run(bin, size, &rows),
         Part::Wire => Ok(()),
     }
 }
