@@ -5,9 +5,9 @@ MESH_NODES ?= 1000
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help build bench bench-ike bench-kernel demo test interop fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## release binaries in target/release
 	@scripts/packages.sh build
@@ -32,6 +32,12 @@ test: ## everything that tests run, the demo included
 
 interop: ## the IKE engine against strongSwan and Libreswan, in guest kernels (ONLY="--case dpd --peer sid-strongswan")
 	@scripts/interop.sh $(ONLY)
+
+kernel-test: ## the real binaries over a real kernel's IPsec, in a guest of Linux 6.1 (ONLY="--case basic")
+	@scripts/kernel.sh test $(ONLY)
+
+kernel-matrix: ## the core of it on Linux 6.1, 6.12 and 7.2, and on two processors (ONLY="--kernel uml-sid")
+	@scripts/kernel.sh matrix $(ONLY)
 
 fmt: ## format check
 	$(CARGO) fmt --all --check

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that what a part needs from the system is there: `packages.sh build|demo|interop|test|bench|kernel`. As root on Debian it
+# Makes sure that what a part needs from the system is there: `packages.sh PART`, of the parts below. As root on Debian it
 # installs what is missing; otherwise it names it and fails.
 set -euo pipefail
 
@@ -7,8 +7,9 @@ declare -A tools=(
   [build]="cc:gcc make:make"
   [demo]="ip:iproute2 unshare:util-linux"
   [interop]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod tcpdump:tcpdump ping:iputils-ping openssl:openssl mmdebstrap:mmdebstrap"
+  [kernel]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping"
+  [kernel-matrix]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping patchelf:patchelf mmdebstrap:mmdebstrap cpio:cpio xz:xz-utils qemu-system-x86_64:qemu-system-x86"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
-  [kernel]="cc:gcc make:make ip:iproute2 unshare:util-linux modprobe:kmod"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
 )
 part=${1:?part}
@@ -19,6 +20,10 @@ done
 # gcc alone does not bring the C library's headers.
 if [[ $part != demo && ! -e /usr/include/stdio.h ]]; then missing+=(libc6-dev); fi
 if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libssl-dev); fi
+# An implementation of ESP that is not ours reads what is on the wire.
+if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 2>/dev/null; then
+  missing+=(python3-scapy python3-cryptography)
+fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2

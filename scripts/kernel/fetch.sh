@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # fetch.sh uml|qemu SUITE: prints the folder of a guest kernel of that Debian suite, which boot.sh starts. `uml` is user-mode
-# Linux, `qemu` the kernel for clouds. What is in the cache is used again, without a look at the mirror; remove it to get the
+# Linux, `qemu` the kernel for clouds with a small root file system of the same suite. What is in the cache is used again, without a look at the mirror; remove it to get the
 # newest.
 set -euo pipefail
 kind=${1:?uml or qemu} suite=${2:?suite}
@@ -50,12 +50,25 @@ qemu() {
   cp "$(find "$work/root" -name 'vmlinuz*' | head -n 1)" "$work/new/vmlinuz"
   mv "$(dirname "$(dirname "$(find "$work/root" -type d -path '*/modules/*/kernel' | head -n 1)")")" "$work/new/modules"
 }
+# What the tests call, with the modules: the beginning of the guest's initial RAM file system. Its iproute2 knows what the
+# kernel of its suite can do.
+guest_root() {
+  local root=$work/rootfs
+  mmdebstrap --quiet --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
+    --include=base-files,bash,coreutils,grep,iproute2,iputils-ping,kmod,mount,sed,tar,util-linux \
+    "$suite" "$root" "$(debian_mirror)" >&2
+  rm -rf "$root"/usr/share/{doc,man,locale,i18n,info} "$root"/var/{cache,lib}/apt
+  mkdir -p "$root/usr/lib/modules"
+  cp -r "$work/new/modules/." "$root/usr/lib/modules/"
+  (cd "$root" && find . -print0 | cpio --null --quiet -o -H newc) | gzip -1 > "$work/new/root.cpio.gz"
+}
 
 "$kind"
 # depmod knows one layout only.
 mkdir -p "$work/base/lib"
 ln -s ../../new/modules "$work/base/lib/modules"
 depmod -b "$work/base" "$(ls "$work/new/modules")" 2> /dev/null
+[[ $kind == uml ]] || guest_root
 target=$cache/$kind-$suite-${version//[^A-Za-z0-9.+~-]/_}
 # The paths in the program are those of the place where it stays.
 if [[ -d $work/new/libc ]]; then

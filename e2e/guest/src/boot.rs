@@ -1,6 +1,6 @@
 //! One guest, from its start to its end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,8 +15,10 @@ pub struct Guest<'a> {
     pub boot: &'a Path,
     /// Folder of its kernel, as scripts/kernel/fetch.sh printed it.
     pub kernel: &'a Path,
-    /// Folder for the script that it runs.
+    /// Folder for the script that it runs; what the guest leaves there comes back.
     pub folder: &'a Path,
+    /// What else it needs where it does not see this machine's files; this program is among them already.
+    pub files: &'a [PathBuf],
     /// Words of the command that it runs; this program itself is put before them.
     pub arguments: &'a [&'a str],
     /// Longer than this it does not run.
@@ -39,6 +41,8 @@ pub fn boot(guest: &Guest<'_>) -> Result<()> {
         .arg(guest.boot)
         .arg(guest.kernel)
         .arg(&script)
+        .arg(&program)
+        .args(guest.files)
         .stdin(Stdio::null());
     let ended_well = Daemon::spawn(&mut command)?.wait(guest.limit)?;
     ensure!(ended_well, "the guest did not come to its end");

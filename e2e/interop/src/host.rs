@@ -190,6 +190,7 @@ fn boot(options: &Options, plan: &Plan) -> Result<()> {
         boot: &options.boot,
         kernel: &options.kernel,
         folder: &plan.folder,
+        files: &[],
         arguments: &["guest", &file.to_string_lossy()],
         limit: GUEST,
     })

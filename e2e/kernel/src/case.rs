@@ -33,7 +33,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let mut ground = Ground {
             bench,
             plan: &plan,
-            folder: &options.folder,
             measured: &mut measured,
         };
         detail = (case.run)(&mut ground)?;

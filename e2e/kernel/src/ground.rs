@@ -1,7 +1,6 @@
 //! What every case stands on: a mesh with the expected data plane, and its measurements.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,8 +15,6 @@ use crate::report::Measured;
 pub(crate) struct Ground<'a> {
     pub(crate) bench: &'a Bench,
     pub(crate) plan: &'a Plan,
-    /// For files that stay.
-    pub(crate) folder: &'a Path,
     pub(crate) measured: &'a mut Measured,
 }
 

@@ -52,25 +52,33 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let plan = std::fs::read(&options.plan)
         .with_context(|| format!("reading {}", options.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&plan)?;
+    let is_alone = |name: &String| matrix::find(name).is_some_and(|case| case.alone);
+    let (alone, together): (Vec<_>, Vec<_>) = plan.cases.iter().partition(|name| is_alone(name));
+    in_lanes(&plan, &together, plan.lanes);
+    in_lanes(&plan, &alone, 1);
+    Ok(())
+}
+
+fn in_lanes(plan: &Plan, cases: &[&String], lanes: usize) {
     let next = AtomicUsize::new(0);
     let file = Mutex::new(());
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let row =
+                one(plan, case).unwrap_or_else(|error| failed(plan, case, format!("{error:#}")));
+            let _one_writer = file.lock();
+            say(&row, start.elapsed());
+            if let Err(error) = espalier_guest::append(&plan.rows, &row) {
+                eprintln!("{error:#}");
+            }
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..plan.lanes {
-            scope.spawn(|| {
-                while let Some(case) = plan.cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let start = Instant::now();
-                    let row = one(&plan, case)
-                        .unwrap_or_else(|error| failed(&plan, case, format!("{error:#}")));
-                    let _one_writer = file.lock();
-                    say(&row, start.elapsed());
-                    if let Err(error) = espalier_guest::append(&plan.rows, &row) {
-                        eprintln!("{error:#}");
-                    }
-                }
-            });
+        for _ in 0..lanes {
+            scope.spawn(work);
         }
     });
-    Ok(())
 }
 
 fn say(row: &Row, took: Duration) {

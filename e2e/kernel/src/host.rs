@@ -10,7 +10,7 @@ use espalier_guest::Guest;
 
 use crate::cases;
 use crate::guest::Plan;
-use crate::matrix::{self, Expected, Kernel, Set};
+use crate::matrix::{self, Case, Expected, Kernel, Set};
 use crate::report::{self, Outcome, Row};
 
 /// What to run, and where things are.
@@ -45,6 +45,13 @@ pub(crate) struct Options {
     lanes: usize,
 }
 
+/// What is under test, in `--bin`.
+const PROGRAMS: [&str; 4] = [
+    "espalier-agent",
+    "espalier-dataplane",
+    "espalier-cni",
+    "espalier",
+];
 /// Limit of a whole guest.
 const GUEST: Duration = Duration::from_secs(90 * 60);
 
@@ -101,7 +108,7 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
     let version = version.context("the kernel has no modules")??.file_name();
     let own = cases::ALL
         .iter()
-        .filter(|case| kernel.has(case) && (!options.core || case.set != Set::Once));
+        .filter(|case| by_default(options, kernel, case));
     let own = own.map(|case| case.name.to_owned());
     let mesh = match &options.mesh {
         Some(program) if kernel == Kernel::UmlBookworm => mesh_tests(program)?,
@@ -122,6 +129,12 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         expected: options.plane,
         lanes: options.lanes,
     })
+}
+
+/// What is named is run, wherever: a case that cannot run there fails.
+fn by_default(options: &Options, kernel: Kernel, case: &Case) -> bool {
+    let named = options.case.iter().any(|name| name == case.name);
+    named || (kernel.has(case) && (!options.core || case.set != Set::Once))
 }
 
 fn fits(case: &str, pattern: &str) -> bool {
@@ -188,10 +201,12 @@ fn run_guest(options: &Options, plan: &Plan) -> Vec<Row> {
 fn boot(options: &Options, plan: &Plan) -> Result<()> {
     let file = plan.folder.join("plan.json");
     std::fs::write(&file, serde_json::to_vec(plan)?)?;
+    let programs = PROGRAMS.map(|name| plan.bin.join(name)).to_vec();
     espalier_guest::boot(&Guest {
         boot: &absolute(&options.scripts)?.join("boot.sh"),
         kernel: &plan.place,
         folder: &plan.folder,
+        files: &[programs, vec![plan.scripts.clone()]].concat(),
         arguments: &["guest", &file.to_string_lossy()],
         limit: GUEST,
     })

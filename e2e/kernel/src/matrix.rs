@@ -36,7 +36,7 @@ impl Kernel {
         self.fetched_by().join("-")
     }
 
-    /// Whether it can run the case at all; one that could not would not be started.
+    /// Whether the case is meant for it.
     pub(crate) fn has(self, case: &Case) -> bool {
         (self == Self::QemuSid) == (case.set == Set::PerCpu)
     }
@@ -69,6 +69,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) set: Set,
     pub(crate) run: Run,
+    /// It changes the kernel: others run before it.
+    pub(crate) alone: bool,
 }
 
 impl Case {

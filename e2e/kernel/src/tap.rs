@@ -165,11 +165,6 @@ impl Tally {
 }
 
 impl Frame {
-    /// Outermost source and destination.
-    pub(crate) fn hosts(&self) -> Option<(IpAddr, IpAddr)> {
-        self.ip().map(|(src, dst, ..)| (src, dst))
-    }
-
     pub(crate) fn form(&self) -> Form {
         let Some((_, _, protocol, payload)) = self.ip() else {
             return Form::Other;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use espalier_e2e::{Monitor, Node, State, encrypted, name, policies, states, underlay, until};
+use espalier_e2e::{
+    Monitor, Node, State, encrypted, name, pod_cidr, policies, states, underlay, until,
+};
 
 use crate::ground::{Ground, Populated, ip};
 use crate::load::{Load, nothing_clear};
@@ -106,7 +108,7 @@ pub(crate) fn quiet(ground: &mut Ground<'_>) -> Result<String> {
 /// A node that was removed while the agent was down leaves nothing behind, and the others do not notice.
 pub(crate) fn node_removed(ground: &mut Ground<'_>) -> Result<String> {
     let mut on = ground.required(3, &[])?;
-    let leaver = underlay(3).to_string();
+    let leaver = [underlay(3).to_string(), pod_cidr(3).to_string()];
     ensure!(
         !of_host(&on, &leaver)?.is_empty(),
         "the case is wrong: nothing to be removed"
@@ -128,8 +130,8 @@ pub(crate) fn node_removed(ground: &mut Ground<'_>) -> Result<String> {
     Ok("states, policies and routes are gone".into())
 }
 
-/// States, policies and routes of node 1 that name this address.
-fn of_host(on: &Populated, address: &str) -> Result<Vec<String>> {
+/// States, policies and routes of node 1 that name one of these.
+fn of_host(on: &Populated, words: &[String]) -> Result<Vec<String>> {
     let node = on.mesh.node_ref(1)?;
     let mut all: Vec<String> = states(&node.netns)?
         .iter()
@@ -137,7 +139,6 @@ fn of_host(on: &Populated, address: &str) -> Result<Vec<String>> {
         .collect();
     all.extend(policies(&node.netns)?.iter().map(|p| format!("{p:?}")));
     all.extend(ip(node, "route show table all")?.lines().map(str::to_owned));
-    // The neighbour table remembers whom it met.
-    all.retain(|line| line.contains(address));
+    all.retain(|line| words.iter().any(|word| line.contains(word)));
     Ok(all)
 }

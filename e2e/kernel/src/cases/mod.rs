@@ -22,6 +22,7 @@ const fn core(name: &'static str, run: Run) -> Case {
         name,
         set: Set::Core,
         run,
+        alone: false,
     }
 }
 
@@ -30,6 +31,7 @@ const fn once(name: &'static str, run: Run) -> Case {
         name,
         set: Set::Once,
         run,
+        alone: false,
     }
 }
 
@@ -64,7 +66,10 @@ pub(crate) const ALL: &[Case] = &[
     core("s3_keys_are_unique", keys::s3),
     core("s4_counters_never_go_back", keys::s4),
     core("s7_host_traffic_needs_no_tunnel", invariants::s7),
-    once("s8_no_esp_is_not_ready", invariants::s8),
+    Case {
+        alone: true,
+        ..once("s8_no_esp_is_not_ready", invariants::s8)
+    },
     core("foreign_states_survive", adopt::foreign_survive),
     core("quiet_agent_writes_nothing", adopt::quiet),
     once("node_removed_while_the_agent_is_down", adopt::node_removed),
@@ -73,5 +78,6 @@ pub(crate) const ALL: &[Case] = &[
         name: "per_cpu_states",
         set: Set::PerCpu,
         run: forms::per_cpu,
+        alone: false,
     },
 ];

@@ -1,6 +1,7 @@
 //! IP versions and sizes.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use espalier_e2e::{Family, Mode, Pod, Setup, Shape, on_path};
@@ -8,6 +9,7 @@ use espalier_e2e::{Family, Mode, Pod, Setup, Shape, on_path};
 use crate::ground::{Ground, Populated};
 use crate::load::{Load, nothing_clear};
 
+const LOAD: Duration = Duration::from_secs(2);
 /// IPv4 header and ICMP echo header.
 const PING_HEADERS: u32 = 28;
 
@@ -41,6 +43,7 @@ fn loaded(ground: &mut Ground<'_>, shape: Shape) -> Result<String> {
             on.ping(from, on.pods[to].address_on(*family)?, &[])?;
         }
     }
+    load.run(LOAD);
     load.ends_without_loss(&on.mesh, ground.measured)?;
     nothing_clear(ground.measured)?;
     on.works()?;
