@@ -24,7 +24,7 @@ pub use family::{Family, Route, Xfrm};
 pub use link::{Link, LinkChange, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
-pub use policy::{Action, Direction, InstalledPolicy, Policy};
+pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
 pub use route::{RouteEntry, RouteFilter};
 pub use rule::DropRule;
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};

@@ -27,7 +27,7 @@ pub struct Neighbour {
 }
 
 /// A forwarding entry of a VXLAN device: behind which underlay address a link layer address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdbEntry {
     /// Index of the VXLAN device.
     pub index: u32,

@@ -1,16 +1,17 @@
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use netlink_packet_xfrm::{
-    Address, LifetimeConfig, Selector, UserPolicyId, UserPolicyInfo, XfrmAttrs, XfrmMessage,
+    Address, Id, LifetimeConfig, Selector, UserPolicyId, UserPolicyInfo, UserTemplate, XfrmAttrs,
+    XfrmMessage,
     constants::{
-        AF_INET, AF_INET6, XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN,
-        XFRM_POLICY_OUT,
+        AF_INET, AF_INET6, XFRM_MODE_TRANSPORT, XFRM_MODE_TUNNEL, XFRM_POLICY_ALLOW,
+        XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN, XFRM_POLICY_OUT,
     },
     policy::{DelGetMessage as PolicyDelGetMessage, ModifyMessage as PolicyModifyMessage},
 };
 
-use crate::{Error, Socket, Xfrm};
+use crate::{Error, PLAIN, Socket, Xfrm};
 
 /// Which way of a packet a policy guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,22 +24,61 @@ pub enum Direction {
     Forward,
 }
 
-/// What becomes of a packet that a policy without templates matches.
+/// What becomes of a packet that a policy matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
-    /// It passes as it is (RFC 4301: BYPASS).
+    /// It passes: as it is (RFC 4301: BYPASS), or as the policy's template says (PROTECT).
     Allow,
     /// It is dropped (RFC 4301: DISCARD).
     Block,
 }
 
-/// A policy of the SPD without templates: it lets pass or drops, it never transforms.
+/// The IPsec protocol of a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Encapsulating Security Payload (RFC 4303), in UDP or not: the state says.
+    Esp,
+    /// Authentication Header (RFC 4302).
+    Ah,
+}
+
+/// How a template's state wraps packets (RFC 4301 §3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Between the IP header and what it carries.
+    Transport,
+    /// Around the whole packet.
+    Tunnel,
+}
+
+/// The state that must seal what leaves, or must have opened what came in. A packet without one is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Template {
+    /// ESP or AH.
+    pub protocol: Protocol,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// Outer source address.
+    pub source: IpAddr,
+    /// Outer destination address; of the same family.
+    pub destination: IpAddr,
+    /// Tag of the states; 0 means any.
+    pub reqid: u32,
+    /// The one state; `None` means any with this tag.
+    pub spi: Option<u32>,
+    /// Packets without such a state pass too, but none with another tunnel mode state.
+    pub optional: bool,
+}
+
+/// A policy of the SPD with at most one template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Policy {
     /// Direction.
     pub direction: Direction,
     /// Allow or block.
     pub action: Action,
+    /// What [`Action::Allow`] demands; `None`: nothing, the packet passes as it is.
+    pub template: Option<Template>,
     /// Source addresses.
     pub source: IpNet,
     /// Destination addresses; of the same family.
@@ -67,6 +107,7 @@ impl fmt::Display for Policy {
         let Self {
             direction,
             action,
+            template,
             source,
             destination,
             protocol,
@@ -81,7 +122,32 @@ impl fmt::Display for Policy {
         if *interface != 0 {
             write!(f, " on interface {interface}")?;
         }
-        Ok(())
+        match template {
+            Some(template) => write!(f, " by {template}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            protocol,
+            mode,
+            source,
+            destination,
+            reqid,
+            spi,
+            optional,
+        } = self;
+        write!(
+            f,
+            "{protocol:?} {mode:?} {source} to {destination} reqid {reqid}"
+        )?;
+        if let Some(spi) = spi {
+            write!(f, " SPI {spi:08x}")?;
+        }
+        f.write_str(if *optional { " or as it is" } else { "" })
     }
 }
 
@@ -99,14 +165,15 @@ impl Policy {
         XfrmMessage::UpdatePolicy(self.modify())
     }
 
-    /// The kernel keeps one policy for each selector and direction.
+    /// Selector and direction alone, the rest made equal: the kernel keeps one policy for each.
     #[must_use]
-    pub fn same_place(&self, other: &Self) -> bool {
+    pub fn place(&self) -> Self {
         Self {
-            action: other.action,
-            priority: other.priority,
+            action: Action::Allow,
+            template: None,
+            priority: 0,
             ..*self
-        } == *other
+        }
     }
 
     fn modify(&self) -> PolicyModifyMessage {
@@ -123,7 +190,11 @@ impl Policy {
         };
         PolicyModifyMessage {
             user_policy_info,
-            nlas: Vec::new(),
+            nlas: self
+                .template
+                .iter()
+                .map(|template| XfrmAttrs::Template(vec![template.encode()]))
+                .collect(),
         }
     }
 
@@ -146,15 +217,24 @@ impl Policy {
         }
     }
 
-    /// None for policies that this type cannot express: with templates, marks, interface ids, port ranges, of sockets.
+    /// None for policies that this type cannot express: with several templates, marks, interface ids, port ranges, of sockets.
     fn parse(message: &PolicyModifyMessage) -> Option<InstalledPolicy> {
         let info = &message.user_policy_info;
         let selector = &info.selector;
-        let odd = message.nlas.iter().any(|nla| match nla {
-            XfrmAttrs::Template(templates) => !templates.is_empty(),
-            XfrmAttrs::Mark(_) | XfrmAttrs::IfId(_) | XfrmAttrs::SecurityContext(_) => true,
-            _ => false,
-        });
+        let (mut template, mut odd) = (None, false);
+        for nla in &message.nlas {
+            match nla {
+                XfrmAttrs::Template(list) => match list.as_slice() {
+                    [] => {}
+                    [one] => template = Some(Template::parse(one)?),
+                    _ => odd = true,
+                },
+                XfrmAttrs::Mark(_) | XfrmAttrs::IfId(_) | XfrmAttrs::SecurityContext(_) => {
+                    odd = true;
+                }
+                _ => {}
+            }
+        }
         let whole_port = selector.dport_mask == if selector.dport == 0 { 0 } else { u16::MAX };
         if odd || !whole_port || selector.sport_mask != 0 || selector.user != 0 {
             return None;
@@ -166,6 +246,7 @@ impl Policy {
             } else {
                 Action::Allow
             },
+            template,
             source: net(&selector.saddr, selector.prefixlen_s, selector.family)?,
             destination: net(&selector.daddr, selector.prefixlen_d, selector.family)?,
             protocol: selector.proto,
@@ -177,6 +258,73 @@ impl Policy {
             policy,
             index: info.index,
         })
+    }
+}
+
+impl Template {
+    fn encode(&self) -> UserTemplate {
+        let mut template = UserTemplate {
+            id: Id {
+                daddr: Address::default(),
+                spi: self.spi.unwrap_or_default(),
+                proto: self.protocol.code(),
+            },
+            reqid: self.reqid,
+            mode: self.mode.code(),
+            optional: u8::from(self.optional),
+            ..UserTemplate::default()
+        };
+        template.source(&self.source);
+        template.destination(&self.destination);
+        template
+    }
+
+    /// None for what this type cannot express: single algorithms, other protocols and modes.
+    fn parse(template: &UserTemplate) -> Option<Self> {
+        let whole = UserTemplate::default();
+        let plain = template.share == whole.share
+            && (template.aalgos, template.ealgos, template.calgos)
+                == (whole.aalgos, whole.ealgos, whole.calgos);
+        let ip = |address: &Address| ip(address, template.family);
+        Some(Self {
+            protocol: Protocol::of(template.id.proto).filter(|_| plain)?,
+            mode: Mode::of(template.mode)?,
+            source: ip(&template.saddr)?,
+            destination: ip(&template.id.daddr)?,
+            reqid: template.reqid,
+            spi: Some(template.id.spi).filter(|spi| *spi != 0),
+            optional: template.optional != 0,
+        })
+    }
+}
+
+impl Protocol {
+    /// Its number in IP headers.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Esp => 50,
+            Self::Ah => 51,
+        }
+    }
+
+    fn of(code: u8) -> Option<Self> {
+        [Self::Esp, Self::Ah].into_iter().find(|p| p.code() == code)
+    }
+}
+
+impl Mode {
+    fn code(self) -> u8 {
+        match self {
+            Self::Transport => XFRM_MODE_TRANSPORT,
+            Self::Tunnel => XFRM_MODE_TUNNEL,
+        }
+    }
+
+    fn of(code: u8) -> Option<Self> {
+        [Self::Transport, Self::Tunnel]
+            .into_iter()
+            .find(|m| m.code() == code)
     }
 }
 
@@ -214,7 +362,7 @@ impl Direction {
 }
 
 impl Socket<Xfrm> {
-    /// All policies without templates.
+    /// All policies that [`Policy`] can express.
     ///
     /// # Errors
     /// As [`Socket::dump`].
@@ -226,13 +374,40 @@ impl Socket<Xfrm> {
         });
         Ok(parsed.collect())
     }
+
+    /// The policy that stands in the place of this one, if [`Policy`] can express it; no list is read.
+    ///
+    /// # Errors
+    /// As [`Socket::request`].
+    pub fn policy_at(&mut self, place: &Policy) -> Result<Option<InstalledPolicy>, Error> {
+        let message = PolicyDelGetMessage {
+            user_policy_id: UserPolicyId {
+                selector: place.selector(),
+                index: 0,
+                direction: place.direction.code(),
+            },
+            nlas: Vec::new(),
+        };
+        let replies = match self.request(XfrmMessage::GetPolicy(message), PLAIN) {
+            Ok(replies) => replies,
+            Err(e) if e.is_missing() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        Ok(replies.iter().find_map(|m| match m {
+            XfrmMessage::AddPolicy(m) => Policy::parse(m),
+            _ => None,
+        }))
+    }
 }
 
 fn net(address: &Address, bits: u8, family: u16) -> Option<IpNet> {
-    let ip = match family {
-        AF_INET => address.to_ipv4().into(),
-        AF_INET6 => address.to_ipv6().into(),
-        _ => return None,
-    };
-    IpNet::new(ip, bits).ok()
+    IpNet::new(ip(address, family)?, bits).ok()
+}
+
+fn ip(address: &Address, family: u16) -> Option<IpAddr> {
+    match family {
+        AF_INET => Some(address.to_ipv4().into()),
+        AF_INET6 => Some(address.to_ipv6().into()),
+        _ => None,
+    }
 }

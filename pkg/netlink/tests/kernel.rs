@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 
 use espalier_netlink::{
-    Action, CREATE, Direction, Errno, FdbEntry, LinkChange, Neighbour, Policy, Route, RouteEntry,
-    RouteFilter, Socket, Veth, VethPeer, Vxlan, Xfrm,
+    Action, CREATE, Direction, Errno, FdbEntry, LinkChange, Mode, Neighbour, Policy, Protocol,
+    Route, RouteEntry, RouteFilter, Socket, Template, Veth, VethPeer, Vxlan, Xfrm,
     packet_route::{
         RouteNetlinkMessage,
         route::{RouteScope, RouteType},
@@ -309,6 +309,7 @@ fn policies_are_added_updated_and_removed_by_number() {
             let block = Policy {
                 direction: Direction::In,
                 action: Action::Block,
+                template: None,
                 source: any,
                 destination: any,
                 protocol: 17,
@@ -323,7 +324,7 @@ fn policies_are_added_updated_and_removed_by_number() {
                 priority: 78,
                 ..block
             };
-            assert!(allow.same_place(&block));
+            assert_eq!(allow.place(), block.place());
             socket.request(allow.update(), 0).unwrap();
             let listed = socket.policies().unwrap();
             assert_eq!(listed.iter().map(|p| p.policy).collect::<Vec<_>>(), [allow]);
@@ -336,6 +337,70 @@ fn policies_are_added_updated_and_removed_by_number() {
                     .is_missing()
             );
         }
+    });
+}
+
+#[test]
+fn policies_with_a_template_read_back() {
+    isolated("policies_with_a_template_read_back", || {
+        let mut socket = Socket::<Xfrm>::open().unwrap();
+        let mut expected = Vec::new();
+        for (local, remote, inner) in [
+            ("192.0.2.1", "192.0.2.2", "10.0.0.0/24"),
+            ("2001:db8::1", "2001:db8::2", "10.1.0.0/24"),
+            ("192.0.2.1", "192.0.2.2", "fd00::/64"),
+        ] {
+            let inner: ipnet::IpNet = inner.parse().unwrap();
+            let out = Policy {
+                direction: Direction::Out,
+                action: Action::Allow,
+                template: Some(Template {
+                    protocol: Protocol::Esp,
+                    mode: Mode::Tunnel,
+                    source: local.parse().unwrap(),
+                    destination: remote.parse().unwrap(),
+                    reqid: 0x4553_0007,
+                    spi: Some(0xc001_0203),
+                    optional: false,
+                }),
+                source: inner,
+                destination: inner,
+                protocol: 0,
+                port: 0,
+                interface: 0,
+                priority: 77,
+            };
+            // Only tunnel mode leads from one family to another.
+            let same = inner.addr().is_ipv4() == local.contains('.');
+            let template = out.template.map(|out| Template {
+                protocol: Protocol::Ah,
+                mode: if same { Mode::Transport } else { Mode::Tunnel },
+                spi: None,
+                optional: true,
+                ..out
+            });
+            let back = Policy {
+                direction: Direction::Forward,
+                template,
+                ..out
+            };
+            assert_eq!(socket.policy_at(&out).unwrap(), None);
+            for policy in [out, back] {
+                socket.request(policy.add(), 0).unwrap();
+                let there = socket.policy_at(&policy.place()).unwrap().unwrap();
+                assert_eq!(there.policy, policy);
+                expected.push(policy);
+            }
+        }
+        let mut listed: Vec<_> = socket
+            .policies()
+            .unwrap()
+            .iter()
+            .map(|p| p.policy)
+            .collect();
+        listed.sort();
+        expected.sort();
+        assert_eq!(listed, expected);
     });
 }
 

@@ -57,8 +57,10 @@ pub struct Desired {
     pub vtep: Vtep,
     /// What is around pod packets, in all modes the same.
     pub framing: Framing,
-    /// This node's own address in each of its pod CIDRs: on the VXLAN device, source of the host's packets to pods.
+    /// This node's own address in each of its pod CIDRs: on the overlay's device, source of the host's packets to pods.
     pub gateways: Vec<IpAddr>,
+    /// This node's own pods' addresses.
+    pub pod_cidrs: Vec<IpNet>,
     /// What pod addresses are. Unreachable but for routes of peers and pods.
     pub cluster_cidrs: Vec<IpNet>,
     /// What encrypts.
@@ -131,7 +133,9 @@ pub struct PeerRoute {
     pub path: RoutePath,
     /// Whether its clear overlay packets are accepted; matters only while [`Desired::deny_clear`].
     pub accept_clear: bool,
-    /// [`Engine::Kernel`] only: the states that seal for it.
+    /// [`Engine::Kernel`] only: the states that seal for it while it is [`RoutePath::Encrypted`]. The outbound state must be there
+    /// before: a policy that names a missing one makes the kernel take its SPI. May be known sooner; then it says which states
+    /// open what comes in.
     pub protect: Option<Protect>,
     /// [`Engine::Kernel`] only: states under trial, which carry UDP to [`PROBE_PORT`] and nothing else.
     pub trial: Option<Protect>,
@@ -140,9 +144,9 @@ pub struct PeerRoute {
 /// Where packets to a peer's pods go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RoutePath {
-    /// Through the VXLAN device, not encrypted.
+    /// Through the overlay's device, not encrypted.
     Clear,
-    /// Through the data plane's TUN.
+    /// Through the data plane's TUN, or with [`Engine::Kernel`] as clear ones, where a policy has them sealed.
     Encrypted,
     /// Nowhere: there is no route, and the unreachable route answers.
     Blocked,
@@ -164,6 +168,8 @@ pub struct Observed {
     pub paths: BTreeMap<IpNet, RoutePath>,
     /// Underlay addresses of the hosts whose clear packets pass the base block.
     pub accepting: BTreeSet<IpAddr>,
-    /// Whether the base block stands in full: IPv4 and IPv6, in and out.
+    /// What the kernel's policies seal with, by the hosts' underlay addresses.
+    pub protects: BTreeMap<IpAddr, Protect>,
+    /// Whether the base block stands in full: in all directions and families that one of the framings has.
     pub base_block: bool,
 }

@@ -1,11 +1,13 @@
 //! Which of the kernel's routes are ours, and what a restarted agent finds.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use espalier_netlink::{RouteEntry, RouteFilter, packet_route::route::RouteType};
 use ipnet::IpNet;
 
 use crate::{
     Error, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC, VXLAN_DEVICE, devices,
-    policies::Refused,
+    policies::Found,
 };
 
 /// Table `main`.
@@ -27,6 +29,31 @@ pub(crate) enum Through {
     Nothing,
 }
 
+/// The overlay's routes by destination and metric: the kernel keeps one of each.
+#[derive(Debug)]
+pub(crate) struct Table(HashMap<(IpNet, u32), Own>);
+
+impl Table {
+    pub(crate) fn of(own: Vec<Own>) -> Self {
+        let key = |o: Own| ((o.route.to, o.route.metric), o);
+        Self(own.into_iter().map(key).collect())
+    }
+
+    /// What stands in the place of this route.
+    pub(crate) fn place(&self, route: &RouteEntry) -> Option<&Own> {
+        self.0.get(&(route.to, route.metric))
+    }
+
+    /// Exactly this route is there.
+    pub(crate) fn has(&self, route: &RouteEntry) -> bool {
+        self.place(route).is_some_and(|o| o.route == *route)
+    }
+
+    pub(crate) fn all(self) -> impl Iterator<Item = Own> {
+        self.0.into_values()
+    }
+}
+
 impl Overlay {
     /// Reads what there is. A pod CIDR outside of `cluster_cidrs` is left out; with no cluster CIDRs none is.
     ///
@@ -35,20 +62,45 @@ impl Overlay {
     pub fn observe(&mut self, cluster_cidrs: &[IpNet]) -> Result<Observed, Error> {
         let inside =
             |to: &IpNet| cluster_cidrs.is_empty() || cluster_cidrs.iter().any(|c| c.contains(to));
+        let found = Found::of(&self.spd.list()?);
+        let own = self.own_routes()?;
+        let protected = self.protected(&own, &found)?;
         let path = |own: Own| match own.through {
+            Through::Vxlan if protected.contains(&own.route.to) => {
+                Some((own.route.to, RoutePath::Encrypted))
+            }
             Through::Vxlan => Some((own.route.to, RoutePath::Clear)),
             Through::Tun => Some((own.route.to, RoutePath::Encrypted)),
             Through::Nothing => None,
         };
-        let mut paths: std::collections::BTreeMap<_, _> =
-            self.own_routes()?.into_iter().filter_map(path).collect();
+        let mut paths: BTreeMap<_, _> = own.into_iter().filter_map(path).collect();
         paths.retain(|to, _| inside(to));
-        let refused = Refused::of(&self.spd.list()?);
         Ok(Observed {
             paths,
-            accepting: refused.accepting,
-            base_block: refused.base,
+            accepting: found.accepting,
+            protects: found.protects,
+            base_block: found.base,
         })
+    }
+
+    /// Destinations of the routes to hosts for which a policy seals.
+    fn protected(&mut self, own: &[Own], found: &Found) -> Result<HashSet<IpNet>, Error> {
+        if found.protects.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let Some(vxlan) = self.route.link(VXLAN_DEVICE)? else {
+            return Ok(HashSet::new());
+        };
+        let hosts = self.route.fdb(vxlan.index)?.into_iter();
+        let hosts: HashMap<_, _> = hosts.map(|entry| (entry.mac, entry.remote)).collect();
+        let neighbours = self.route.neighbours(vxlan.index)?.into_iter();
+        let macs: HashMap<_, _> = neighbours.map(|n| (n.ip, n.mac)).collect();
+        let seals = |own: &&Own| {
+            let mac = own.route.via.and_then(|via| *macs.get(&via)?);
+            let host = mac.and_then(|mac| hosts.get(&mac));
+            host.is_some_and(|host| found.protects.contains_key(host))
+        };
+        Ok(own.iter().filter(seals).map(|own| own.route.to).collect())
     }
 
     /// The overlay's routes.

@@ -1,7 +1,7 @@
 //! What should be, as kernel objects. Pure.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -10,7 +10,7 @@ use espalier_peers::gateway;
 use ipnet::IpNet;
 use tracing::debug;
 
-use crate::{Desired, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
+use crate::{Desired, Engine, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
 
 /// IP 20, UDP 8, ESP header 8, IV 8, UDP 8, VXLAN 8, Ethernet 14, ESP trailer 2, ICV 16.
 const OVERHEAD_V4: u32 = 92;
@@ -57,30 +57,68 @@ pub(crate) fn refusals(desired: &Desired) -> Vec<RouteEntry> {
     all.into_iter().map(refuse).collect()
 }
 
-/// Each peer's pod CIDR with its peer. Where two peers claim the same one the first by name has it.
-pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
-    let mut paths = BTreeMap::new();
+/// Which peer has which pod CIDR.
+#[derive(Debug, Default)]
+pub(crate) struct Owners<'a> {
+    by_peer: HashMap<&'a str, Vec<IpNet>>,
+    /// No two peers have a pod CIDR, an underlay address or a link layer address in common: what one peer needs depends on it
+    /// alone.
+    pub(crate) distinct: bool,
+}
+
+impl Owners<'_> {
+    pub(crate) fn pods_of(&self, name: &str) -> &[IpNet] {
+        self.by_peer.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Where two peers claim the same pod CIDR the first by name has it.
+pub(crate) fn owners(desired: &Desired) -> Owners<'_> {
+    let (mut cidrs, mut remotes, mut macs) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut owners = Owners {
+        by_peer: HashMap::with_capacity(desired.peers.len()),
+        distinct: true,
+    };
     for (name, peer) in &desired.peers {
-        for cidr in &peer.pod_cidrs {
-            match paths.entry(cidr.trunc()) {
-                Entry::Vacant(free) => {
-                    free.insert(peer);
-                }
-                Entry::Occupied(_) => {
-                    debug!(peer = name, %cidr, "another node has this pod CIDR; no route for this one")
-                }
+        let mut own = Vec::with_capacity(peer.pod_cidrs.len());
+        for cidr in peer.pod_cidrs.iter().map(IpNet::trunc) {
+            if cidrs.insert(cidr) {
+                own.push(cidr);
+            } else {
+                owners.distinct = false;
+                debug!(peer = name, %cidr, "another node has this pod CIDR; no route for this one");
             }
         }
+        owners.distinct &= remotes.insert(peer.remote) && macs.insert(peer.mac);
+        owners.by_peer.insert(name, own);
+    }
+    owners
+}
+
+/// Each peer's pod CIDR with its peer.
+pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
+    let owners = owners(desired);
+    let mut paths = BTreeMap::new();
+    for (name, peer) in &desired.peers {
+        paths.extend(owners.pods_of(name).iter().map(|cidr| (*cidr, peer)));
     }
     paths
 }
 
-/// The peer's path as far as it can be had: without a TUN nothing is encrypted, and what cannot be encrypted is blocked.
+/// The peer's path as far as it can be had: without a TUN or states nothing is encrypted, and what cannot be encrypted is
+/// blocked.
 pub(crate) fn path(desired: &Desired, peer: &PeerRoute, tun: bool) -> RoutePath {
-    match peer.path {
-        RoutePath::Encrypted if !tun => RoutePath::Blocked,
-        RoutePath::Clear if peer.remote.is_ipv4() != desired.local.is_ipv4() => RoutePath::Blocked,
-        path => path,
+    let same_family = peer.remote.is_ipv4() == desired.local.is_ipv4();
+    let possible = match (peer.path, &desired.engine) {
+        (RoutePath::Blocked, _) | (RoutePath::Encrypted, Engine::None) => false,
+        (RoutePath::Clear, _) => same_family,
+        (RoutePath::Encrypted, Engine::Tun(_)) => tun,
+        (RoutePath::Encrypted, Engine::Kernel) => same_family && peer.protect.is_some(),
+    };
+    if possible {
+        peer.path
+    } else {
+        RoutePath::Blocked
     }
 }
 
@@ -93,12 +131,12 @@ pub(crate) fn routes(desired: &Desired, devices: Devices) -> Vec<RouteEntry> {
             .find(|own| own.is_ipv4() == to.addr().is_ipv4())
             .copied();
         let route = match (path(desired, peer, devices.tun.is_some()), devices.tun) {
-            (RoutePath::Clear, _) => RouteEntry {
+            (RoutePath::Blocked, _) => return None,
+            (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
+            (RoutePath::Clear | RoutePath::Encrypted, _) => RouteEntry {
                 onlink: true,
                 ..RouteEntry::unicast(to, Some(gateway(to)), devices.vxlan)
             },
-            (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
-            _ => return None,
         };
         Some(RouteEntry {
             source,
@@ -173,7 +211,7 @@ pub(crate) fn has_ipv6(desired: &Desired) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Engine, Framing, Vtep};
+    use crate::{Framing, Vtep};
 
     fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
         PeerRoute {
@@ -197,6 +235,7 @@ mod tests {
                 mtu: None,
             },
             gateways: vec!["10.244.1.1".parse().unwrap()],
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             engine: Engine::None,
             framing: Framing::Vxlan,
@@ -210,7 +249,8 @@ mod tests {
 
     #[test]
     fn without_a_tun_an_encrypted_peer_has_no_route() {
-        let desired = desired(&[("b", peer("10.244.2.0/24", RoutePath::Encrypted))]);
+        let mut desired = desired(&[("b", peer("10.244.2.0/24", RoutePath::Encrypted))]);
+        desired.engine = Engine::Tun("espalier.tun".to_owned());
         assert_eq!(
             routes(
                 &desired,

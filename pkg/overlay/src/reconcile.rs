@@ -1,20 +1,22 @@
 //! Desired minus actual, in an order that fails closed.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::File,
     os::fd::{AsFd, OwnedFd},
 };
 
 use espalier_netlink::{
-    Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Action, Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
     packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
 };
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::{
     Applied, Desired, Error, PROTOCOL, RoutePath,
     devices::{self, Settings},
-    observe::{Own, Through},
+    observe::{Own, Table, Through},
     plan::{self, Devices},
     policies::{self, Spd},
 };
@@ -81,14 +83,19 @@ impl Overlay {
             }
         };
         if !desired.deny_clear {
-            self.spd.remove(std::mem::take(&mut stale))?;
+            // What no route may wait for; policies that protect stay until nothing is sent by them.
+            let (blocks, others) = stale
+                .into_iter()
+                .partition(|p| p.policy.action == Action::Block);
+            self.spd.remove(blocks, false)?;
+            stale = others;
         }
         let bare = self.bare_rules(desired, underlay.as_ref());
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
             self.withdraw(desired)?;
         }
-        let closed = self.spd.remove(stale);
+        let closed = self.spd.remove(stale, desired.deny_clear);
         refused?;
         bare?;
         let pod_mtu = opened?;
@@ -106,12 +113,9 @@ impl Overlay {
 
     /// The unreachable routes under everything.
     fn refuse(&mut self, desired: &Desired) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
-        let missing: Vec<_> = plan::refusals(desired)
-            .into_iter()
-            .filter(|r| !there(r))
-            .collect();
+        let own = Table::of(self.own_routes()?);
+        let missing = plan::refusals(desired).into_iter();
+        let missing = missing.filter(|r| !own.has(r)).collect();
         self.put_routes(&own, missing)
     }
 
@@ -187,19 +191,16 @@ impl Overlay {
 
     /// One message for each path that changes: a new route, or one put in the place of the old one.
     fn open_routes(&mut self, desired: &Desired, devices: Devices) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        let there = |r: &RouteEntry| own.iter().any(|o| o.route == *r);
-        let changed: Vec<_> = plan::routes(desired, devices)
-            .into_iter()
-            .filter(|r| !there(r))
-            .collect();
-        self.put_routes(&own, changed)?;
+        let own = Table::of(self.own_routes()?);
         let wanted = plan::routes(desired, devices);
+        let metrics: HashMap<IpNet, u32> = wanted.iter().map(|w| (w.to, w.metric)).collect();
+        let changed = wanted.into_iter().filter(|r| !own.has(r)).collect();
+        self.put_routes(&own, changed)?;
         let double = |o: &Own| {
-            let place = wanted.iter().find(|w| w.to == o.route.to);
-            o.through != Through::Nothing && place.is_some_and(|w| w.metric != o.route.metric)
+            let metric = metrics.get(&o.route.to);
+            o.through != Through::Nothing && metric.is_some_and(|m| *m != o.route.metric)
         };
-        self.del_routes(own.into_iter().filter(double).map(|o| o.route).collect())
+        self.del_routes(own.all().filter(double).map(|o| o.route).collect())
     }
 
     /// After a failure: no clear route stays that should not be there.
@@ -214,15 +215,13 @@ impl Overlay {
     }
 
     /// Replaces only what is ours: where we have no route in a place, somebody else's there is an error.
-    fn put_routes(&mut self, own: &[Own], routes: Vec<RouteEntry>) -> Result<(), Error> {
+    fn put_routes(&mut self, own: &Table, routes: Vec<RouteEntry>) -> Result<(), Error> {
         if routes.is_empty() {
             return Ok(());
         }
-        let flags = |r: &RouteEntry| {
-            let ours = own
-                .iter()
-                .any(|o| o.route.to == r.to && o.route.metric == r.metric);
-            if ours { REPLACE } else { EXCLUSIVE }
+        let flags = |r: &RouteEntry| match own.place(r) {
+            Some(_) => REPLACE,
+            None => EXCLUSIVE,
         };
         let requests = routes
             .iter()
@@ -300,17 +299,20 @@ impl Overlay {
 
     fn forwarding_entries(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
         let (wanted, there) = (plan::fdb(desired, vxlan), self.route.fdb(vxlan)?);
+        let (wanted, there): (HashSet<_>, HashSet<_>) =
+            (wanted.into_iter().collect(), there.into_iter().collect());
         let add = wanted
-            .iter()
-            .filter(|w| !there.contains(w))
+            .difference(&there)
             .map(|w| Message::NewNeighbour(w.message()));
         self.replace(add.collect())?;
         // Replacing a remote address has removed the old one.
-        let kept = |mac: [u8; 6]| {
-            wanted.iter().any(|w| w.mac == mac)
-                && there.iter().filter(|t| t.mac == mac).count() == 1
-        };
-        let stale = there.iter().filter(|t| !wanted.contains(t) && !kept(t.mac));
+        let mut entries = HashMap::<_, usize>::new();
+        there
+            .iter()
+            .for_each(|t| *entries.entry(t.mac).or_default() += 1);
+        let macs: HashSet<_> = wanted.iter().map(|w| w.mac).collect();
+        let kept = |mac: [u8; 6]| macs.contains(&mac) && entries.get(&mac) == Some(&1);
+        let stale = there.difference(&wanted).filter(|t| !kept(t.mac));
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
@@ -319,14 +321,16 @@ impl Overlay {
             plan::neighbours(desired, vxlan),
             self.route.neighbours(vxlan)?,
         );
+        let by_ip: HashMap<_, _> = there.iter().map(|t| (t.ip, t)).collect();
         let add = wanted
             .iter()
-            .filter(|w| !there.contains(w))
+            .filter(|w| by_ip.get(&w.ip).is_none_or(|t| t != w))
             .map(|w| Message::NewNeighbour(w.message()));
         self.replace(add.collect())?;
-        let stale = there.iter().filter(|t| {
-            t.state == NeighbourState::Permanent && !wanted.iter().any(|w| w.ip == t.ip)
-        });
+        let ips: HashSet<_> = wanted.iter().map(|w| w.ip).collect();
+        let stale = there
+            .iter()
+            .filter(|t| t.state == NeighbourState::Permanent && !ips.contains(&t.ip));
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
@@ -392,7 +396,7 @@ impl Overlay {
 
     fn remove_policies(&mut self) -> Result<(), Error> {
         let ours = self.spd.list()?;
-        self.spd.remove(ours)
+        self.spd.remove(ours, false)
     }
 
     fn remove_refusals(&mut self) -> Result<(), Error> {

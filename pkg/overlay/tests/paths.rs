@@ -94,6 +94,39 @@ fn s1_the_base_block_keeps_clear_overlay_packets_from_the_wire() {
     );
 }
 
+/// A tunnel device keeps its route to a host; that the policy behind it is gone does not make the kernel ask again.
+#[test]
+fn s1_a_host_that_may_not_be_sent_clear_any_more_is_not() {
+    isolated(
+        "s1_a_host_that_may_not_be_sent_clear_any_more_is_not",
+        || {
+            // The device keeps one route for each CPU.
+            let pid = std::process::id().to_string();
+            let pinned = std::process::Command::new("taskset")
+                .args(["-a", "-p", "1", &pid])
+                .output();
+            assert!(pinned.unwrap().status.success());
+            let (mut wire, mut a, mut b) = two_nodes();
+            b.apply(&b.desired(&[1], RoutePath::Clear));
+            a.add_tun();
+            let mut strict = a.desired(&[2], RoutePath::Encrypted);
+            (strict.engine, strict.deny_clear) = (Engine::Tun(TUN.to_owned()), true);
+            strict.peers.get_mut(&name(2)).unwrap().accept_clear = true;
+            a.settle(&strict);
+            // Somebody else's route leads into our device all the same.
+            a.ip("route add 10.244.2.2 via 10.244.2.1 dev espalier.vx onlink proto static");
+            assert_pods_talk(&a, &b, b"before");
+            strict.peers.get_mut(&name(2)).unwrap().accept_clear = false;
+            a.settle(&strict);
+            let before = wire.seen();
+            for _ in 0..10 {
+                a.pod.send(pod(2), b"leak");
+            }
+            assert_eq!(wire.seen().since(&before).clear, 0);
+        },
+    );
+}
+
 #[test]
 fn s1_no_route_of_others_lets_pod_packets_out_by_the_underlay() {
     isolated(

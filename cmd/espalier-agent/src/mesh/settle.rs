@@ -95,6 +95,7 @@ impl<D: Dataplane> Mesh<D> {
                 mtu: None,
             },
             gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
+            pod_cidrs: own.pod_cidrs.clone(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
             framing: Framing::Vxlan,
             engine: self.hello.as_ref().map_or(Engine::None, engine),

@@ -147,6 +147,7 @@ impl Node {
                 mtu: None,
             },
             gateways: vec![Ipv4Addr::new(10, 244, self.number, 1).into()],
+            pod_cidrs: vec![format!("10.244.{}.0/24", self.number).parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             engine: Engine::None,
             framing: Framing::Vxlan,
