@@ -16,6 +16,8 @@ pub trait Family {
     const PROTOCOL: isize;
     /// `NETLINK_GET_STRICT_CHK`: the kernel applies the filters in dump requests. Only rtnetlink has it.
     const STRICT: bool;
+    /// Whether messages carry keys: every buffer that held one is wiped.
+    const SECRET: bool;
     /// The family's messages.
     type Message: NetlinkSerializable + NetlinkDeserializable + Debug;
     /// Whether a message of this type can change the kernel's state.
@@ -35,6 +37,7 @@ pub enum Xfrm {}
 impl Family for Route {
     const PROTOCOL: isize = NETLINK_ROUTE;
     const STRICT: bool = true;
+    const SECRET: bool = false;
     type Message = RouteNetlinkMessage;
 
     fn is_write(message_type: u16) -> bool {
@@ -66,6 +69,7 @@ impl Family for Route {
 impl Family for Xfrm {
     const PROTOCOL: isize = NETLINK_XFRM;
     const STRICT: bool = false;
+    const SECRET: bool = true;
     type Message = XfrmMessage;
 
     fn is_write(message_type: u16) -> bool {

@@ -6,6 +6,7 @@
 //! acknowledgements). Every message that can change the kernel's state is counted ([`Socket::writes`]).
 
 mod address;
+mod bytes;
 mod error;
 mod family;
 mod link;

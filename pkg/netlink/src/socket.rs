@@ -17,7 +17,7 @@ use nix::{
     },
 };
 
-use crate::{Error, Family, in_netns, reply::Reply};
+use crate::{Error, Family, bytes::Bytes, in_netns, reply::Reply};
 
 /// Flags of a request: neither create nor replace.
 pub const PLAIN: u16 = 0;
@@ -123,9 +123,9 @@ impl<F: Family> Socket<F> {
     /// The kernel's refusal, with errno and words; or a lost answer.
     pub fn request(&mut self, message: F::Message, flags: u16) -> Result<Vec<F::Message>, Error> {
         let what = F::describe(&message);
-        let mut bytes = Vec::new();
+        let mut bytes = Bytes::new::<F>();
         let sequence = self.encode(message, flags | NLM_F_ACK, &mut bytes);
-        self.send(&bytes, &what)?;
+        self.send(bytes.as_slice(), &what)?;
         let mut replies = Vec::new();
         loop {
             let datagram = self.receive(&what)?;
@@ -168,9 +168,9 @@ impl<F: Family> Socket<F> {
     /// `None`: the list changed while it was read.
     fn dump_once(&mut self, message: F::Message) -> Result<Option<Vec<F::Message>>, Error> {
         let what = F::describe(&message);
-        let mut bytes = Vec::new();
+        let mut bytes = Bytes::new::<F>();
         let sequence = self.encode(message, NLM_F_DUMP, &mut bytes);
-        self.send(&bytes, &what)?;
+        self.send(bytes.as_slice(), &what)?;
         let (mut list, mut steady) = (Vec::new(), true);
         loop {
             let datagram = self.receive(&what)?;
@@ -204,17 +204,17 @@ impl<F: Family> Socket<F> {
         &mut self,
         requests: impl IntoIterator<Item = (F::Message, u16)>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
-        let (mut results, mut bytes, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut results, mut bytes, mut sent) = (Vec::new(), Bytes::new::<F>(), Vec::new());
         for (message, flags) in requests {
             let what = F::describe(&message);
             sent.push((self.encode(message, flags | NLM_F_ACK, &mut bytes), what));
-            if sent.len() == BATCH_MESSAGES || bytes.len() >= BATCH_BYTES {
-                self.exchange(&bytes, &mut sent, &mut results)?;
+            if sent.len() == BATCH_MESSAGES || bytes.as_slice().len() >= BATCH_BYTES {
+                self.exchange(bytes.as_slice(), &mut sent, &mut results)?;
                 bytes.clear();
             }
         }
         if !sent.is_empty() {
-            self.exchange(&bytes, &mut sent, &mut results)?;
+            self.exchange(bytes.as_slice(), &mut sent, &mut results)?;
         }
         Ok(results)
     }
@@ -245,7 +245,7 @@ impl<F: Family> Socket<F> {
     }
 
     /// Appends a message to `bytes`; gives its sequence number.
-    fn encode(&mut self, message: F::Message, flags: u16, bytes: &mut Vec<u8>) -> u32 {
+    fn encode(&mut self, message: F::Message, flags: u16, bytes: &mut Bytes) -> u32 {
         // Never 0: the kernel's own notifications have that number.
         self.sequence = self.sequence.checked_add(1).unwrap_or(1);
         self.writes += usize::from(F::is_write(message.message_type()));
@@ -254,9 +254,7 @@ impl<F: Family> Socket<F> {
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
-        let start = bytes.len();
-        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        message.serialize(&mut bytes[start..]);
+        message.serialize(bytes.append(message.buffer_len().next_multiple_of(4)));
         self.sequence
     }
 
@@ -271,14 +269,14 @@ impl<F: Family> Socket<F> {
         }
     }
 
-    fn receive(&self, what: &str) -> Result<Vec<u8>, Error> {
-        let mut datagram = Vec::with_capacity(DATAGRAM);
+    fn receive(&self, what: &str) -> Result<Bytes, Error> {
+        let mut datagram = Bytes::with_capacity::<F>(DATAGRAM);
         loop {
-            match self.inner.recv(&mut datagram, nix::libc::MSG_TRUNC) {
-                Ok(length) if length > datagram.len() => {
+            match self.inner.recv(&mut datagram.bytes, nix::libc::MSG_TRUNC) {
+                Ok(length) if length > datagram.bytes.len() => {
                     let reason = format!(
                         "a datagram of {length} bytes, expected at most {}",
-                        datagram.len()
+                        datagram.bytes.len()
                     );
                     return Err(Error::Decode {
                         what: what.to_owned(),
@@ -303,10 +301,10 @@ impl<F: Family> Socket<F> {
 
     /// Empties the receive buffer: while it is full the kernel drops the answers to later requests too.
     fn overrun(&self) -> Error {
-        let mut datagram = Vec::with_capacity(DATAGRAM);
+        let mut datagram = Bytes::with_capacity::<F>(DATAGRAM);
         while self
             .inner
-            .recv(&mut datagram, nix::libc::MSG_DONTWAIT)
+            .recv(&mut datagram.bytes, nix::libc::MSG_DONTWAIT)
             .is_ok()
         {
             datagram.clear();

@@ -1,0 +1,255 @@
+//! The states that are ours, as they were installed or found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use espalier_dataplane_core::{Direction, Encapsulation, Peer, Sa, SaInfo, SaMode, Spi, Suite};
+
+use crate::used::{KeyPrint, Used};
+use crate::wire::state::State;
+use crate::wire::state_id::StateId;
+
+/// Order: all states of a peer stand together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub(super) reqid: u32,
+    pub(super) direction: Direction,
+    pub(super) id: StateId,
+}
+
+/// Everything that makes two SAs the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Print {
+    key: KeyPrint,
+    source: IpAddr,
+    suite: Suite,
+    mode: SaMode,
+    esn: bool,
+    /// Inbound only.
+    window: u32,
+    ports: Option<(u16, u16)>,
+    hard_seconds: u64,
+    cpu: Option<u32>,
+}
+
+/// What is remembered of a state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) print: Print,
+    /// Inbound states without an authenticated packet so far.
+    pub(super) watch: Option<Watch>,
+}
+
+/// When to look next whether a packet came. One packet alone makes the kernel say nothing; those that follow do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    pub(super) due: Instant,
+    wait: Duration,
+}
+
+impl Watch {
+    const FIRST: Duration = Duration::from_millis(50);
+    /// SAs that are not used for long cost next to nothing.
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            due: now + Self::FIRST,
+            wait: Self::FIRST,
+        }
+    }
+
+    pub(super) fn later(self, now: Instant) -> Self {
+        let wait = (self.wait * 2).min(Self::LONGEST);
+        Self {
+            due: now + wait,
+            wait,
+        }
+    }
+}
+
+/// The states by name.
+#[derive(Debug, Default)]
+pub(super) struct States {
+    all: BTreeMap<Name, Known>,
+    by_spi: BTreeSet<(Direction, u32, Name)>,
+}
+
+impl States {
+    pub(super) fn get(&self, name: &Name) -> Option<&Known> {
+        self.all.get(name)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &Name) -> Option<&mut Known> {
+        self.all.get_mut(name)
+    }
+
+    pub(super) fn insert(&mut self, name: Name, known: Known) {
+        self.by_spi.insert((name.direction, name.id.spi, name));
+        self.all.insert(name, known);
+    }
+
+    pub(super) fn remove(&mut self, name: &Name) -> Option<Known> {
+        self.by_spi.remove(&(name.direction, name.id.spi, *name));
+        self.all.remove(name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Known)> {
+        self.all.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Name, &mut Known)> {
+        self.all.iter_mut()
+    }
+
+    pub(super) fn of(&self, reqid: u32) -> impl Iterator<Item = &Name> {
+        self.all.range(all_of(reqid)).map(|(name, _)| name)
+    }
+
+    pub(super) fn named(&self, direction: Direction, spi: Spi) -> impl Iterator<Item = &Name> {
+        let lowest = (direction, spi.0, *all_of(0).start());
+        let highest = (direction, spi.0, *all_of(u32::MAX).end());
+        self.by_spi.range(lowest..=highest).map(|(_, _, name)| name)
+    }
+}
+
+fn all_of(reqid: u32) -> RangeInclusive<Name> {
+    let lowest = StateId {
+        destination: IpAddr::from([0; 4]),
+        spi: 0,
+        protocol: 0,
+    };
+    let highest = StateId {
+        destination: IpAddr::from([0xff; 16]),
+        spi: u32::MAX,
+        protocol: u8::MAX,
+    };
+    let name = |direction, id| Name {
+        reqid,
+        direction,
+        id,
+    };
+    name(Direction::In, lowest)..=name(Direction::Out, highest)
+}
+
+impl Print {
+    pub(super) fn of_sa(sa: &Sa, peer: &Peer, used: &Used) -> Self {
+        let (source, _) = ends(peer, sa.direction);
+        Self {
+            key: used.print(sa.key.expose()),
+            source,
+            suite: sa.suite,
+            mode: sa.mode,
+            esn: sa.esn,
+            window: window(sa.direction, sa.replay_window),
+            ports: ports(sa),
+            hard_seconds: sa.hard_seconds.into(),
+            cpu: sa.cpu,
+        }
+    }
+
+    /// `None`: an algorithm that this data plane does not install.
+    pub(super) fn of_state(state: &State, used: &Used) -> Option<Self> {
+        Some(Self {
+            key: used.print(state.key.expose()),
+            source: state.source,
+            suite: state.suite?,
+            mode: state.mode,
+            esn: state.esn,
+            window: window(state.direction, state.window),
+            ports: state.ports,
+            hard_seconds: state.hard_seconds,
+            cpu: state.cpu,
+        })
+    }
+
+    pub(super) fn key(&self) -> KeyPrint {
+        self.key
+    }
+}
+
+fn window(direction: Direction, packets: u32) -> u32 {
+    match direction {
+        Direction::In => packets,
+        Direction::Out => 0,
+    }
+}
+
+/// Source and destination address.
+pub(super) fn ends(peer: &Peer, direction: Direction) -> (IpAddr, IpAddr) {
+    match direction {
+        Direction::In => (peer.remote, peer.local),
+        Direction::Out => (peer.local, peer.remote),
+    }
+}
+
+/// Source and destination port, where ESP is in UDP.
+pub(super) fn ports(sa: &Sa) -> Option<(u16, u16)> {
+    let Encapsulation::Udp {
+        local_port,
+        remote_port,
+    } = sa.encapsulation
+    else {
+        return None;
+    };
+    Some(match sa.direction {
+        Direction::In => (remote_port, local_port),
+        Direction::Out => (local_port, remote_port),
+    })
+}
+
+impl Name {
+    pub(super) fn of_state(state: &State) -> Self {
+        Self {
+            reqid: state.reqid,
+            direction: state.direction,
+            id: state.id,
+        }
+    }
+
+    pub(super) fn spi(&self) -> Spi {
+        Spi(self.id.spi)
+    }
+
+    /// The peer's address.
+    pub(super) fn remote(&self, print: &Print) -> IpAddr {
+        match self.direction {
+            Direction::In => print.source,
+            Direction::Out => self.id.destination,
+        }
+    }
+}
+
+/// A row of the dump. `now`: seconds since 1970.
+pub(super) fn row(
+    state: &State,
+    suite: Suite,
+    peer: espalier_dataplane_core::PeerId,
+    active: bool,
+    now: u64,
+) -> SaInfo {
+    let encapsulation = match (state.ports, state.direction) {
+        (None, _) => Encapsulation::Raw,
+        (Some((remote_port, local_port)), Direction::In)
+        | (Some((local_port, remote_port)), Direction::Out) => Encapsulation::Udp {
+            local_port,
+            remote_port,
+        },
+    };
+    let idle = (state.last_used > 0).then(|| now.saturating_sub(state.last_used) * 1000);
+    SaInfo {
+        peer,
+        direction: state.direction,
+        spi: state.spi(),
+        suite,
+        encapsulation,
+        active,
+        age_s: now.saturating_sub(state.added),
+        packets: state.packets,
+        bytes: state.bytes,
+        drops: state.drops,
+        idle_ms: idle,
+    }
+}
