@@ -180,6 +180,7 @@ fn in_guest(arguments: &Arguments, folder: &Path, words: &[String]) -> Result<()
         kernel,
         folder,
         arguments: &words,
+        files: &[],
         limit: GUEST,
     })
 }

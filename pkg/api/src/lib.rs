@@ -5,11 +5,16 @@ mod crd;
 mod external;
 mod folder;
 mod manifest;
+mod protection;
 mod snapshot;
 
-pub use crd::{EncryptionPolicy, EncryptionPolicySpec, PolicyMode};
+pub use crd::{
+    DataplaneKind, EncryptionPolicy, EncryptionPolicySpec, Establish, OverlayKind, PolicyMode,
+    Protocol, RekeySpec, SuiteName, UdpEncapsulation,
+};
 pub use espalier_peers::NodeSpec;
 pub use external::{ExternalAuth, ExternalGateway, ExternalPeer, ExternalPeerSpec};
 pub use folder::{FolderSource, SourceError};
 pub use manifest::{Object, parse};
+pub use protection::Protection;
 pub use snapshot::{MeshSnapshot, Policy, Problem, Store};

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::crd::EncryptionPolicy;
 use crate::external::{self, ExternalGateway};
+use crate::protection::Protection;
 use crate::snapshot::{Policy, Problem};
 
 /// Name of the policy that is in force.
@@ -205,6 +206,7 @@ fn read_policy(document: Value) -> Result<Object, String> {
         mode: policy.spec.mode.into(),
         cluster_cidrs: read_cidrs("spec.clusterCIDRs", &policy.spec.cluster_cidrs)?,
         transition_deadline: Duration::from_secs(seconds.into()),
+        protection: Protection::read(&policy.spec)?,
     }))
 }
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::claims::Claims;
 use crate::external::ExternalGateway;
 use crate::manifest::{Object, parse};
+use crate::protection::Protection;
 
 /// The policy in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Policy {
     pub cluster_cidrs: Vec<IpNet>,
     /// How long a live pair may still send clear after `Required` came to hold.
     pub transition_deadline: Duration,
+    /// By what packets are protected.
+    pub protection: Protection,
 }
 
 impl Default for Policy {
@@ -29,6 +32,7 @@ impl Default for Policy {
             mode: Mode::Disabled,
             cluster_cidrs: Vec::new(),
             transition_deadline: Duration::from_secs(60),
+            protection: Protection::default(),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use espalier_api::{MeshSnapshot, Store};
+use espalier_api::{
+    DataplaneKind, Establish, MeshSnapshot, OverlayKind, Protection, Protocol, RekeySpec, Store,
+    SuiteName, UdpEncapsulation,
+};
 use espalier_peers::Mode;
 
 fn node(name: &str, address: &str, cidr: &str) -> String {
@@ -290,4 +293,84 @@ fn a_bad_document_beside_a_good_one_of_the_same_object_holds_nothing_back() {
         ["10.0.0.22".parse::<std::net::IpAddr>().unwrap()]
     );
     assert_problem(&snapshot, &["Node b", "10.0.0.300"]);
+}
+
+/// The policy with these further fields of its spec.
+fn protected(fields: &str) -> String {
+    policy("Required").replace("mode: Required", &format!("mode: Required, {fields}"))
+}
+
+#[test]
+fn protection_has_defaults_and_every_field_is_read() {
+    assert_eq!(
+        Folder::good().now().policy.protection,
+        Protection::default()
+    );
+    let text = "protocol: AH, overlay: None, suites: [AES-256-GMAC, ChaCha20-Poly1305], udpEncapsulation: Never, \
+                establish: OnDemand, dataplane: Kernel, rekey: {interval: 10, bytes: 1000000, packets: 1000}";
+    let snapshot = Folder::good().put("policy.yaml", &protected(text));
+    assert_eq!(snapshot.problems, []);
+    let expected = Protection {
+        protocol: Protocol::Ah,
+        overlay: OverlayKind::None,
+        suites: vec![SuiteName::Aes256Gmac, SuiteName::ChaCha20Poly1305],
+        udp_encapsulation: UdpEncapsulation::Never,
+        establish: Establish::OnDemand,
+        dataplane: DataplaneKind::Kernel,
+        rekey: RekeySpec {
+            interval: Some(10),
+            bytes: Some(1_000_000),
+            packets: Some(1_000),
+        },
+    };
+    assert_eq!(snapshot.policy.protection, expected);
+}
+
+#[test]
+fn protection_that_cannot_work_is_refused_with_field_and_remedy() {
+    for (fields, words) in [
+        (
+            "protocol: AH, udpEncapsulation: Always",
+            &[
+                "spec.udpEncapsulation",
+                "AH cannot be put into UDP",
+                "Auto or Never",
+            ][..],
+        ),
+        (
+            "overlay: None, dataplane: Userspace",
+            &["spec.overlay: None", "dataplane Kernel or Auto"],
+        ),
+        (
+            "protocol: AH, dataplane: Userspace",
+            &["spec.protocol: AH", "dataplane Kernel or Auto"],
+        ),
+        (
+            "udpEncapsulation: Never, dataplane: Userspace",
+            &["spec.udpEncapsulation: Never", "dataplane Kernel or Auto"],
+        ),
+        (
+            "suites: [AES-128-GMAC], dataplane: Userspace",
+            &["spec.suites: AES-GMAC alone", "dataplane Kernel or Auto"],
+        ),
+        ("suites: []", &["spec.suites", "at least one"]),
+        (
+            "suites: [AES-128-GCM, AES-128-GCM]",
+            &["spec.suites[1]", "AES-128-GCM is there twice"],
+        ),
+        ("suites: [DES]", &["spec.suites[0]", "AES-256-GCM"]),
+        ("protocol: esp", &["spec.protocol", "ESP"]),
+        ("overlay: GRE", &["spec.overlay", "VXLAN"]),
+        (
+            "rekey: {interval: 9}",
+            &["spec.rekey.interval", "10 to 43200"],
+        ),
+        ("rekey: {bytes: 5}", &["spec.rekey.bytes", "1000000"]),
+        ("rekey: {packets: 5}", &["spec.rekey.packets", "1000"]),
+        ("rekey: {jitter: 5}", &["spec.rekey", "jitter"]),
+    ] {
+        let snapshot = Folder::good().put("policy.yaml", &protected(fields));
+        assert_eq!(snapshot.policy.mode, Mode::Required, "{fields}");
+        assert_problem(&snapshot, words);
+    }
 }

@@ -3,18 +3,18 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use espalier_dataplane_core::{Dataplane, Direction, Dump, PeerId, SaInfo};
-use espalier_overlay::{Observed as Kernel, RoutePath};
+use espalier_dataplane_core::{Dataplane, Direction, Dump, PeerId, Reqid, SaInfo, Spi};
+use espalier_overlay::{Observed as KernelState, RoutePath};
 use espalier_peers::{NodeSpec, Observed, Sends};
 use tracing::{info, warn};
 
-use super::Mesh;
-use super::peer::PeerState;
+use super::peer::{Adopted, PeerState};
+use super::{Kernel, Mesh};
 
 /// State of the kernel and the data plane at start. Empty for peers that come later.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    kernel: Option<Kernel>,
+    kernel: Option<KernelState>,
     sas: Vec<SaInfo>,
 }
 
@@ -28,29 +28,64 @@ impl Found {
             .pod_cidrs
             .first()
             .and_then(|cidr| kernel.paths.get(cidr));
+        let protect = kernel.protects.get(&remote);
+        let pinned = protect.is_some_and(|protect| protect.spi.is_some());
         Observed {
             sends: match path {
+                Some(_) if pinned => Sends::Esp,
+                // A policy without SA: the kernel asks for one when there is a packet, which it does not let out.
+                Some(_) if protect.is_some() => Sends::Nothing,
                 Some(RoutePath::Clear) => Sends::Clear,
                 Some(RoutePath::Encrypted) => Sends::Esp,
                 Some(RoutePath::Blocked) | None => Sends::Nothing,
             },
             accepts_clear: path.is_some()
                 && (!kernel.base_block || kernel.accepting.contains(&remote)),
-            esp: self
-                .sas
-                .iter()
-                .any(|sa| sa.peer.0 == spec.name && seals(sa)),
+            esp: pinned
+                || self
+                    .sas
+                    .iter()
+                    .any(|sa| sa.peer.0 == spec.name && seals(sa)),
         }
     }
 
-    /// Hands the SAs of a peer to it.
+    /// Hands the SAs of a peer to it. What a policy names is what seals; where the data plane does not answer, it is all that is
+    /// known.
     pub(super) fn give_sas(&self, peer: &mut PeerState) {
         let own = self.sas.iter().filter(|sa| sa.peer.0 == peer.spec.name);
-        peer.adopted = own.clone().map(|sa| (sa.direction, sa.spi)).collect();
+        let kernel = self.kernel.as_ref();
+        let protect = kernel.and_then(|kernel| kernel.protects.get(&peer.addresses.1));
+        let named = protect
+            .and_then(|protect| protect.spi)
+            .or(peer.active.map(|spi| spi.0));
+        peer.adopted = own.clone().map(adopted).collect();
         peer.active = own.clone().find(|sa| seals(sa)).map(|sa| sa.spi);
+        let is_out =
+            |spi: u32| move |sa: &Adopted| (sa.direction, sa.spi.0) == (Direction::Out, spi);
+        if let Some(spi) = named.filter(|spi| peer.adopted.iter().any(is_out(*spi))) {
+            peer.active = Some(Spi(spi));
+        }
+        if let (Some(protect), true) = (protect, self.sas.is_empty()) {
+            peer.reqid = Reqid(protect.reqid);
+            peer.active = protect.spi.map(Spi);
+            let out = peer.active.map(|spi| Adopted {
+                direction: Direction::Out,
+                spi,
+                ah: protect.ah,
+            });
+            peer.adopted = out.into_iter().collect();
+        }
         if !peer.adopted.is_empty() {
             info!(peer = %peer.spec.name, sas = peer.adopted.len(), "adopted SAs; a handshake will replace them");
         }
+    }
+}
+
+fn adopted(sa: &SaInfo) -> Adopted {
+    Adopted {
+        direction: sa.direction,
+        spi: sa.spi,
+        ah: sa.suite.is_ah(),
     }
 }
 
@@ -58,13 +93,15 @@ fn seals(sa: &SaInfo) -> bool {
     sa.direction == Direction::Out && sa.active
 }
 
-impl<D: Dataplane> Mesh<D> {
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Looks at the kernel and the data plane before anything is changed.
     pub(super) async fn find(&mut self) -> Found {
         let clusters = self.snapshot.policy.cluster_cidrs.clone();
         let kernel = self.parts.overlay.observe(&clusters);
-        if let Err(e) = &kernel {
-            warn!(error = %e, "the kernel's state cannot be read; starting from nothing");
+        match &kernel {
+            Err(e) => warn!(error = %e, "the kernel's state cannot be read; starting from nothing"),
+            Ok(found) if !found.protects.is_empty() => self.uplink.found_kernel(),
+            Ok(_) => {}
         }
         let dump = self.plane_dump().await;
         let sas = dump.map(|dump| dump.sas).unwrap_or_default();
@@ -89,7 +126,9 @@ impl<D: Dataplane> Mesh<D> {
 
     /// The data plane's state; its peers that are no nodes any more are removed, and its inbound SPIs are reserved.
     async fn plane_dump(&mut self) -> Option<Dump> {
-        self.hello.as_ref()?;
+        if !self.uplink.answers() {
+            return None;
+        }
         let mut dump = match self.parts.plane.dump().await {
             Ok(dump) => dump,
             Err(e) => {

@@ -2,25 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{
-    Dataplane, Direction, Encapsulation, Error, PeerId, Sa, SaMode, Spi, Suite,
-};
-use espalier_ike::{ChildSa, ChildSuite, EspSuite, Event, Identity, Role};
+use espalier_dataplane_core::{Dataplane, Direction, Error, PeerId, Sa, SaMode, Spi, Suite};
+use espalier_ike::{ChildSa, Event, Identity, Role};
 use espalier_peers::Announcement;
 use tracing::{debug, info, warn};
 
-use super::Mesh;
-use super::peer::{NAT_T_PORT, PeerState};
+use super::peer::{Adopted, PeerState, SaPair};
+use super::terms::plane_suite;
+use super::{Kernel, Mesh};
 
-/// Packets. More than a burst reorders over several cores and links.
+/// Packets, where the data plane can. More than a burst reorders over several cores and links.
 const REPLAY_WINDOW: u32 = 8192;
 /// How long packets sealed with adopted SAs may still be under way once the peer seals with newer ones.
 const ADOPTED_DRAIN: Duration = Duration::from_secs(2);
 
-impl<D: Dataplane> Mesh<D> {
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Acts on every event IKE has. Must be done before its datagrams are sent: a response promises an installed SA.
-    pub(super) async fn take_ike_events(&mut self) {
+    /// Whether there were any.
+    pub(super) async fn take_ike_events(&mut self) -> bool {
+        let mut any = false;
         while let Some(event) = self.parts.endpoint.poll_event() {
+            any = true;
             match event {
                 Event::IkeUp { peer, took, role } => self.ike_up(&peer.0, took, role),
                 Event::ChildUp {
@@ -48,6 +50,7 @@ impl<D: Dataplane> Mesh<D> {
                 } => self.failed(peer, remote, &error.0),
             }
         }
+        any
     }
 
     fn ike_up(&mut self, name: &str, took: Duration, role: Role) {
@@ -58,19 +61,22 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     async fn child_up(&mut self, name: &str, child: &ChildSa, announcement: Option<Vec<u8>>) {
+        let suite = match self.install(name, child).await {
+            Ok(suite) => suite,
+            Err(e) => return self.not_installed(name, child, announcement, &e),
+        };
         let (spi_in, spi_out) = (Spi(child.spi_in), Spi(child.spi_out));
-        if let Err(e) = self.install(name, child).await {
-            warn!(peer = name, error = %e, "SAs cannot be installed; the handshake is given up and tried again");
-            let now = Instant::now();
-            self.parts.endpoint.disconnect(&Identity(name.into()), now);
-            self.note_problem(name, e.to_string());
-            return;
-        }
         info!(peer = name, %spi_in, %spi_out, suite = ?child.suite, role = ?child.role, "SAs installed");
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.add_sa(child.spi_in, child.spi_out, child.role);
+        peer.sas.push(SaPair {
+            spi_in,
+            spi_out,
+            suite,
+            // An initiator's is confirmed by the response itself: the responder installed first.
+            confirmed: child.role == Role::Initiator,
+        });
         peer.said = None; // this node's inbound SPI is news
         if let Some(data) = announcement {
             self.heard(name, &data).await;
@@ -78,59 +84,129 @@ impl<D: Dataplane> Mesh<D> {
         self.switch_to_best(name).await;
     }
 
-    async fn install(&mut self, name: &str, child: &ChildSa) -> Result<(), Error> {
-        let suite = suite_of(child)?;
+    /// While the kernel's process is away the pair's other SAs carry on: nothing is ended, and nothing is answered before this one
+    /// is installed. Whatever else a data plane refuses ends the IKE SA.
+    fn not_installed(
+        &mut self,
+        name: &str,
+        child: &ChildSa,
+        announcement: Option<Vec<u8>>,
+        error: &Error,
+    ) {
+        if self.uplink.is_kernel() && matches!(error, Error::Unreachable(_)) {
+            warn!(peer = name, %error, "SAs wait for the data plane");
+            self.uplink.lost();
+            if let Some(peer) = self.peers.get_mut(name) {
+                peer.waiting.push((child.clone(), announcement));
+            }
+            return;
+        }
+        warn!(peer = name, %error, "SAs cannot be installed; the handshake is given up and tried again");
+        let now = Instant::now();
+        self.parts.endpoint.disconnect(&Identity(name.into()), now);
+        self.note_problem(name, error.to_string());
+    }
+
+    /// The data plane is back.
+    pub(super) async fn install_waiting(&mut self) {
+        let waiting: Vec<_> = self
+            .peers
+            .iter_mut()
+            .flat_map(|(name, peer)| {
+                let name = name.clone();
+                peer.waiting.drain(..).map(move |sa| (name.clone(), sa))
+            })
+            .collect();
+        for (name, (child, announcement)) in waiting {
+            self.child_up(&name, &child, announcement).await;
+        }
+    }
+
+    async fn install(&mut self, name: &str, child: &ChildSa) -> Result<Suite, Error> {
+        let suite = self.suite_of(child)?;
         self.put_in_plane(name).await?;
+        let kernel = self.uplink.is_kernel();
+        let lifetime = self.rekeying().child_hard.as_secs();
         for (direction, spi, keys) in [
             (Direction::In, child.spi_in, &child.keys_in),
             (Direction::Out, child.spi_out, &child.keys_out),
         ] {
+            let key = if suite.is_ah() {
+                &keys.integrity
+            } else {
+                &keys.key
+            };
             let sa = Sa {
                 peer: PeerId(name.to_owned()),
                 direction,
                 spi: Spi(spi),
                 suite,
-                mode: SaMode::Transport,
-                key: keys.key.clone(),
+                mode: self.terms.mode(),
+                key: key.clone(),
                 esn: child.esn,
-                replay_window: REPLAY_WINDOW,
-                encapsulation: Encapsulation::Udp {
-                    local_port: NAT_T_PORT,
-                    remote_port: NAT_T_PORT,
+                replay_window: REPLAY_WINDOW.min(self.terms.can.max_replay_window),
+                encapsulation: self.terms.encapsulation(child),
+                // The kernel's SAs outlive every process of ours.
+                hard_seconds: if kernel {
+                    u32::try_from(lifetime).unwrap_or(u32::MAX)
+                } else {
+                    0
                 },
-                hard_seconds: 0,
                 cpu: None,
             };
             self.parts.plane.install_sa(sa).await?;
         }
-        Ok(())
+        Ok(suite)
+    }
+
+    /// What was offered is what the data plane has, so that a peer cannot get anything else.
+    fn suite_of(&self, child: &ChildSa) -> Result<Suite, Error> {
+        let suite = plane_suite(child.suite);
+        let mode = |transport: bool| if transport { "transport" } else { "tunnel" };
+        let transport = self.terms.mode() == SaMode::Transport;
+        suite
+            .filter(|suite| child.transport == transport && self.terms.can.suites.contains(suite))
+            .ok_or_else(|| Error::Invalid {
+                field: "suite",
+                why: format!(
+                    "expected one of {:?} in {} mode, but {:?} in {} mode was negotiated; the data plane has no other, configure one of these",
+                    self.terms.can.suites,
+                    mode(transport),
+                    child.suite,
+                    mode(child.transport),
+                ),
+            })
     }
 
     /// The data plane must know a peer, as it is now, before its SAs.
     pub(super) async fn put_in_plane(&mut self, name: &str) -> Result<(), Error> {
-        let found = self.peers.get_mut(name).filter(|peer| !peer.in_plane);
+        let found = self.peers.get(name).filter(|peer| !peer.in_plane);
         let (Some(peer), Some(own)) = (found, &self.set.own) else {
             return Ok(());
         };
-        peer.reqid = self.parts.plane.put_peer(peer.for_plane(own)).await?;
-        peer.in_plane = true;
+        let wanted = peer.for_plane(own, self.terms.plane_overlay());
+        self.remove_before_return(&wanted.id).await?;
+        let reqid = self.parts.plane.put_peer(wanted).await?;
+        if let Some(peer) = self.peers.get_mut(name) {
+            (peer.reqid, peer.in_plane) = (reqid, true);
+        }
         Ok(())
     }
 
     /// Seals with the newest SA that the peer is known to open, and tells the pair whether there is one.
-    async fn switch_to_best(&mut self, name: &str) {
+    pub(super) async fn switch_to_best(&mut self, name: &str) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
         let best = peer.best();
-        if best != peer.active {
+        if best != peer.active || !peer.switched {
             if let Err(e) = self.parts.plane.switch_outbound(peer.id(), best).await {
                 warn!(peer = name, error = %e, "the outbound SA cannot be switched");
                 peer.problem = Some(e.to_string());
                 return;
             }
             debug!(peer = name, ?best, "outbound SA switched");
-            peer.active = best;
+            (peer.active, peer.switched) = (best, true);
         }
         peer.pair.set_esp(best.is_some(), Instant::now());
     }
@@ -139,17 +215,10 @@ impl<D: Dataplane> Mesh<D> {
         info!(peer = name, %spi_in, %spi_out, "SAs end");
         if let Some(peer) = self.peers.get_mut(name) {
             peer.sas.retain(|sa| sa.spi_in != spi_in);
+            peer.waiting.retain(|(child, _)| child.spi_in != spi_in.0);
             self.switch_to_best(name).await;
         }
-        for (direction, spi) in [(Direction::In, spi_in), (Direction::Out, spi_out)] {
-            self.remove_sa(name, direction, spi).await;
-        }
-    }
-
-    async fn remove_sa(&mut self, name: &str, direction: Direction, spi: Spi) {
-        if let Err(e) = self.parts.plane.remove_sa(direction, spi).await {
-            warn!(peer = name, %spi, error = %e, "an SA cannot be removed");
-        }
+        self.remove_later(name, [(Direction::In, spi_in), (Direction::Out, spi_out)]);
     }
 
     fn ike_down(&mut self, name: &str, reason: espalier_ike::CloseReason) {
@@ -222,7 +291,7 @@ impl<D: Dataplane> Mesh<D> {
         }
     }
 
-    /// Removes adopted SAs that have drained.
+    /// Gives up adopted SAs that have drained.
     pub(super) async fn drop_adopted(&mut self, now: Instant) {
         let due = |peer: &&mut PeerState| peer.drop_adopted_at.is_some_and(|at| at <= now);
         let drained: Vec<_> = self
@@ -232,12 +301,8 @@ impl<D: Dataplane> Mesh<D> {
             .map(take_adopted)
             .collect();
         for (name, sas) in drained {
-            for (direction, spi) in sas {
-                self.remove_sa(&name, direction, spi).await;
-                if direction == Direction::In {
-                    self.parts.endpoint.release_spi(spi.0);
-                }
-            }
+            self.remove_later(&name, sas.iter().map(|sa| (sa.direction, sa.spi)));
+            self.switch_to_best(&name).await;
         }
     }
 
@@ -261,74 +326,7 @@ impl<D: Dataplane> Mesh<D> {
     }
 }
 
-fn take_adopted(peer: &mut PeerState) -> (String, Vec<(Direction, Spi)>) {
+fn take_adopted(peer: &mut PeerState) -> (String, Vec<Adopted>) {
     peer.drop_adopted_at = None;
     (peer.spec.name.clone(), std::mem::take(&mut peer.adopted))
-}
-
-/// The userspace data plane seals ESP by AEAD in transport mode. Nothing else is configured, so that a peer cannot get it.
-fn suite_of(child: &ChildSa) -> Result<Suite, Error> {
-    let suite = match child.suite {
-        ChildSuite::Esp(EspSuite::Aes256Gcm16) => Some(Suite::Aes256Gcm16),
-        ChildSuite::Esp(EspSuite::Aes128Gcm16) => Some(Suite::Aes128Gcm16),
-        ChildSuite::Esp(EspSuite::ChaCha20Poly1305) => Some(Suite::ChaCha20Poly1305),
-        ChildSuite::Esp(_) | ChildSuite::Ah(_) => None,
-    };
-    suite.filter(|_| child.transport).ok_or_else(|| {
-        let mode = if child.transport { "transport" } else { "tunnel" };
-        Error::Invalid {
-            field: "suite",
-            why: format!(
-                "expected ESP with AES-GCM-16 or ChaCha20-Poly1305 in transport mode, but {:?} in {mode} mode was negotiated; the userspace data plane has no other, configure one of these",
-                child.suite
-            ),
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use espalier_ike::{ChildId, ChildKeys, Integrity, Volume};
-    use espalier_secret::SecretBytes;
-
-    use super::*;
-
-    fn child(suite: ChildSuite, transport: bool) -> ChildSa {
-        let keys = ChildKeys {
-            key: SecretBytes::default(),
-            integrity: SecretBytes::default(),
-        };
-        ChildSa {
-            id: ChildId::FIRST,
-            per_cpu: false,
-            spi_in: 300,
-            spi_out: 400,
-            suite,
-            esn: true,
-            volume: Volume::UNLIMITED,
-            transport,
-            keys_in: keys.clone(),
-            keys_out: keys,
-            local_ts: Vec::new(),
-            remote_ts: Vec::new(),
-            role: Role::Initiator,
-            udp_encapsulation: None,
-        }
-    }
-
-    #[test]
-    fn what_the_userspace_data_plane_cannot_do_is_refused_with_a_remedy() {
-        let good = child(EspSuite::Aes256Gcm16.into(), true);
-        assert_eq!(suite_of(&good).unwrap(), Suite::Aes256Gcm16);
-        for (suite, transport) in [
-            (EspSuite::Aes256Gcm16.into(), false),
-            (EspSuite::Aes256Gmac.into(), true),
-            (EspSuite::Aes128Cbc(Integrity::HmacSha256).into(), true),
-            (ChildSuite::Ah(Integrity::HmacSha512), true),
-        ] {
-            let error = suite_of(&child(suite, transport)).unwrap_err().to_string();
-            assert!(error.contains("expected ESP with AES-GCM-16"), "{error}");
-            assert!(error.contains(&format!("{suite:?}")), "{error}");
-        }
-    }
 }

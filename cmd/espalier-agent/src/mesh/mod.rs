@@ -3,11 +3,15 @@
 
 mod adopt;
 mod child;
+mod kernel;
 mod peer;
 mod plane;
+mod removals;
 mod settle;
 mod sources;
 mod status;
+mod terms;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,20 +19,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use espalier_api::MeshSnapshot;
-use espalier_dataplane_core::{Dataplane, Hello};
+use espalier_api::{MeshSnapshot, RekeySpec};
+use espalier_dataplane_core::Dataplane;
 use espalier_ike::{Endpoint, Rekeying};
 use espalier_ike_io::{IkeIo, unix_now};
-use espalier_overlay::{Desired, Overlay};
+use espalier_overlay::Desired;
 use espalier_peers::PeerSet;
 use espalier_rpc::agent::StatusReply;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::credentials::{KeyFiles, Keyring};
+use kernel::Kernel;
 use peer::PeerState;
 pub(crate) use plane::{PlaneFact, follow};
+use removals::Removals;
 pub(crate) use status::NodeFacts;
+use terms::Terms;
+use uplink::Uplink;
 
 /// The kernel is compared with what should be at least this often, so that what somebody deleted comes back.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -53,13 +61,13 @@ pub(crate) enum Query {
 }
 
 /// Everything the actor is built from.
-pub(crate) struct Parts<D> {
+pub(crate) struct Parts<D, K> {
     pub(crate) node: String,
     pub(crate) keys: KeyFiles,
     pub(crate) endpoint: Endpoint,
     pub(crate) rekeying: Rekeying,
     pub(crate) io: IkeIo,
-    pub(crate) overlay: Overlay,
+    pub(crate) overlay: K,
     pub(crate) plane: Arc<D>,
     pub(crate) plane_facts: mpsc::Receiver<PlaneFact>,
     pub(crate) snapshots: watch::Receiver<MeshSnapshot>,
@@ -70,15 +78,17 @@ pub(crate) struct Parts<D> {
 }
 
 /// The actor.
-pub(crate) struct Mesh<D> {
-    parts: Parts<D>,
+pub(crate) struct Mesh<D, K> {
+    parts: Parts<D, K>,
     started: Instant,
     keyring: Keyring,
     key_files: Vec<(PathBuf, Option<std::time::SystemTime>)>,
     snapshot: MeshSnapshot,
     set: PeerSet,
     peers: BTreeMap<String, PeerState>,
-    hello: Option<Hello>,
+    uplink: Uplink,
+    terms: Terms,
+    removals: Removals,
     /// What the kernel was last brought to, and when.
     applied: Option<(Desired, Instant)>,
     pod_mtu: u32,
@@ -87,8 +97,8 @@ pub(crate) struct Mesh<D> {
     next_traffic_poll: Instant,
 }
 
-impl<D: Dataplane> Mesh<D> {
-    pub(crate) fn new(parts: Parts<D>) -> Self {
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
+    pub(crate) fn new(parts: Parts<D, K>) -> Self {
         let now = Instant::now();
         Self {
             parts,
@@ -98,7 +108,9 @@ impl<D: Dataplane> Mesh<D> {
             snapshot: MeshSnapshot::default(),
             set: PeerSet::default(),
             peers: BTreeMap::new(),
-            hello: None,
+            uplink: Uplink::default(),
+            terms: Terms::default(),
+            removals: Removals::default(),
             applied: None,
             pod_mtu: 0,
             kernel_problem: None,
@@ -197,19 +209,51 @@ impl<D: Dataplane> Mesh<D> {
         for problem in &self.keyring.problems {
             warn!(%problem, "credentials");
         }
-        let identity = espalier_ike::Identity::from(self.parts.node.as_str());
-        let config = espalier_ike::Config {
-            credentials: self.keyring.credentials.clone(),
-            trust: self.keyring.trust.clone(),
-            rekeying: self.parts.rekeying,
-            ..espalier_ike::Config::new(identity)
-        };
-        match self.parts.endpoint.set_config(config) {
-            Ok(()) => info!("credentials loaded"),
-            Err(e) => self.keyring.problems.push(e.to_string()),
-        }
+        self.configure_endpoint();
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             self.configure_ike(&name);
         }
     }
+
+    fn configure_endpoint(&mut self) {
+        let identity = espalier_ike::Identity::from(self.parts.node.as_str());
+        let config = espalier_ike::Config {
+            credentials: self.keyring.credentials.clone(),
+            trust: self.keyring.trust.clone(),
+            rekeying: self.rekeying(),
+            ..espalier_ike::Config::new(identity)
+        };
+        match self.parts.endpoint.set_config(config) {
+            Ok(()) => info!("credentials and lifetimes loaded"),
+            Err(e) => self.keyring.problems.push(e.to_string()),
+        }
+    }
+
+    /// When SAs are replaced: as the policy says, else as this agent was started.
+    fn rekeying(&self) -> Rekeying {
+        let RekeySpec {
+            interval,
+            bytes,
+            packets,
+        } = self.terms.protection.rekey;
+        let mut rekeying = self.parts.rekeying;
+        if let Some(seconds) = interval {
+            rekeying.child_soft = Duration::from_secs(seconds.into());
+            rekeying.ike_soft = rekeying.child_soft * 4;
+        }
+        let volume = &mut rekeying.child_volume;
+        // The hard limit leaves room for a rekey that fails at first.
+        for (limit, soft, hard) in [
+            (bytes, &mut volume.soft_bytes, &mut volume.hard_bytes),
+            (packets, &mut volume.soft_packets, &mut volume.hard_packets),
+        ] {
+            if let Some(limit) = limit {
+                (*soft, *hard) = (limit, limit.saturating_mul(2));
+            }
+        }
+        rekeying
+    }
 }
+
+#[cfg(test)]
+mod tests;

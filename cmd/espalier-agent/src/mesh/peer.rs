@@ -3,11 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Reqid, Spi};
-use espalier_ike::{
-    ChildConfig, Connect, EspSuite, Identity, PeerAuth, PeerConfig, Role, TrafficSelector,
-};
-use espalier_overlay::{PeerRoute, RoutePath};
+use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Reqid, Spi, Suite};
+use espalier_ike::{ChildConfig, ChildSa, Connect, Identity, PeerAuth, PeerConfig};
+use espalier_overlay::{PeerRoute, Protect, RoutePath};
 use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, vtep_mac};
 use espalier_secret::SecretBytes;
 
@@ -16,15 +14,24 @@ pub(crate) const VNI: u32 = 4789;
 pub(crate) const VXLAN_PORT: u16 = 4789;
 /// IKE and ESP share this port (RFC 3948).
 pub(crate) const NAT_T_PORT: u16 = 4500;
-const UDP: u8 = 17;
 
 /// An ESP SA pair in the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SaPair {
     pub(crate) spi_in: Spi,
     pub(crate) spi_out: Spi,
+    pub(crate) suite: Suite,
     /// The peer is known to open `spi_out`: this node may seal with it.
     pub(crate) confirmed: bool,
+}
+
+/// An SA that was found at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Adopted {
+    pub(crate) direction: Direction,
+    pub(crate) spi: Spi,
+    /// AH instead of ESP.
+    pub(crate) ah: bool,
 }
 
 /// A peer.
@@ -37,7 +44,7 @@ pub(crate) struct PeerState {
     /// Oldest first.
     pub(crate) sas: Vec<SaPair>,
     /// SAs found at start, whose IKE SA is gone: a handshake that this node begins replaces them.
-    pub(crate) adopted: Vec<(Direction, Spi)>,
+    pub(crate) adopted: Vec<Adopted>,
     /// When they have drained: the peer seals with a newer one.
     pub(crate) drop_adopted_at: Option<Instant>,
     /// This node lost its SAs (it started, or its data plane did): the peer may still use the old ones, so it begins at once.
@@ -46,6 +53,10 @@ pub(crate) struct PeerState {
     pub(crate) active: Option<Spi>,
     /// The data plane knows this peer as it is.
     pub(crate) in_plane: bool,
+    /// The data plane was told which SA seals.
+    pub(crate) switched: bool,
+    /// Negotiated while the data plane was away; installed when it is back.
+    pub(crate) waiting: Vec<(ChildSa, Option<Vec<u8>>)>,
     /// Tag of its kernel states.
     pub(crate) reqid: Reqid,
     /// Last thing told to the peer, or that it will be told with the next handshake.
@@ -68,6 +79,8 @@ impl PeerState {
             lost_sas: false,
             active: None,
             in_plane: false,
+            switched: false,
+            waiting: Vec::new(),
             reqid: Reqid::default(),
             said: None,
             handshake: None,
@@ -85,17 +98,26 @@ impl PeerState {
         self.sas.last().map_or(0, |sa| sa.spi_in.0)
     }
 
-    pub(crate) fn for_plane(&self, own: &NodeSpec) -> Peer {
+    /// The data plane's state is gone.
+    pub(crate) fn forget_sas(&mut self, now: Instant) {
+        self.sas.clear();
+        self.adopted.clear();
+        self.waiting.clear();
+        self.lost_sas = true;
+        (self.in_plane, self.switched) = (false, false);
+        (self.active, self.said, self.drop_adopted_at) = (None, None, None);
+        self.pair.ike_down(now);
+        self.pair.set_esp(false, now);
+    }
+
+    pub(crate) fn for_plane(&self, own: &NodeSpec, overlay: Overlay) -> Peer {
         Peer {
             id: self.id(),
             local: self.addresses.0,
             remote: self.addresses.1,
             pod_cidrs: self.spec.pod_cidrs.clone(),
             own_cidrs: own.pod_cidrs.clone(),
-            overlay: Overlay::Vxlan {
-                vni: VNI,
-                port: VXLAN_PORT,
-            },
+            overlay,
             local_mac: vtep_mac(&own.name),
             remote_mac: vtep_mac(&self.spec.name),
         }
@@ -112,17 +134,30 @@ impl PeerState {
                 Sends::Esp => RoutePath::Encrypted,
             },
             accept_clear: view.accepts_clear,
-            protect: None,
+            protect: self.active.map(|spi| self.protect(spi)),
             trial: None,
         }
     }
 
-    pub(crate) fn for_ike(&self, psk: Option<&SecretBytes>) -> PeerConfig {
+    /// How a policy's template names the states of this outbound SA.
+    fn protect(&self, spi: Spi) -> Protect {
+        let negotiated = self.sas.iter().find(|sa| sa.spi_out == spi);
+        let adopted = |sa: &&Adopted| (sa.direction, sa.spi) == (Direction::Out, spi);
+        let ah = match negotiated {
+            Some(sa) => sa.suite.is_ah(),
+            None => self.adopted.iter().find(adopted).is_some_and(|sa| sa.ah),
+        };
+        Protect {
+            reqid: self.reqid.0,
+            spi: Some(spi.0),
+            ah,
+        }
+    }
+
+    pub(crate) fn for_ike(&self, child: ChildConfig, psk: Option<&SecretBytes>) -> PeerConfig {
         let (local, remote) = self.addresses;
         let at = |address| SocketAddr::new(address, NAT_T_PORT);
         let auth = psk.map_or(PeerAuth::Certificate, |psk| PeerAuth::Psk(psk.clone()));
-        let mut child = ChildConfig::new(vec![any_udp(local)], vec![any_udp(remote)]);
-        child.suites.push(EspSuite::ChaCha20Poly1305.into());
         let identity = Identity(self.spec.name.as_str().into());
         PeerConfig {
             uid: self.spec.uid.clone(),
@@ -141,36 +176,17 @@ impl PeerState {
         }
     }
 
-    /// Records what IKE negotiated; an initiator's SA is confirmed by the response itself (the responder installed first).
-    pub(crate) fn add_sa(&mut self, spi_in: u32, spi_out: u32, role: Role) {
-        self.sas.push(SaPair {
-            spi_in: Spi(spi_in),
-            spi_out: Spi(spi_out),
-            confirmed: role == Role::Initiator,
-        });
-    }
-
     /// The newest outbound SA this node may seal with; an adopted one that seals now is as good until there is a newer one.
     pub(crate) fn best(&self) -> Option<Spi> {
-        let adopted = self
-            .active
-            .filter(|spi| self.adopted.contains(&(Direction::Out, *spi)));
+        let adopted = self.active.filter(|spi| {
+            let is_active = |sa: &Adopted| (sa.direction, sa.spi) == (Direction::Out, *spi);
+            self.adopted.iter().any(is_active)
+        });
         self.sas
             .iter()
             .rev()
             .find(|sa| sa.confirmed)
             .map(|sa| sa.spi_out)
             .or(adopted)
-    }
-}
-
-/// VXLAN's source ports are hashed and both ends send to 4789, so one CHILD_SA carries UDP of any port between the hosts.
-fn any_udp(address: IpAddr) -> TrafficSelector {
-    TrafficSelector {
-        protocol: UDP,
-        start_port: 0,
-        end_port: u16::MAX,
-        start: address,
-        end: address,
     }
 }

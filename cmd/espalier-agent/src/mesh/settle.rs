@@ -2,19 +2,38 @@
 
 use std::time::Instant;
 
-use espalier_dataplane_core::{Dataplane, Hello};
+use espalier_dataplane_core::Dataplane;
 use espalier_ike::{Identity, IkeStatus};
-use espalier_overlay::{Desired, Engine, Framing, Vtep};
+use espalier_overlay::{Desired, Vtep};
 use espalier_peers::{Mode, View, gateway, vtep_mac};
 use tracing::{debug, info, warn};
 
-use super::peer::{VNI, VXLAN_PORT};
-use super::{Mesh, RESYNC, RETRY};
+use super::peer::{PeerState, VNI, VXLAN_PORT};
+use super::{Kernel, Mesh, RESYNC, RETRY};
 
-impl<D: Dataplane> Mesh<D> {
+/// Settling makes IKE events, which are settled in turn; more than this wait for the next fact.
+const ROUNDS: usize = 4;
+
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Brings kernel, IKE and peers in line with what is known now.
     pub(super) async fn settle(&mut self) {
-        self.take_ike_events().await;
+        self.settle_world().await;
+        self.publish_facts();
+        self.send_datagrams().await;
+    }
+
+    /// All but the datagrams that follow from it.
+    pub(super) async fn settle_world(&mut self) {
+        // What connect and disconnect say must be acted on before the datagrams that follow from it.
+        for round in 0..ROUNDS {
+            if !self.take_ike_events().await && round > 0 {
+                break;
+            }
+            self.settle_once().await;
+        }
+    }
+
+    async fn settle_once(&mut self) {
         let now = Instant::now();
         self.drop_adopted(now).await;
         self.fill_plane().await;
@@ -22,25 +41,34 @@ impl<D: Dataplane> Mesh<D> {
             peer.pair.step(now);
         }
         if self.settle_kernel(now) {
+            self.remove_unused().await;
             self.settle_ike(now);
             self.announce(now);
         }
-        self.publish_facts();
-        self.send_datagrams().await;
     }
 
     /// Every peer is in the data plane in all modes: a stricter peer may begin at any moment.
     async fn fill_plane(&mut self) {
-        if self.hello.is_none() {
+        if !self.uplink.answers() {
             return;
         }
-        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+        let stale =
+            |peer: &PeerState| !peer.in_plane || !peer.switched || peer.best() != peer.active;
+        let names: Vec<String> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| stale(peer))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
             if let Err(e) = self.put_in_plane(&name).await {
                 warn!(peer = name, error = %e, "the data plane does not take the peer");
                 if let Some(peer) = self.peers.get_mut(&name) {
                     peer.problem = Some(e.to_string());
                 }
+                continue;
             }
+            self.switch_to_best(&name).await;
         }
     }
 
@@ -97,8 +125,8 @@ impl<D: Dataplane> Mesh<D> {
             gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
             pod_cidrs: own.pod_cidrs.clone(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
-            framing: Framing::Vxlan,
-            engine: self.hello.as_ref().map_or(Engine::None, engine),
+            framing: self.terms.framing(),
+            engine: self.uplink.engine(),
             deny_clear: strict,
             peers: peers
                 .map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view)))
@@ -108,7 +136,10 @@ impl<D: Dataplane> Mesh<D> {
 
     /// IKE SAs where they are wanted, and only there.
     fn settle_ike(&mut self, now: Instant) {
-        let plane_is_up = self.hello.is_some();
+        if self.uplink.is_kernel_away() {
+            return; // what there is carries on
+        }
+        let plane_is_up = self.uplink.answers();
         for (name, peer) in &mut self.peers {
             let id = Identity(name.as_str().into());
             let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
@@ -139,20 +170,15 @@ impl<D: Dataplane> Mesh<D> {
     }
 
     async fn send_datagrams(&mut self) {
-        // Whatever connect and disconnect just said must be acted on before the datagrams that follow from it.
-        self.take_ike_events().await;
+        // Without the kernel's process nothing can be installed that they might promise. IKE sends them again.
+        let silent = self.uplink.is_kernel_away();
         while let Some(transmit) = self.parts.endpoint.poll_transmit() {
+            if silent {
+                continue;
+            }
             if let Err(e) = self.parts.io.send(&transmit).await {
                 debug!(remote = %transmit.path.remote, error = %e, "an IKE datagram could not be sent; IKE sends it again");
             }
         }
-    }
-}
-
-fn engine(hello: &Hello) -> Engine {
-    match &hello.device {
-        _ if hello.is_kernel() => Engine::Kernel,
-        Some(device) => Engine::Tun(device.clone()),
-        None => Engine::None,
     }
 }

@@ -10,7 +10,7 @@ use espalier_rpc::agent::{PeerStatus, StatusReply};
 use ipnet::IpNet;
 
 use super::peer::PeerState;
-use super::{Mesh, Query};
+use super::{Kernel, Mesh, Query};
 
 /// What the pod side needs to know of the node. Default: nothing is known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,12 +21,12 @@ pub(crate) struct NodeFacts {
     pub(crate) not_ready: Vec<String>,
 }
 
-impl<D: Dataplane> Mesh<D> {
+impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     pub(super) async fn answer(&mut self, query: Query) {
         let Query::Status(reply) = query;
-        let dump = match &self.hello {
-            Some(_) => self.parts.plane.dump().await.ok(),
-            None => None,
+        let dump = match self.uplink.answers() {
+            true => self.parts.plane.dump().await.ok(),
+            false => None,
         };
         // Nobody waits any more: nothing to tell.
         let _ = reply.send(self.status(dump.as_ref()));
@@ -67,7 +67,9 @@ impl<D: Dataplane> Mesh<D> {
         if self.pod_mtu == 0 && self.kernel_problem.is_none() && self.set.own.is_some() {
             why.push("the overlay is not set up yet; try again in a moment".to_owned());
         }
-        if self.hello.is_none() && self.snapshot.policy.mode != Mode::Disabled {
+        if let Some(hello) = &self.uplink.hello {
+            why.extend(self.terms.problems(hello));
+        } else if !self.uplink.is_kernel() && self.snapshot.policy.mode != Mode::Disabled {
             let socket = self.parts.run_dir.join("dataplane.sock");
             why.push(format!(
                 "the data plane does not answer on {}; is espalier-dataplane running?",
@@ -86,6 +88,7 @@ impl<D: Dataplane> Mesh<D> {
             .collect();
         [
             not_ready,
+            self.uplink.problem().into_iter().collect(),
             self.keyring.problems.clone(),
             own,
             self.snapshot.problem_texts(),
@@ -97,7 +100,7 @@ impl<D: Dataplane> Mesh<D> {
     fn status(&self, dump: Option<&Dump>) -> StatusReply {
         let not_ready = self.not_ready();
         let own = self.set.own.as_ref();
-        let hello = self.hello.as_ref();
+        let hello = self.uplink.hello.as_ref();
         let words = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
         StatusReply {
             node: self.parts.node.clone(),

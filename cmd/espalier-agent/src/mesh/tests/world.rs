@@ -1,0 +1,425 @@
+//! Two whole agents without network, kernel and data plane: IKE's datagrams are carried by hand, and what the agents do to the
+//! world is checked when they do it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use clap::Parser as _;
+use espalier_api::{MeshSnapshot, NodeSpec, Policy};
+use espalier_dataplane_core::{
+    Capabilities, Dataplane, Direction, Dump, Encapsulation, Error, Hello, KERNEL, Peer, PeerId,
+    PeerStats, Reqid, Sa, SaInfo, Spi, Suite, USERSPACE,
+};
+use espalier_ike::{Config, Endpoint, Identity, Path};
+use espalier_ike_io::{IkeIo, OsRng, unix_now};
+use espalier_overlay::{Applied, Desired, Engine, Observed, PeerRoute};
+use espalier_peers::Mode;
+use tokio::sync::{mpsc, watch};
+
+use crate::args::Args;
+use crate::credentials::KeyFiles;
+use crate::mesh::{Kernel, Mesh, NodeFacts, Parts, PlaneFact};
+
+/// What one node's kernel and data plane hold.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) hello: Option<Hello>,
+    /// The process does not answer.
+    pub(super) away: bool,
+    pub(super) peers: BTreeMap<PeerId, Peer>,
+    pub(super) sas: Vec<Sa>,
+    pub(super) active: BTreeMap<PeerId, Spi>,
+    pub(super) desired: Option<Desired>,
+    pub(super) observed: Observed,
+    pub(super) applied: usize,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Node(Arc<Mutex<State>>);
+
+impl Node {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn answering(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.lock();
+        match state.away {
+            true => Err(Error::Unreachable("gone".to_owned())),
+            false => Ok(state),
+        }
+    }
+}
+
+impl State {
+    /// Outbound SPIs that the kernel's policies name.
+    pub(super) fn pinned(&self) -> Vec<u32> {
+        let peers = self
+            .desired
+            .iter()
+            .flat_map(|desired| desired.peers.values());
+        let protects = peers.flat_map(|peer| [peer.protect, peer.trial]);
+        protects
+            .flatten()
+            .filter_map(|protect| protect.spi)
+            .collect()
+    }
+
+    pub(super) fn has(&self, direction: Direction, spi: u32) -> bool {
+        let mut sas = self.sas.iter();
+        sas.any(|sa| (sa.direction, sa.spi) == (direction, Spi(spi)))
+    }
+
+    pub(super) fn route(&self, peer: &str) -> PeerRoute {
+        self.desired.as_ref().unwrap().peers[peer].clone()
+    }
+}
+
+impl Dataplane for Node {
+    async fn hello(&self) -> Result<Hello, Error> {
+        Ok(self.answering()?.hello.clone().unwrap())
+    }
+
+    async fn dump(&self) -> Result<Dump, Error> {
+        let state = self.answering()?;
+        let info = |sa: &Sa| SaInfo {
+            peer: sa.peer.clone(),
+            direction: sa.direction,
+            spi: sa.spi,
+            suite: sa.suite,
+            encapsulation: sa.encapsulation,
+            active: sa.direction == Direction::Out && state.active.get(&sa.peer) == Some(&sa.spi),
+            age_s: 1,
+            packets: 0,
+            bytes: 0,
+            drops: 0,
+            idle_ms: None,
+        };
+        let peers = state.peers.values().cloned();
+        Ok(Dump {
+            peers: peers.map(|peer| (peer, PeerStats::default())).collect(),
+            sas: state.sas.iter().map(info).collect(),
+            drops: Vec::new(),
+        })
+    }
+
+    async fn put_peer(&self, peer: Peer) -> Result<Reqid, Error> {
+        self.answering()?.peers.insert(peer.id.clone(), peer);
+        Ok(Reqid(7))
+    }
+
+    async fn remove_peer(&self, peer: PeerId) -> Result<(), Error> {
+        let mut state = self.answering()?;
+        let named = state
+            .desired
+            .as_ref()
+            .is_some_and(|desired| desired.peers.contains_key(&peer.0));
+        assert!(!named, "the kernel still has a route for {peer}");
+        state.peers.remove(&peer);
+        state.sas.retain(|sa| sa.peer != peer);
+        Ok(())
+    }
+
+    async fn install_sa(&self, sa: Sa) -> Result<(), Error> {
+        let mut state = self.answering()?;
+        assert!(state.peers.contains_key(&sa.peer), "put the peer first");
+        assert_eq!(sa.key.len(), sa.suite.key_material_len());
+        state.sas.push(sa);
+        Ok(())
+    }
+
+    async fn switch_outbound(&self, peer: PeerId, spi: Option<Spi>) -> Result<(), Error> {
+        let mut state = self.answering()?;
+        match spi {
+            Some(spi) => {
+                assert!(state.has(Direction::Out, spi.0), "{spi} is not installed");
+                state.active.insert(peer, spi);
+            }
+            None => drop(state.active.remove(&peer)),
+        }
+        Ok(())
+    }
+
+    async fn remove_sa(&self, direction: Direction, spi: Spi) -> Result<(), Error> {
+        let mut state = self.answering()?;
+        let named = direction == Direction::Out && state.pinned().contains(&spi.0);
+        assert!(!named, "a policy still names {spi}");
+        state
+            .sas
+            .retain(|sa| (sa.direction, sa.spi) != (direction, spi));
+        Ok(())
+    }
+}
+
+impl Kernel for Node {
+    fn observe(&mut self, _: &[ipnet::IpNet]) -> Result<Observed, espalier_overlay::Error> {
+        Ok(self.lock().observed.clone())
+    }
+
+    fn apply(&mut self, desired: &Desired) -> Result<Applied, espalier_overlay::Error> {
+        let mut state = self.lock();
+        state.desired = Some(desired.clone());
+        state.applied += 1;
+        if desired.engine == Engine::Kernel && !state.away {
+            for spi in state.pinned() {
+                assert!(
+                    state.has(Direction::Out, spi),
+                    "a policy names {spi:08x}, which is not there"
+                );
+            }
+        }
+        Ok(Applied {
+            writes: 1,
+            pod_mtu: 1400,
+        })
+    }
+}
+
+pub(super) fn kernel(instance: u64) -> Hello {
+    Hello {
+        instance,
+        version: "test".to_owned(),
+        kind: KERNEL.to_owned(),
+        device: None,
+        pid: 1,
+        can: Capabilities {
+            suites: Suite::ALL.to_vec(),
+            raw: true,
+            udp: true,
+            tunnel: true,
+            esn: true,
+            max_replay_window: 4096,
+            cpus: 0,
+            notes: Vec::new(),
+        },
+    }
+}
+
+pub(super) fn userspace(instance: u64) -> Hello {
+    Hello {
+        kind: USERSPACE.to_owned(),
+        device: Some("espalier.tun".to_owned()),
+        can: Capabilities {
+            suites: vec![Suite::Aes256Gcm16, Suite::Aes128Gcm16],
+            udp: true,
+            esn: true,
+            max_replay_window: 8192,
+            ..Capabilities::default()
+        },
+        ..kernel(instance)
+    }
+}
+
+pub(super) fn spec(index: u8) -> NodeSpec {
+    NodeSpec {
+        name: NAMES[usize::from(index)].to_owned(),
+        uid: None,
+        addresses: vec![IpAddr::from([10, 9, 0, index + 1])],
+        pod_cidrs: vec![format!("10.244.{index}.0/24").parse().unwrap()],
+    }
+}
+
+pub(super) const NAMES: [&str; 2] = ["a", "b"];
+
+pub(super) fn policy(change: impl FnOnce(&mut Policy)) -> MeshSnapshot {
+    let mut policy = Policy {
+        mode: Mode::Required,
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        ..Policy::default()
+    };
+    change(&mut policy);
+    MeshSnapshot {
+        policy,
+        nodes: vec![spec(0), spec(1)],
+        problems: Vec::new(),
+    }
+}
+
+pub(super) struct World {
+    pub(super) nodes: [Node; 2],
+    pub(super) agents: [Mesh<Node, Node>; 2],
+    policies: [watch::Sender<MeshSnapshot>; 2],
+    folder: tempfile::TempDir,
+}
+
+fn agent(
+    index: usize,
+    node: &Node,
+    folder: &std::path::Path,
+    snapshot: MeshSnapshot,
+) -> (Mesh<Node, Node>, watch::Sender<MeshSnapshot>) {
+    let run_dir = folder.join(format!("{index}-{:p}", &snapshot));
+    std::fs::create_dir_all(&run_dir).unwrap();
+    let psk_dir = folder.join("psk");
+    let text = [
+        "espalier-agent",
+        "--node",
+        NAMES[index],
+        "--manifests",
+        "x",
+        "--psk-dir",
+    ];
+    let args = Args::parse_from(text.iter().copied().chain([psk_dir.to_str().unwrap()]));
+    let (policy, snapshots) = watch::channel(snapshot);
+    let identity = Identity::from(NAMES[index]);
+    let mesh = Mesh::new(Parts {
+        node: NAMES[index].to_owned(),
+        keys: KeyFiles::new(&args),
+        endpoint: Endpoint::new(Config::new(identity), Box::new(OsRng)).unwrap(),
+        rekeying: args.rekeying(),
+        io: IkeIo::bind_port(&run_dir, 0).unwrap(),
+        overlay: node.clone(),
+        plane: Arc::new(node.clone()),
+        plane_facts: mpsc::channel(1).1,
+        snapshots,
+        queries: mpsc::channel(1).1,
+        facts: watch::channel(NodeFacts::default()).0,
+        run_dir,
+    });
+    (mesh, policy)
+}
+
+impl World {
+    /// Both agents have started; `None`: the data plane does not answer.
+    pub(super) async fn new(hellos: [Option<Hello>; 2], snapshot: &MeshSnapshot) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let psks = folder.path().join("psk");
+        std::fs::create_dir_all(&psks).unwrap();
+        for name in NAMES {
+            std::fs::write(psks.join(format!("{name}.psk")), "ab".repeat(32)).unwrap();
+        }
+        let nodes = [Node::default(), Node::default()];
+        let [one, two] = [0, 1].map(|i| agent(i, &nodes[i], folder.path(), snapshot.clone()));
+        let mut world = Self {
+            nodes,
+            agents: [one.0, two.0],
+            policies: [one.1, two.1],
+            folder,
+        };
+        for (index, hello) in hellos.into_iter().enumerate() {
+            world.nodes[index].lock().away = hello.is_none();
+            world.nodes[index].lock().hello = hello;
+            world.start(index).await;
+        }
+        world
+    }
+
+    async fn start(&mut self, index: usize) {
+        let hello = self.nodes[index].lock().hello.clone();
+        let agent = &mut self.agents[index];
+        agent.reload_keys();
+        if let Some(hello) = hello {
+            agent.take_plane_fact(PlaneFact::Up(hello)).await;
+        }
+        agent.take_snapshot().await;
+    }
+
+    /// A new agent process; kernel and data plane stay.
+    pub(super) async fn restart(&mut self, index: usize) {
+        let snapshot = self.policies[index].borrow().clone();
+        let (mesh, policy) = agent(index, &self.nodes[index], self.folder.path(), snapshot);
+        (self.agents[index], self.policies[index]) = (mesh, policy);
+        self.start(index).await;
+    }
+
+    pub(super) async fn set_policy(&mut self, index: usize, snapshot: MeshSnapshot) {
+        self.policies[index].send(snapshot).unwrap();
+        self.agents[index].take_snapshot().await;
+    }
+
+    /// Both settle and speak until nothing happens any more.
+    pub(super) async fn run(&mut self) {
+        for _ in 0..200 {
+            let mut quiet = true;
+            for me in 0..2 {
+                self.agents[me].settle_world().await;
+                quiet &= !self.carry(me);
+            }
+            if quiet {
+                return;
+            }
+        }
+        panic!("never quiet");
+    }
+
+    /// Runs until `done`; timers of IKE may have to pass.
+    pub(super) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let patience = Instant::now() + Duration::from_secs(30);
+        loop {
+            self.run().await;
+            if done(self) {
+                return;
+            }
+            assert!(Instant::now() < patience, "never: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            for agent in &mut self.agents {
+                agent.take_time().await;
+            }
+        }
+    }
+
+    fn carry(&mut self, from: usize) -> bool {
+        let mut any = false;
+        let cut = self.agents[from].uplink.is_kernel_away()
+            || self.agents[1 - from].uplink.is_kernel_away();
+        while let Some(sent) = self.agents[from].parts.endpoint.poll_transmit() {
+            any = true;
+            if cut {
+                continue;
+            }
+            self.check(from);
+            let path = Path {
+                local: sent.path.remote,
+                remote: sent.path.local,
+            };
+            let endpoint = &mut self.agents[1 - from].parts.endpoint;
+            endpoint.handle_datagram(Instant::now(), unix_now(), path, &sent.payload);
+        }
+        any
+    }
+
+    /// Nobody seals with what the other end cannot open.
+    fn check(&self, from: usize) {
+        let pinned = self.nodes[from].lock().pinned();
+        let active: Vec<u32> = self.nodes[from]
+            .lock()
+            .active
+            .values()
+            .map(|spi| spi.0)
+            .collect();
+        for spi in pinned.into_iter().chain(active) {
+            let other = self.nodes[1 - from].lock();
+            assert!(
+                other.has(Direction::In, spi),
+                "{spi:08x} is sealed with and cannot be opened"
+            );
+        }
+    }
+
+    pub(super) fn protected(&self) -> bool {
+        [0, 1].into_iter().all(|i| {
+            let state = self.nodes[i].lock();
+            let route = state
+                .desired
+                .as_ref()
+                .and_then(|d| d.peers.get(NAMES[1 - i]).cloned());
+            route.is_some_and(|route| {
+                route.path == espalier_overlay::RoutePath::Encrypted && route.protect.is_some()
+            })
+        })
+    }
+
+    pub(super) fn encapsulations(&self) -> Vec<Encapsulation> {
+        let all = self.nodes.iter().map(Node::lock);
+        all.flat_map(|state| {
+            state
+                .sas
+                .iter()
+                .map(|sa| sa.encapsulation)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+    }
+}
