@@ -23,6 +23,10 @@ pub fn manifest_text(data: &[u8]) {
         second.nodes, first.nodes,
         "the same files keep the same nodes in force"
     );
+    assert_eq!(
+        second.externals, first.externals,
+        "the same files keep the same gateways in force"
+    );
     assert_eq!(third, second, "and the same problems");
 }
 
@@ -37,6 +41,13 @@ fn check(object: &Object) {
         Object::Policy(policy) => {
             assert!(!policy.cluster_cidrs.is_empty());
             assert!(policy.cluster_cidrs.iter().all(|net| net.trunc() == *net));
+        }
+        Object::External(peer) => {
+            assert!((1..=253).contains(&peer.name.len()));
+            assert!(!peer.remote_cidrs.is_empty());
+            for net in &peer.remote_cidrs {
+                assert!(net.trunc() == *net && !net.contains(&peer.gateway));
+            }
         }
     }
 }

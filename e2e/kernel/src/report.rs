@@ -49,43 +49,46 @@ impl Row {
 
 /// One line per row.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut out = String::new();
     let heads = [
         "kernel", "case", "result", "sent", "lost", "errors", "clear",
     ];
-    line(&mut out, heads.map(str::to_owned));
-    for row in rows {
-        let count = |count: Option<u64>| count.map_or_else(|| "-".into(), |n| n.to_string());
-        let Measured {
-            sent,
-            lost,
-            xfrm_errors,
-            clear_packets,
-        } = row.measured;
-        let result = match row.result {
-            Outcome::Pass => "pass",
-            Outcome::Fail => "FAIL",
-        };
-        let [sent, lost, errors, clear] = [sent, lost, xfrm_errors, clear_packets].map(count);
-        let cells = [
-            row.kernel.clone(),
-            row.case.clone(),
-            result.into(),
-            sent,
-            lost,
-            errors,
-            clear,
-        ];
-        line(&mut out, cells);
+    let mut lines = vec![heads.map(str::to_owned)];
+    lines.extend(rows.iter().map(cells));
+    let longest = |at: usize| lines.iter().map(|cells| cells[at].chars().count()).max();
+    let [kernel, case] = [0, 1].map(|at| longest(at).unwrap_or_default());
+    let mut out = String::new();
+    for [of, name, result, sent, lost, errors, clear] in &lines {
+        let _ok = writeln!(
+            out,
+            "{of:<kernel$} {name:<case$} {result:<6} {sent:>7} {lost:>5} {errors:>6} {clear:>5}"
+        );
     }
     out
 }
 
-fn line(out: &mut String, [kernel, case, result, sent, lost, errors, clear]: [String; 7]) {
-    let _ok = writeln!(
-        out,
-        "{kernel:<22} {case:<58} {result:<6} {sent:>8} {lost:>6} {errors:>6} {clear:>6}"
-    );
+fn cells(row: &Row) -> [String; 7] {
+    let count = |count: Option<u64>| count.map_or_else(|| "-".into(), |n| n.to_string());
+    let result = match row.result {
+        Outcome::Pass => "pass",
+        Outcome::Fail => "FAIL",
+    };
+    let measured = &row.measured;
+    let counts = [
+        measured.sent,
+        measured.lost,
+        measured.xfrm_errors,
+        measured.clear_packets,
+    ];
+    let [sent, lost, errors, clear] = counts.map(count);
+    [
+        row.kernel.clone(),
+        row.case.clone(),
+        result.into(),
+        sent,
+        lost,
+        errors,
+        clear,
+    ]
 }
 
 /// The closing line.

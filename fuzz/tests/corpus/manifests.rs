@@ -25,6 +25,18 @@ spec:
   clusterCIDRs: [10.244.0.0/16]
 ";
 
+const EXTERNAL: &str = "\
+apiVersion: espalier.dev/v1alpha1
+kind: ExternalPeer
+metadata: {name: berlin}
+spec:
+  gateway: 203.0.113.7
+  identity: gw.berlin.example
+  auth: PSK
+  remoteCIDRs: [192.168.0.0/16, fd01::/48]
+  nodes: [node-a]
+";
+
 pub(crate) fn seeds() -> Vec<Seed> {
     let swapped = |from, to| NODE.replace(from, to).into_bytes();
     let policy = |from, to| POLICY.replace(from, to).into_bytes();
@@ -34,6 +46,14 @@ pub(crate) fn seeds() -> Vec<Seed> {
             ("node", NODE.into()),
             ("policy", POLICY.into()),
             ("both", format!("---\n{NODE}---\n{POLICY}").into_bytes()),
+            (
+                "external",
+                format!("---\n{NODE}---\n{POLICY}---\n{EXTERNAL}").into_bytes(),
+            ),
+            (
+                "external-overlap",
+                EXTERNAL.replace("192.168", "203.0").into_bytes(),
+            ),
             ("twice", format!("{NODE}---\n{NODE}").into_bytes()),
             (
                 "foreign-kind",

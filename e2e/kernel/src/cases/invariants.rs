@@ -19,7 +19,22 @@ use crate::load::{first_family, nothing_clear};
 const WAIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn s1_flushed(ground: &mut Ground<'_>) -> Result<String> {
-    flushed(ground, Shape::default())
+    flushed(ground, Setup::default())
+}
+
+pub(crate) fn s1_flushed_ipip(ground: &mut Ground<'_>) -> Result<String> {
+    flushed(ground, with_overlay("IPIP"))
+}
+
+pub(crate) fn s1_flushed_native(ground: &mut Ground<'_>) -> Result<String> {
+    flushed(ground, with_overlay("None"))
+}
+
+fn with_overlay(overlay: &str) -> Setup {
+    Setup {
+        spec: vec![format!("overlay: {overlay}")],
+        ..Setup::default()
+    }
 }
 
 pub(crate) fn s1_flushed_ipv6(ground: &mut Ground<'_>) -> Result<String> {
@@ -27,15 +42,15 @@ pub(crate) fn s1_flushed_ipv6(ground: &mut Ground<'_>) -> Result<String> {
         underlay: Family::V6,
         pods: &[Family::V6],
     };
-    flushed(ground, shape)
-}
-
-/// S1: agent and data plane dead, then all states gone: pods send on, nothing is in clear; then it comes back.
-fn flushed(ground: &mut Ground<'_>, shape: Shape) -> Result<String> {
     let setup = Setup {
         shape,
         ..Setup::default()
     };
+    flushed(ground, setup)
+}
+
+/// S1: agent and data plane dead, then all states gone: pods send on, nothing is in clear; then it comes back.
+fn flushed(ground: &mut Ground<'_>, setup: Setup) -> Result<String> {
     let mesh = ground.prepare_with(3, Mode::Required, setup)?;
     let mut on = ground.populate(mesh)?;
     on.works()?;

@@ -62,6 +62,11 @@ pub(crate) const ALL: &[Case] = &[
     once("on_demand", life::on_demand),
     core("s1_all_dead_and_flushed", invariants::s1_flushed),
     core("s1_all_dead_and_flushed_ipv6", invariants::s1_flushed_ipv6),
+    core("s1_all_dead_and_flushed_ipip", invariants::s1_flushed_ipip),
+    core(
+        "s1_all_dead_and_flushed_native",
+        invariants::s1_flushed_native,
+    ),
     core("s2_clear_overlay_is_refused", invariants::s2),
     core("s3_keys_are_unique", keys::s3),
     core("s4_counters_never_go_back", keys::s4),
