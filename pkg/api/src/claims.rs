@@ -92,7 +92,7 @@ impl<'a> Claims<'a> {
             if own.contains(&cidr) {
                 return;
             }
-            self.cidrs.retain(|_, (other, _)| !cidr.contains(other));
+            self.cidrs.retain(|_, (other, _)| !cidr.contains(&*other));
         }
         self.cidrs.insert(cidr.network(), (cidr, index));
     }

@@ -172,6 +172,4 @@ pub struct Observed {
     pub protects: BTreeMap<IpAddr, Protect>,
     /// Whether the base block stands in full: in all directions and families that one of the framings has.
     pub base_block: bool,
-    /// The states that seal for each host, as our policies name them.
-    pub protects: BTreeMap<IpAddr, Protect>,
 }
