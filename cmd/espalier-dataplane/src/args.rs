@@ -1,14 +1,28 @@
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-/// The userspace data plane: ESP over a TUN device, and holder of UDP 4500.
+/// What encrypts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Choice {
+    /// The kernel where it can, else this process, said loudly.
+    Auto,
+    /// The kernel (XFRM) and nothing else: where it cannot, every call is refused with the reason.
+    Kernel,
+    /// This process, over a TUN device.
+    Userspace,
+}
+
+/// The data plane: ESP in the kernel or over a TUN device, and holder of UDP 4500.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "espalier-dataplane", version)]
 pub(crate) struct Args {
     /// Sockets of this node's Espalier processes; made if it is not there.
     #[arg(long, default_value = "/run/espalier")]
     pub(crate) run_dir: PathBuf,
+    /// What encrypts.
+    #[arg(long, env = "ESPALIER_DATAPLANE", default_value = "auto")]
+    pub(crate) dataplane: Choice,
     /// Name of the TUN device that pod routes point at while a peer is encrypted.
     #[arg(long, default_value = "espalier.tun")]
     pub(crate) tun: String,
@@ -37,6 +51,7 @@ mod tests {
             (args.tun.as_str(), args.mtu, args.listen_port),
             ("espalier.tun", 1408, 4500)
         );
+        assert_eq!(args.dataplane, Choice::Auto);
     }
 
     #[test]

@@ -9,9 +9,11 @@
 
 mod agent;
 mod dataplane;
+mod port;
 
 pub use agent::AgentEnd;
 pub use dataplane::DataplaneEnd;
+pub use port::PortRelay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

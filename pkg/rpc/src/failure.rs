@@ -10,13 +10,17 @@ use crate::dataplane::{Failure, InvalidField, PeerSpi, failure::Kind};
 const FIELDS: &[&str] = &[
     "aead",
     "age_s",
+    "cpu",
     "direction",
+    "encapsulation",
     "esn",
+    "hard_seconds",
     "id",
     "key",
     "kind",
     "local",
     "local_mac",
+    "mode",
     "overlay",
     "own_cidrs",
     "peer",
@@ -25,6 +29,7 @@ const FIELDS: &[&str] = &[
     "remote_mac",
     "replay_window",
     "spi",
+    "suite",
     "udp",
 ];
 

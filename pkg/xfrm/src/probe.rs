@@ -102,6 +102,10 @@ impl Prober {
         let base = Shape { suite, ..PLAIN };
         let mut notes = Vec::new();
         findings.tell_direction = self.direction(base);
+        let base = Shape {
+            tell_direction: findings.tell_direction,
+            ..base
+        };
         let can = &mut findings.can;
         can.raw = self.works(base, "ESP in IP", &mut notes);
         can.udp = self.works(Shape { udp: true, ..base }, "ESP in UDP", &mut notes);
@@ -174,7 +178,8 @@ impl Prober {
         }
     }
 
-    /// Older kernels take the state and skip the attribute: it must be there when the state is read.
+    /// Older kernels take the state and skip the attribute: it must be there when the state is read. Newer ones want to be
+    /// told the direction too.
     fn cpus(&mut self, base: Shape, can: &mut Capabilities, notes: &mut Vec<String>) {
         let shape = Shape {
             cpu: Some(0),

@@ -1,4 +1,5 @@
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path as FilePath;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,6 +78,11 @@ impl DataplaneEnd {
         self.socket.set_read_timeout(Some(timeout))
     }
 
+    /// Whether [`DataplaneEnd::recv`] gives up at once ([`io::ErrorKind::WouldBlock`]) when there is nothing.
+    pub(super) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.socket.set_nonblocking(nonblocking)
+    }
+
     /// Messages that could not be handed to the agent.
     #[must_use]
     pub fn dropped(&self) -> u64 {
@@ -87,6 +93,12 @@ impl DataplaneEnd {
     #[must_use]
     pub fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
+    }
+}
+
+impl AsRawFd for DataplaneEnd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operations, under one lock. Reads of the kernel come before writes; what is as it should be is not written.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use espalier_dataplane_core::{
     Direction, Dump, Error as Refusal, Event, Overlay, Peer, PeerId, PeerStats, Sa, SaInfo, Spi,
@@ -85,11 +85,9 @@ impl Inner {
             return;
         };
         let name = Name::of_state(state);
-        let unconfirmed = state.direction == Direction::In && state.packets == 0;
-        let watch = unconfirmed.then(|| Watch::new(now));
         let (spi, remote) = (state.spi(), name.remote(&print));
         self.used.claim(state.direction, spi, remote, print.key());
-        self.states.insert(name, Known { print, watch });
+        self.states.insert(name, Known::adopted(print, state, now));
     }
 
     pub(super) fn put_peer(&mut self, peer: Peer) -> Result<u32, Refusal> {
@@ -152,7 +150,8 @@ impl Inner {
         self.used
             .claim(sa.direction, sa.spi, peer.remote, print.key());
         let watch = (sa.direction == Direction::In).then(|| Watch::new(now));
-        self.states.insert(name, Known { print, watch });
+        self.states
+            .insert(name, Known::installed(print, watch, now));
         info!(peer = %sa.peer, spi = %sa.spi, direction = ?sa.direction, "SA installed");
         Ok(())
     }
@@ -273,12 +272,8 @@ impl Inner {
     pub(super) fn dump(&mut self, drops: Vec<(String, u64)>) -> Result<(Dump, Vec<Event>), Error> {
         let found = self.sad.list(|reqid| PEERS.contains(&reqid))?;
         let events = self.compare(&found);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |now| now.as_secs());
-        let mut sas: Vec<_> = found
-            .iter()
-            .filter_map(|state| self.row(state, now))
-            .collect();
+        let rows = found.iter().filter_map(|state| self.row(state));
+        let mut sas: Vec<_> = rows.collect();
         sas.sort_by_key(|sa| (sa.direction, sa.spi));
         let known = self.book.peers().map(|(_, peer)| peer.clone());
         let peers = known
@@ -292,7 +287,7 @@ impl Inner {
         Ok((dump, events))
     }
 
-    fn row(&self, state: &State, now: u64) -> Option<SaInfo> {
+    fn row(&mut self, state: &State) -> Option<SaInfo> {
         let active = match (state.direction, self.active.get(&state.reqid)) {
             (Direction::In, _) => state.packets > 0,
             (Direction::Out, Some(Active::Spi(spi))) => *spi == state.spi(),
@@ -300,7 +295,8 @@ impl Inner {
             (Direction::Out, None) => false,
         };
         let peer = self.owner(state.reqid);
-        Some(row(state, state.suite?, peer, active, now))
+        let known = self.states.get_mut(&Name::of_state(state));
+        Some(row(state, state.suite?, peer, active, known))
     }
 
     /// States without a known peer, as peers: so the agent sees and removes them.

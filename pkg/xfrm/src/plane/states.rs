@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use espalier_dataplane_core::{Direction, Encapsulation, Peer, Sa, SaInfo, SaMode, Spi, Suite};
+use espalier_dataplane_core::{
+    Direction, Encapsulation, Peer, PeerId, Sa, SaInfo, SaMode, Spi, Suite,
+};
 
 use crate::used::{KeyPrint, Used};
 use crate::wire::state::State;
@@ -40,6 +42,53 @@ pub(super) struct Known {
     pub(super) print: Print,
     /// Inbound states without an authenticated packet so far.
     pub(super) watch: Option<Watch>,
+    seen: Seen,
+}
+
+/// What the packet counter was when it was last seen to have grown.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    packets: u64,
+    at: Instant,
+}
+
+impl Known {
+    /// A state that is new.
+    pub(super) fn installed(print: Print, watch: Option<Watch>, now: Instant) -> Self {
+        let seen = Seen {
+            packets: 0,
+            at: now,
+        };
+        Self { print, watch, seen }
+    }
+
+    /// A state that was found: all that is known of its packets is when the first one came.
+    pub(super) fn adopted(print: Print, state: &State, now: Instant) -> Self {
+        let unconfirmed = state.direction == Direction::In && state.packets == 0;
+        let since = Duration::from_secs(wall_clock().saturating_sub(state.first_used));
+        Self {
+            print,
+            watch: unconfirmed.then(|| Watch::new(now)),
+            seen: Seen {
+                packets: state.packets,
+                at: now.checked_sub(since).unwrap_or(now),
+            },
+        }
+    }
+
+    /// Time since the last packet, for kernels that do not tell (before 6.2): since the counter was seen to have grown.
+    fn idle(&mut self, packets: u64, now: Instant) -> Option<Duration> {
+        if packets != self.seen.packets {
+            self.seen = Seen { packets, at: now };
+        }
+        (packets > 0).then(|| now.saturating_duration_since(self.seen.at))
+    }
+}
+
+/// Seconds since 1970, as the kernel counts the ages of states.
+fn wall_clock() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 /// When to look next whether a packet came. One packet alone makes the kernel say nothing; those that follow do.
@@ -222,13 +271,13 @@ impl Name {
     }
 }
 
-/// A row of the dump. `now`: seconds since 1970.
+/// A row of the dump.
 pub(super) fn row(
     state: &State,
     suite: Suite,
-    peer: espalier_dataplane_core::PeerId,
+    peer: PeerId,
     active: bool,
-    now: u64,
+    known: Option<&mut Known>,
 ) -> SaInfo {
     let encapsulation = match (state.ports, state.direction) {
         (None, _) => Encapsulation::Raw,
@@ -238,7 +287,10 @@ pub(super) fn row(
             remote_port,
         },
     };
-    let idle = (state.last_used > 0).then(|| now.saturating_sub(state.last_used) * 1000);
+    let now = wall_clock();
+    let told = (state.last_used > 0).then(|| now.saturating_sub(state.last_used) * 1000);
+    let counted = known.and_then(|known| known.idle(state.packets, Instant::now()));
+    let counted = counted.map(|idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
     SaInfo {
         peer,
         direction: state.direction,
@@ -250,6 +302,6 @@ pub(super) fn row(
         packets: state.packets,
         bytes: state.bytes,
         drops: state.drops,
-        idle_ms: idle,
+        idle_ms: told.or(counted),
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct State {
     /// Seconds since 1970.
     pub(crate) added: u64,
     /// Seconds since 1970; 0: never.
+    pub(crate) first_used: u64,
+    /// Seconds since 1970; 0: never, or a kernel before 6.2.
     pub(crate) last_used: u64,
 }
 
@@ -95,6 +97,7 @@ impl State {
             bytes: info.lifetime_cur.bytes,
             drops: drops.into_iter().map(u64::from).sum(),
             added: info.lifetime_cur.add_time,
+            first_used: info.lifetime_cur.use_time,
             last_used: 0,
         })
     }
