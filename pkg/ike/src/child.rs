@@ -7,10 +7,12 @@ pub(crate) use proposal::{answer_exchanges, choose_group, offer_exchanges};
 
 use proposal::{Chosen, check_answer, choose, count, ids, offer};
 
-use crate::config::{ChildConfig, ChildId, Identity, IkePolicy, TrafficSelector, Volume};
+use crate::config::{
+    ChildConfig, ChildId, Encapsulations, Identity, IkePolicy, TrafficSelector, Volume,
+};
 use crate::crypto::{CryptoError, Kem, KexGroup, Nonces, Secrets, SkD, child_keymat};
 use crate::error::Failure;
-use crate::event::{ChildKeys, ChildSa, Role};
+use crate::event::{ChildKeys, ChildSa, Encapsulation, Role};
 use crate::sa::init::describe;
 use crate::sa::notify;
 use crate::wire::{
@@ -26,6 +28,8 @@ pub(crate) struct Heard<'a> {
     transport: bool,
     /// SA_RESOURCE_INFO was there: several CHILD_SAs of the kind are possible (RFC 9611).
     pub(crate) resource: bool,
+    /// ESPALIER_ENCAPSULATION.
+    encapsulations: Option<Encapsulations>,
 }
 
 impl<'a> Heard<'a> {
@@ -59,6 +63,8 @@ impl<'a> Heard<'a> {
             )?,
             transport: notify(payloads, NotifyType::UseTransportMode).is_some(),
             resource: notify(payloads, NotifyType::SaResourceInfo).is_some(),
+            encapsulations: notify(payloads, NotifyType::EspalierEncapsulation)
+                .map(|data| Encapsulations::from_byte(data.first().copied().unwrap_or(0))),
         })
     }
 }
@@ -70,6 +76,7 @@ pub(crate) struct Agreed {
     pub(crate) transport: bool,
     /// Both ends said SA_RESOURCE_INFO.
     pub(crate) per_cpu: bool,
+    pub(crate) encapsulation: Option<Encapsulation>,
     pub(crate) local_ts: Vec<TrafficSelector>,
     pub(crate) remote_ts: Vec<TrafficSelector>,
 }
@@ -91,6 +98,7 @@ pub(crate) fn accept(
         chosen,
         transport: config.transport,
         per_cpu: heard.resource && wants_per_cpu(config),
+        encapsulation: choose_encapsulation(peer, config, heard)?,
         local_ts,
         remote_ts,
     })
@@ -115,6 +123,7 @@ pub(crate) fn check(
         chosen,
         transport: config.transport,
         per_cpu: heard.resource && wants_per_cpu(config),
+        encapsulation: check_encapsulation(peer, config, heard)?,
         local_ts,
         remote_ts,
     })
@@ -200,6 +209,55 @@ fn check_mode(peer: &Identity, config: &ChildConfig, transport: bool) -> Result<
     })
 }
 
+/// Raw where both may, else UDP; nothing where either end does not speak of it.
+fn choose_encapsulation(
+    peer: &Identity,
+    config: &ChildConfig,
+    heard: &Heard<'_>,
+) -> Result<Option<Encapsulation>, Failure> {
+    let Some((ours, theirs)) = config.encapsulations.zip(heard.encapsulations) else {
+        return Ok(None);
+    };
+    match ours.and(theirs) {
+        Encapsulations { raw: true, .. } => Ok(Some(Encapsulation::Raw)),
+        Encapsulations { udp: true, .. } => Ok(Some(Encapsulation::Udp)),
+        _ => Err(no_encapsulation(peer, ours, theirs)),
+    }
+}
+
+/// The answer is one, and one that was offered.
+fn check_encapsulation(
+    peer: &Identity,
+    config: &ChildConfig,
+    heard: &Heard<'_>,
+) -> Result<Option<Encapsulation>, Failure> {
+    let Some((ours, theirs)) = config.encapsulations.zip(heard.encapsulations) else {
+        return Ok(None);
+    };
+    match (theirs.raw, theirs.udp) {
+        (true, false) if ours.raw => Ok(Some(Encapsulation::Raw)),
+        (false, true) if ours.udp => Ok(Some(Encapsulation::Udp)),
+        _ => Err(no_encapsulation(peer, ours, theirs)),
+    }
+}
+
+fn no_encapsulation(peer: &Identity, ours: Encapsulations, theirs: Encapsulations) -> Failure {
+    Failure::Encapsulation {
+        peer: peer.clone(),
+        ours,
+        theirs,
+    }
+}
+
+/// ESPALIER_ENCAPSULATION, with `data` by number: a payload borrows what it carries.
+fn encapsulation(said: Encapsulations) -> Payload<'static> {
+    const BYTES: [[u8; 1]; 4] = [[0], [1], [2], [3]];
+    let data = BYTES
+        .get(usize::from(said.to_byte()))
+        .map_or(&[][..], |byte| byte);
+    Payload::Notify(Notify::new(NotifyType::EspalierEncapsulation, data))
+}
+
 impl Agreed {
     /// Keys it. `role` is this side's in the exchange, `spi_in` this side's SPI.
     pub(crate) fn key(
@@ -227,6 +285,7 @@ impl Agreed {
             local_ts: self.local_ts,
             remote_ts: self.remote_ts,
             role,
+            encapsulation: self.encapsulation,
             udp_encapsulation: None,
             volume: Volume::UNLIMITED,
         })
@@ -242,6 +301,11 @@ impl Agreed {
             self.transport,
         );
         payloads.extend(self.per_cpu.then_some(resource_info(&[])));
+        let said = self.encapsulation.map(|chosen| Encapsulations {
+            raw: chosen == Encapsulation::Raw,
+            udp: chosen == Encapsulation::Udp,
+        });
+        payloads.extend(said.map(encapsulation));
         payloads
     }
 }
@@ -261,6 +325,7 @@ pub(crate) fn offer_payloads(
     );
     let open = wants_per_cpu(config) && id.cpu.is_none();
     payloads.extend(open.then_some(resource_info(&[])));
+    payloads.extend(config.encapsulations.map(encapsulation));
     payloads
 }
 

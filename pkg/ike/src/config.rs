@@ -235,6 +235,50 @@ pub struct Ppk {
     pub required: bool,
 }
 
+/// What may be around ESP or AH (docs/encapsulation.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Encapsulations {
+    /// Nothing: ESP or AH directly in IP. Never through a NAT.
+    pub raw: bool,
+    /// UDP (RFC 3948). Never for AH.
+    pub udp: bool,
+}
+
+impl Encapsulations {
+    const RAW: u8 = 1;
+    const UDP: u8 = 2;
+
+    pub(crate) fn to_byte(self) -> u8 {
+        u8::from(self.raw) * Self::RAW | u8::from(self.udp) * Self::UDP
+    }
+
+    /// Bits that are not known are somebody else's later ones.
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        Self {
+            raw: byte & Self::RAW != 0,
+            udp: byte & Self::UDP != 0,
+        }
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            raw: self.raw && other.raw,
+            udp: self.udp && other.udp,
+        }
+    }
+}
+
+impl fmt::Display for Encapsulations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.raw, self.udp) {
+            (true, true) => "raw or in UDP",
+            (true, false) => "raw only",
+            (false, true) => "in UDP only",
+            (false, false) => "in no way",
+        })
+    }
+}
+
 /// What CHILD_SA to have with a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildConfig {
@@ -251,9 +295,25 @@ pub struct ChildConfig {
     /// How many CHILD_SAs of the same kind to have besides it, one for each CPU (RFC 9611), and how many the peer may make at
     /// most. `None`: none, and nothing is said of it.
     pub per_cpu: Option<u32>,
+    /// What may be around it, agreed on with a node of the mesh for each CHILD_SA: raw where both may, else UDP. `None`, and with
+    /// peers of other implementations: nothing is said, UDP where there is a NAT.
+    pub encapsulations: Option<Encapsulations>,
 }
 
 impl ChildConfig {
+    /// As it is for one IKE SA: encapsulation is only spoken of in a mesh, and behind a NAT there is no choice.
+    pub(crate) fn within(&self, mesh: bool, nat: bool) -> Self {
+        let mut config = self.clone();
+        config.encapsulations = self
+            .encapsulations
+            .filter(|_| mesh)
+            .map(|can| Encapsulations {
+                raw: can.raw && !nat,
+                ..can
+            });
+        config
+    }
+
     /// Transport mode with ESP by AES-GCM and ESN. Later settings have their defaults here.
     #[must_use]
     pub fn new(local_ts: Vec<TrafficSelector>, remote_ts: Vec<TrafficSelector>) -> Self {
@@ -264,6 +324,7 @@ impl ChildConfig {
             local_ts,
             remote_ts,
             per_cpu: None,
+            encapsulations: None,
         }
     }
 }

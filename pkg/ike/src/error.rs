@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::Identity;
+use crate::config::{Encapsulations, Identity};
 use crate::crypto::{AuthError, CryptoError};
 use crate::event::HandshakeError;
 use crate::identity::IdentityError;
@@ -233,6 +233,14 @@ pub(crate) enum Failure {
         theirs: &'static str,
     },
     #[error(
+        "no way for ESP in common with {peer}: it says {theirs}, this node {ours}: set udpEncapsulation: Auto on both (through a NAT only UDP works, AH never does)"
+    )]
+    Encapsulation {
+        peer: Identity,
+        ours: Encapsulations,
+        theirs: Encapsulations,
+    },
+    #[error(
         "traffic selectors have nothing in common with {peer}: it offered {offered}; this node allows {own}: the nodes disagree about each other's addresses or the overlay"
     )]
     Selectors {
@@ -303,7 +311,8 @@ impl Failure {
             Self::NoIkeProposal { .. }
             | Self::IkePolicy { .. }
             | Self::NoChildProposal { .. }
-            | Self::Mode { .. } => NotifyType::NoProposalChosen,
+            | Self::Mode { .. }
+            | Self::Encapsulation { .. } => NotifyType::NoProposalChosen,
             Self::Childless { notify, .. } => *notify,
             Self::Selectors { .. } => NotifyType::TsUnacceptable,
             Self::Crossing => NotifyType::TemporaryFailure,

@@ -58,6 +58,15 @@ impl ChildKeys {
     }
 }
 
+/// What is around ESP or AH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encapsulation {
+    /// Nothing.
+    Raw,
+    /// UDP (RFC 3948).
+    Udp,
+}
+
 /// A negotiated CHILD_SA pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildSa {
@@ -89,8 +98,10 @@ pub struct ChildSa {
     /// Which side this node was. An initiator may seal with `spi_out` at once: the responder installed before it answered.
     /// A responder waits until the initiator is known to be ready (its announcement, or a packet on `spi_in`).
     pub role: Role,
-    /// A NAT is between the ends, or one of them says so: ESP must travel in UDP between these two (RFC 3948). `None`: it need
-    /// not; that IKE uses port 4500 says nothing.
+    /// What both ends, nodes of a mesh, agreed on; `None`: they did not speak of it.
+    pub encapsulation: Option<Encapsulation>,
+    /// ESP must travel in UDP between these two (RFC 3948): agreed, or a NAT is between the ends, or one of them says so. `None`: it
+    /// need not; that IKE uses port 4500 says nothing.
     pub udp_encapsulation: Option<Path>,
 }
 

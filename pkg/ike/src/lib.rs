@@ -22,12 +22,13 @@ pub mod identity;
 pub mod wire;
 
 pub use config::{
-    ChildConfig, ChildId, Config, Identity, IkePolicy, PeerAuth, PeerConfig, PostQuantum, Ppk,
-    Rekeying, TrafficSelector, Volume,
+    ChildConfig, ChildId, Config, Encapsulations, Identity, IkePolicy, PeerAuth, PeerConfig,
+    PostQuantum, Ppk, Rekeying, TrafficSelector, Volume,
 };
 pub use endpoint::{Connect, Endpoint, Holdings};
 pub use error::ConfigError;
 pub use event::{
-    ChildKeys, ChildSa, CloseReason, Event, HandshakeError, IkeStatus, Path, Role, Transmit,
+    ChildKeys, ChildSa, CloseReason, Encapsulation, Event, HandshakeError, IkeStatus, Path, Role,
+    Transmit,
 };
 pub use suite::{ChildSuite, EspSuite, Integrity};

@@ -18,7 +18,7 @@ use crate::crypto::{
     CryptoError, IntAuth, Kem, KemKey, KeyExchange, Nonces, Opener, RoleKeys, Sealer, Secrets,
     SharedSecret, SkD, SkeySeed, Spis,
 };
-use crate::event::{ChildSa, Path, Role};
+use crate::event::{ChildSa, Encapsulation, Path, Role};
 use crate::exchange::Exchanges;
 use crate::suite::ChildSuite;
 use crate::wire::{self, ExchangeType, Flags, Header, Payload, PayloadType, ProtocolId};
@@ -377,6 +377,17 @@ impl IkeSa {
     /// Between which ends ESP must travel in UDP; `None`: it need not.
     pub(crate) fn encapsulation(&self) -> Option<Path> {
         self.nat.any().then_some(self.path)
+    }
+
+    /// The same for a CHILD_SA for which this was agreed.
+    pub(crate) fn encapsulation_of(&self, agreed: Option<Encapsulation>) -> Option<Path> {
+        let mut path = self.path;
+        if agreed == Some(Encapsulation::Udp) {
+            path.local.set_port(nat::NAT_PORT);
+            path.remote.set_port(nat::NAT_PORT);
+            return self.encapsulation().or(Some(path));
+        }
+        self.encapsulation()
     }
 
     pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {

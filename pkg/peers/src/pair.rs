@@ -15,7 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Mode;
+use crate::{Mode, Said};
 
 /// What an end does with packets for the other end's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -30,7 +30,8 @@ pub enum Sends {
 }
 
 /// What an end tells the other one. On the wire eight bytes: version 1, mode (bits 0 to 3: its own, bits 4 to 7: the
-/// effective one), flags (bit 0: accepts clear, bit 1: retired), sends, and the newest inbound SPI in network byte order.
+/// effective one), flags (bit 0: accepts clear, bit 1: retired), sends, and the newest inbound SPI in network byte order; then,
+/// which older versions leave out, the SPI of [`Said::hears`] and flags (bit 0: [`Said::fallback`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Announcement {
     /// Its own policy.
@@ -45,6 +46,8 @@ pub struct Announcement {
     pub retired: bool,
     /// SPI of the newest inbound SA that it has installed: the other end may seal with it. 0 for none.
     pub opens: u32,
+    /// What it says of raw ESP.
+    pub way: Said,
 }
 
 /// An announcement that cannot be read.
@@ -67,7 +70,10 @@ impl Announcement {
             u8::from(self.accepts_clear) | u8::from(self.retired) << 1,
             self.sends as u8,
         ];
-        [facts, self.opens.to_be_bytes()].concat()
+        let Said { hears, fallback } = self.way;
+        let mut bytes = [facts, self.opens.to_be_bytes(), hears.to_be_bytes()].concat();
+        bytes.push(u8::from(fallback));
+        bytes
     }
 
     /// From the wire; later versions may append bytes.
@@ -76,7 +82,7 @@ impl Announcement {
     /// [`AnnouncementError`] on a short one and on unknown values.
     pub fn parse(bytes: &[u8]) -> Result<Self, AnnouncementError> {
         let bad = || AnnouncementError(bytes.to_vec());
-        let [version, mode, flags, sends, o1, o2, o3, o4, ..] = *bytes else {
+        let [version, mode, flags, sends, o1, o2, o3, o4, ref later @ ..] = *bytes else {
             return Err(bad());
         };
         if version < Self::VERSION {
@@ -92,7 +98,18 @@ impl Announcement {
             retired: flags & 2 == 2,
             sends,
             opens: u32::from_be_bytes([o1, o2, o3, o4]),
+            way: parse_way(later),
         })
+    }
+}
+
+fn parse_way(bytes: &[u8]) -> Said {
+    match *bytes {
+        [h1, h2, h3, h4, flags, ..] => Said {
+            hears: u32::from_be_bytes([h1, h2, h3, h4]),
+            fallback: flags & 1 == 1,
+        },
+        _ => Said::default(),
     }
 }
 
@@ -265,11 +282,12 @@ impl Pair {
         }
     }
 
-    /// What to tell the peer, once the view is in force. `opens`: see [`Announcement::opens`].
+    /// What to tell the peer, once the view is in force. `opens`, `way`: see [`Announcement`].
     #[must_use]
-    pub fn announcement(&self, opens: u32) -> Announcement {
+    pub fn announcement(&self, opens: u32, way: Said) -> Announcement {
         Announcement {
             opens,
+            way,
             mode: self.mode,
             effective: self.effective(),
             accepts_clear: self.accepts_clear,

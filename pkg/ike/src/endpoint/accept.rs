@@ -113,6 +113,7 @@ impl Endpoint {
 pub(super) fn agree_child(
     peer: &PeerConfig,
     state: &HalfOpen,
+    nat: bool,
     spi_in: u32,
     payloads: &[Payload<'_>],
 ) -> Result<Option<(Agreed, ChildSa)>, Failure> {
@@ -123,7 +124,8 @@ pub(super) fn agree_child(
         return Ok(None);
     }
     let heard = child::Heard::read(payloads)?;
-    let agreed = child::accept(&peer.identity, &peer.child, &heard)?;
+    let config = peer.child.within(state.negotiated.mesh, nat);
+    let agreed = child::accept(&peer.identity, &config, &heard)?;
     let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
     let child = agreed.clone().key(
         ChildId::FIRST,

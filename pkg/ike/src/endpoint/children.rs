@@ -115,17 +115,24 @@ impl Endpoint {
 
     /// The configuration for a CHILD_SA. One for a CPU is like its fallback in all (RFC 9611 §3).
     pub(super) fn child_config(&self, spi: u64, id: ChildId) -> Option<ChildConfig> {
-        let established = self.sas.get(&spi)?.established()?;
-        let config = self.peers.get(&established.peer)?.child(id.number)?;
+        let config = self.configured(spi, id.number)?;
         if id.cpu.is_none() {
-            return Some(config.clone());
+            return Some(config);
         }
         let fallback = self.newest_child(spi, ChildId::fallback(id.number))?;
         Some(ChildConfig {
             suites: vec![fallback.suite],
             esn: fallback.esn,
-            ..config.clone()
+            ..config
         })
+    }
+
+    /// The configuration of this number as it is under this IKE SA.
+    fn configured(&self, spi: u64, number: u32) -> Option<ChildConfig> {
+        let sa = self.sas.get(&spi)?;
+        let established = sa.established()?;
+        let config = self.peers.get(&established.peer)?.child(number)?;
+        Some(config.within(established.mesh, sa.nat.any()))
     }
 
     /// What was agreed for a CPU is what was agreed for the fallback.
@@ -358,10 +365,10 @@ impl Endpoint {
         let mut refused = None;
         let mut fits = Vec::new();
         for number in peer.numbers() {
-            let Some(config) = peer.child(number) else {
+            let Some(config) = self.configured(spi, number) else {
                 continue;
             };
-            match child::accept(who, config, heard) {
+            match child::accept(who, &config, heard) {
                 Ok(agreed) => fits.push((number, agreed)),
                 Err(failure @ Failure::Selectors { .. }) => refused = refused.or(Some(failure)),
                 Err(failure) => refused = Some(failure),

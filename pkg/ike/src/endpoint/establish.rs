@@ -145,7 +145,7 @@ impl Endpoint {
         else {
             return;
         };
-        child.udp_encapsulation = sa.encapsulation();
+        child.udp_encapsulation = sa.encapsulation_of(child.encapsulation);
         sa.state = State::Established(Box::new(established));
         self.enlist(spi, id, now);
         self.start_child_lifetime(id, child.spi_in, now);

@@ -295,8 +295,8 @@ impl Endpoint {
         payloads
             .extend(mobike.then(|| Payload::Notify(Notify::new(NotifyType::MobikeSupported, &[]))));
         if !childless {
-            let child = &peer.config.child;
-            payloads.extend(child::offer_payloads(child, ChildId::FIRST, spi_in));
+            let child = peer.config.child.within(mesh, sa.nat.any());
+            payloads.extend(child::offer_payloads(&child, ChildId::FIRST, spi_in));
             payloads.extend(mesh.then(|| announcement(&peer.announcement)));
         }
         let header = sa.header(ExchangeType::IkeAuth, false, message_id);
@@ -394,7 +394,9 @@ impl Endpoint {
         if state.childless {
             return Ok((None, None));
         }
-        let agreed = child::check(&peer(), &config.child, &child::Heard::read(payloads)?)?;
+        let nat = self.sas.get(&spi).is_some_and(|sa| sa.nat.any());
+        let offered = config.child.within(state.negotiated.mesh, nat);
+        let agreed = child::check(&peer(), &offered, &child::Heard::read(payloads)?)?;
         let (sk_d, nonces) = (&state.negotiated.keys.sk_d, state.negotiated.nonces());
         let child = agreed.key(
             ChildId::FIRST,

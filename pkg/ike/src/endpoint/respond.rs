@@ -265,7 +265,8 @@ impl Endpoint {
         self.check_crossing(&peer.identity, received.now)?;
         let spi_in = self.fresh_esp_spi();
         let state = self.half_open_state(spi).ok_or_else(no_state)?;
-        let child = agree_child(&peer, state, spi_in, payloads);
+        let nat = self.sas.get(&spi).is_some_and(|sa| sa.nat.any());
+        let child = agree_child(&peer, state, nat, spi_in, payloads);
         let announcement = announced(payloads).filter(|_| state.negotiated.mesh);
         if !matches!(child, Ok(Some(_))) {
             self.spis.remove(&spi_in);

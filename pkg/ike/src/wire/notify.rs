@@ -124,6 +124,9 @@ wire_enum! {
         SaResourceInfo = 16444,
         /// ESPALIER_ANNOUNCEMENT, private use: opaque data, only to peers that sent the vendor ID.
         EspalierAnnouncement = 40961,
+        /// ESPALIER_ENCAPSULATION, private use: what is around ESP, a set of bits in one byte (1: nothing, 2: UDP); only to peers that
+        /// sent the vendor ID.
+        EspalierEncapsulation = 40962,
     }
 }
 
@@ -258,6 +261,7 @@ mod tests {
             (16438, NotifyType::IntermediateExchangeSupported, false),
             (16441, NotifyType::AdditionalKeyExchange, false),
             (40961, NotifyType::EspalierAnnouncement, false),
+            (40962, NotifyType::EspalierEncapsulation, false),
             (65535, NotifyType::Unknown(65535), false),
         ] {
             assert_eq!(NotifyType::from(number), kind);

@@ -8,6 +8,7 @@ mod child;
 mod childless;
 mod children;
 mod collisions;
+mod encapsulation;
 mod followup;
 mod foreign;
 mod fragments;

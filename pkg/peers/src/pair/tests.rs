@@ -113,7 +113,7 @@ impl Sim {
                 Letter::Offer(said) => {
                     (end.opens_esp, end.ike, end.said) = (true, true, None);
                     end.pair.heard(said, now);
-                    let reply = end.pair.announcement(0);
+                    let reply = end.pair.announcement(0, Said::default());
                     self.send(me, Letter::Accept(reply));
                 }
                 Letter::Accept(said) => {
@@ -150,11 +150,11 @@ impl Sim {
             self.send(me, Letter::Delete);
         } else if !end.ike && !end.asked && view.wants_sa && may_ask {
             end.asked = true;
-            let said = end.pair.announcement(0);
+            let said = end.pair.announcement(0, Said::default());
             self.send(me, Letter::Offer(said));
         }
         let end = &mut self.ends[me];
-        let news = end.pair.announcement(0);
+        let news = end.pair.announcement(0, Said::default());
         if end.ike && end.said != Some(news) && (end.pair.esp || end.said.is_some()) {
             end.said = Some(news);
             self.send(me, Letter::Announce(news));
@@ -313,6 +313,7 @@ fn a_peer_that_goes_away_keeps_its_strictness() {
             retired: false,
             sends: Sends::Esp,
             opens: 7,
+            way: Said::default(),
         },
         now,
     );
@@ -338,8 +339,20 @@ fn announcements_round_trip_and_bad_ones_are_refused() {
                     retired: !accepts_clear,
                     sends,
                     opens: 0xdead_beef,
+                    way: Said {
+                        hears: 0xcafe_babe,
+                        fallback: accepts_clear,
+                    },
                 };
-                assert_eq!(Announcement::parse(&said.to_bytes()), Ok(said));
+                let bytes = said.to_bytes();
+                assert_eq!(Announcement::parse(&bytes), Ok(said));
+                let older = Announcement {
+                    way: Said::default(),
+                    ..said
+                };
+                assert_eq!(Announcement::parse(&bytes[..8]), Ok(older));
+                let newer = [&bytes[..], &[1, 2, 3]].concat();
+                assert_eq!(Announcement::parse(&newer), Ok(said));
             }
         }
     }

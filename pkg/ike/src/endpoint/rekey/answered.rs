@@ -214,7 +214,7 @@ impl Endpoint {
         let Some(sa) = self.sas.get_mut(&spi) else {
             return;
         };
-        child.udp_encapsulation = sa.encapsulation();
+        child.udp_encapsulation = sa.encapsulation_of(child.encapsulation);
         let Some(sa) = sa.established_mut() else {
             return;
         };
