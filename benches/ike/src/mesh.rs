@@ -12,7 +12,7 @@ use espalier_ike::{Config, Endpoint, Event, Identity, Path, PeerAuth};
 use espalier_ike_io::nat_t::{Datagram, classify, mark};
 use espalier_ike_io::udp::UdpIke;
 use espalier_ike_io::{OsRng, unix_now};
-use espalier_peers::{Announcement, Mode, Sends};
+use espalier_peers::{Announcement, Mode, Said, Sends};
 
 use crate::node::{Due, lines, peer, say};
 use crate::pki::Ca;
@@ -215,6 +215,7 @@ fn said(sends: Sends, opens: u32) -> Vec<u8> {
         sends,
         retired: false,
         opens,
+        way: Said::default(),
     };
     announcement.to_bytes()
 }

@@ -57,6 +57,9 @@ pub(crate) struct Size {
     /// How often what is short is measured; the medians count.
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,
+    /// Only these forms on the wire.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) forms: Vec<String>,
     /// How long an agent that has nothing to do is watched.
     #[arg(long, default_value_t = 60)]
     pub(crate) steady_seconds: u64,
@@ -70,7 +73,8 @@ impl Size {
             ("--rounds", self.rounds.to_string()),
             ("--steady-seconds", self.steady_seconds.to_string()),
         ];
-        let words = words.into_iter();
+        let forms = [("--forms", self.forms.join(","))];
+        let words = words.into_iter().chain(forms).filter(|(_, value)| !value.is_empty());
         words
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .collect()

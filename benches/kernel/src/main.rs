@@ -78,7 +78,8 @@ fn part(arguments: &PartArguments) -> Result<()> {
     let (bin, size) = (&arguments.bin, &arguments.size);
     // Its forms have a sandbox each.
     if arguments.part == Part::Wire {
-        return wire::run(&arguments.rows, bin, arguments.wireguard.as_deref());
+        let wireguard = arguments.wireguard.as_deref();
+        return wire::run(&arguments.rows, bin, wireguard, &size.forms);
     }
     espalier_testnet::enter()?;
     let rows = rows::Writer::new(&arguments.rows);

@@ -41,10 +41,16 @@ pub(crate) struct Arguments {
     wireguard: Option<PathBuf>,
 }
 
-/// All forms, each in a process and sandbox of its own. Fails at the end when one failed.
-pub(crate) fn run(rows: &Path, bin: &Path, wireguard: Option<&Path>) -> Result<()> {
+/// All forms, or only some, each in a process and sandbox of its own. Fails at the end when one failed.
+pub(crate) fn run(
+    rows: &Path,
+    bin: &Path,
+    wireguard: Option<&Path>,
+    only: &[String],
+) -> Result<()> {
     let mut failed = Vec::new();
-    for shape in SHAPES {
+    let wanted = |name| only.is_empty() || only.iter().any(|form| form == name);
+    for shape in SHAPES.iter().filter(|shape| wanted(shape.name)) {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["wire", shape.name, "--rows"]).arg(rows);
         command.env(espalier_e2e::BINARIES, bin);

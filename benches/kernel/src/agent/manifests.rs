@@ -20,7 +20,7 @@ pub(crate) fn policy(mode: Policy) -> String {
         "apiVersion: espalier.dev/v1alpha1\n\
          kind: EncryptionPolicy\n\
          metadata:\n  name: default\n\
-         spec:\n  clusterCIDRs: [{CLUSTER}/10]\n  mode: {mode:?}\n  transitionDeadlineSeconds: 3600\n"
+         spec:\n  clusterCIDRs: [{CLUSTER}/10]\n  mode: {mode:?}\n  transitionDeadlineSeconds: 3600\n  udpEncapsulation: Always\n"
     )
 }
 

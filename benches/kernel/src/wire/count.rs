@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// After the last packet.
 const STRAGGLERS: Duration = Duration::from_millis(500);
 /// Until the mesh has the form.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(60);
 const ETHERNET: usize = 14;
 
 /// Who sends to whom, and where their packets are looked at.

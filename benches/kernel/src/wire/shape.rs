@@ -75,6 +75,14 @@ const IN_UDP: &str = "udpEncapsulation: Always";
 
 /// All of them; the suite is AES-256-GCM where it is not said.
 pub(crate) const SHAPES: &[Shape] = &[
+    Shape {
+        name: "esp-tunnel-around-vxlan",
+        maker: Maker::Tunnel,
+    },
+    Shape {
+        name: "wireguard",
+        maker: Maker::WireGuard,
+    },
     clear("clear-vxlan", &[], VXLAN),
     clear("clear-ipip", &["overlay: IPIP"], IPIP),
     clear("clear-native", &["overlay: None"], BARE),
@@ -89,12 +97,4 @@ pub(crate) const SHAPES: &[Shape] = &[
     kernel("aes128gcm-vxlan-raw", &["suites: [AES-128-GCM]"], ESP),
     kernel("chacha20-vxlan-raw", &["suites: [ChaCha20-Poly1305]"], ESP),
     mesh("userspace-vxlan-udp", Mode::Required, &[], Plane::Userspace, ESP_IN_UDP),
-    Shape {
-        name: "esp-tunnel-around-vxlan",
-        maker: Maker::Tunnel,
-    },
-    Shape {
-        name: "wireguard",
-        maker: Maker::WireGuard,
-    },
 ];
