@@ -1,5 +1,5 @@
-//! How fast SAs come into the kernel: through the data plane process (gRPC on its socket), as the agent does it, beside
-//! `ip -batch` adding the same states. In a guest kernel, whose clock is coarse: what counts is the ratio.
+//! How fast SAs come into the kernel: through the data plane process (gRPC on its socket), as the agent does it, and by the same
+//! code without the process between, beside `ip -batch` adding the same states. In a guest kernel, whose clock is coarse: what counts is the ratio.
 
 mod batch;
 mod plane;
@@ -29,38 +29,58 @@ pub(crate) fn run(bin: &Path, size: &Size, rows: &Writer) -> Result<()> {
 #[derive(Default)]
 struct Rounds {
     socket: Vec<f64>,
+    direct: Vec<f64>,
     batch: Vec<f64>,
-    ratio: Vec<f64>,
+    socket_by_batch: Vec<f64>,
+    direct_by_batch: Vec<f64>,
 }
 
 impl Rounds {
-    /// Both in the same round, one after the other.
+    /// All three in the same round, one after the other.
     fn one(&mut self, bin: &Path, pairs: usize) -> Result<()> {
-        let (ours, theirs) = (Netns::new("ours")?, Netns::new("theirs")?);
-        let plane = plane::Process::start(&ours, bin)?;
-        let seconds = plane.install(pairs)?;
-        let states = batch::States::of(&ours)?;
         let sas = 2 * pairs;
-        ensure!(
-            states.count() == sas,
-            "{} states in the kernel, expected {sas}",
-            states.count()
-        );
-        drop(plane);
+        let rate = |seconds: f64| sas as f64 / seconds;
+        let netns = Netns::new("direct")?;
+        let direct = rate(plane::direct(&netns, pairs)?);
+        has(&netns, sas)?;
+        let netns = Netns::new("ours")?;
+        let process = plane::Process::start(&netns, bin)?;
+        let socket = rate(process.install(pairs)?);
+        drop(process);
+        let states = has(&netns, sas)?;
+        let netns = Netns::new("theirs")?;
         let file = states.write()?;
-        let ((), took) = timed(|| batch::run(&theirs, &file))?;
-        let there = batch::States::of(&theirs)?;
-        ensure!(there == states, "ip -batch did not add the same states");
-        self.socket.push(sas as f64 / seconds);
-        self.batch.push(sas as f64 / took.ms * 1000.0);
-        self.ratio.push(took.ms / 1000.0 / seconds);
+        let ((), took) = timed(|| batch::run(&netns, &file))?;
+        ensure!(
+            has(&netns, sas)? == states,
+            "ip -batch did not add the same states"
+        );
+        let batch = rate(took.ms / 1000.0);
+        self.socket.push(socket);
+        self.direct.push(direct);
+        self.batch.push(batch);
+        self.socket_by_batch.push(socket / batch);
+        self.direct_by_batch.push(direct / batch);
         Ok(())
     }
 
     fn report(&self, pairs: usize, rows: &Writer) -> Result<()> {
         let mode = format!("installs-{pairs}-pairs");
+        rows.add(&mode, "direct", "SAs/s", &self.direct)?;
         rows.add(&mode, "by-socket", "SAs/s", &self.socket)?;
         rows.add(&mode, "ip-batch", "SAs/s", &self.batch)?;
-        rows.add(&mode, "by-socket-by-ip-batch", "", &self.ratio)
+        rows.add(&mode, "direct-by-ip-batch", "", &self.direct_by_batch)?;
+        rows.add(&mode, "by-socket-by-ip-batch", "", &self.socket_by_batch)
     }
+}
+
+/// The states of a namespace, which are that many.
+fn has(netns: &Netns, sas: usize) -> Result<batch::States> {
+    let states = batch::States::of(netns)?;
+    ensure!(
+        states.count() == sas,
+        "{} states in the kernel, expected {sas}",
+        states.count()
+    );
+    Ok(states)
 }

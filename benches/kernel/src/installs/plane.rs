@@ -13,6 +13,7 @@ use espalier_peers::vtep_mac;
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
 use espalier_testnet::{Netns, Process as Running};
+use espalier_xfrm::{Config, KernelPlane, probe};
 use tokio::runtime::Runtime;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -63,6 +64,25 @@ impl Process {
     pub(crate) fn install(&self, pairs: usize) -> Result<f64> {
         self.runtime.block_on(fill(&self.client, pairs))
     }
+}
+
+/// Without a process between; gives the seconds that the SAs took.
+pub(crate) fn direct(netns: &Netns, pairs: usize) -> Result<f64> {
+    let folder = Path::new("/run/bench-direct");
+    std::fs::create_dir_all(folder)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    netns.run(|| {
+        let plane = KernelPlane::open(Config {
+            run_dir: folder.to_owned(),
+            version: "bench".to_owned(),
+            port: 4500,
+            findings: probe(),
+            report: Box::new(drop),
+        })?;
+        runtime.block_on(fill(&plane, pairs))
+    })?
 }
 
 /// As an agent does it: one after the other, inbound first, sealing last.

@@ -35,7 +35,7 @@ fn host(netns: &Netns, [own, other]: [usize; 2]) -> Result<()> {
     let mut all = vec![vxlan, address, "link set vx mtu 1500 up".to_owned()];
     for (spi, from, to) in [(1, HOSTS[0], HOSTS[1]), (2, HOSTS[1], HOSTS[0])] {
         all.push(format!(
-            "xfrm state add src {from} dst {to} proto esp spi {spi} reqid 1 mode tunnel replay-window 0 flag esn \
+            "xfrm state add src {from} dst {to} proto esp spi {spi} reqid 1 mode tunnel replay-window 128 flag esn \
              aead rfc4106(gcm(aes)) {KEY} 128"
         ));
     }
