@@ -15,6 +15,7 @@ mod ike_wire;
 mod ipam;
 mod manifests;
 pub mod mutate;
+mod xfrm;
 
 pub use capture::capture_classify;
 pub use cni::{cni_config, cni_env, cni_result};
@@ -30,6 +31,7 @@ pub use ike_wire::{
 };
 pub use ipam::ipam_store;
 pub use manifests::manifest_text;
+pub use xfrm::{xfrm_kernel, xfrm_peers};
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -83,4 +85,6 @@ targets! {
     cni_env: 2_000,
     ipam_store: 300,
     capture_classify: 5_000,
+    xfrm_kernel: 5_000,
+    xfrm_peers: 2_000,
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use espalier_ike::Rekeying;
+use espalier_peers::WayLimits;
 
 /// The per-node agent: negotiates SAs with every peer, drives the data plane, gives pods their addresses.
 #[derive(Clone, Debug, Parser)]
@@ -35,12 +36,23 @@ pub(crate) struct Args {
     /// Age in seconds at which an ESP SA is replaced by one with new keys; IKE SAs are replaced at four times this age.
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(10..=43_200))]
     pub(crate) rekey_seconds: u32,
+    /// Seconds after which raw ESP that did not pass is tried again; for tests, which cannot wait as long as the default.
+    #[arg(long, env = "ESPALIER_RAW_RETRY_SECONDS", default_value_t = 300, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) raw_retry_seconds: u32,
     /// Log filter, such as `info` or `espalier_ike=debug`.
     #[arg(long, env = "ESPALIER_LOG", default_value = "info")]
     pub(crate) log: String,
 }
 
 impl Args {
+    /// When raw ESP is tried.
+    pub(crate) fn ways(&self) -> WayLimits {
+        WayLimits {
+            retry: Duration::from_secs(self.raw_retry_seconds.into()),
+            ..WayLimits::default()
+        }
+    }
+
     /// When SAs are replaced.
     pub(crate) fn rekeying(&self) -> Rekeying {
         let child_soft = Duration::from_secs(self.rekey_seconds.into());

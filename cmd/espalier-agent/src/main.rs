@@ -53,6 +53,7 @@ async fn main() -> Result<()> {
         keys: KeyFiles::new(&args),
         endpoint: endpoint(&args)?,
         rekeying: args.rekeying(),
+        ways: args.ways(),
         io: IkeIo::bind(&args.run_dir)?,
         overlay: Overlay::open()?,
         plane: Arc::new(plane),

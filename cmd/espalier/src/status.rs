@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use espalier_rpc::agent::{PeerStatus, StatusReply};
+use espalier_rpc::agent::{Capabilities, PeerStatus, StatusReply};
 use serde::Serialize;
 
 use crate::mesh::{self, AgentSocket};
@@ -18,6 +18,9 @@ pub(crate) struct StatusArgs {
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// Show what this node's data plane was found to be able to do.
+    #[arg(long)]
+    node: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,6 +32,7 @@ enum Output {
 pub(crate) fn run(args: &StatusArgs) -> Result<()> {
     let status = mesh::status(&args.agent.path())?;
     match args.output {
+        Output::Table if args.node => print!("{}", head(&status) + &abilities(&status)),
         Output::Table => print!("{}", table(&status)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&Node::from(&status))?),
     }
@@ -38,8 +42,8 @@ pub(crate) fn run(args: &StatusArgs) -> Result<()> {
 fn table(status: &StatusReply) -> String {
     let mut text = head(status);
     let columns = [
-        "PEER", "ADDRESS", "MODE", "PATH", "IKE", "SUITE", "SPI IN", "SPI OUT", "AGE", "IN", "OUT",
-        "DROPS",
+        "PEER", "ADDRESS", "MODE", "PATH", "IKE", "SUITE", "VIA", "SPI IN", "SPI OUT", "AGE", "IN",
+        "OUT", "DROPS",
     ];
     let rows = status.peers.iter().map(row);
     let header = columns.map(str::to_owned);
@@ -71,9 +75,9 @@ fn head(status: &StatusReply) -> String {
     )
 }
 
-fn row(peer: &PeerStatus) -> [String; 12] {
+fn row(peer: &PeerStatus) -> [String; 13] {
     let path = match (peer.path.as_str(), peer.enforced) {
-        ("Encrypted", true) => "Encrypted, enforced".to_owned(),
+        (path @ ("Encrypted" | "Authenticated"), true) => format!("{path}, enforced"),
         (path, _) => path.to_owned(),
     };
     let has_sa = !peer.suite.is_empty();
@@ -85,6 +89,7 @@ fn row(peer: &PeerStatus) -> [String; 12] {
         path,
         peer.ike.clone(),
         or_dash(peer.suite.clone()),
+        or_dash(via(peer)),
         or_dash(format!("{:08x}", peer.spi_in)),
         or_dash(format!("{:08x}", peer.spi_out)),
         or_dash(age(peer.age_s)),
@@ -92,6 +97,47 @@ fn row(peer: &PeerStatus) -> [String; 12] {
         amount(peer.packets_out, peer.bytes_out),
         peer.drops.to_string(),
     ]
+}
+
+/// Protocol, and what is around it.
+fn via(peer: &PeerStatus) -> String {
+    match peer.encapsulation.as_str() {
+        "" => "-".to_owned(),
+        "UDP" => format!("{} in UDP", peer.protocol),
+        way => format!("{} {way}", peer.protocol),
+    }
+}
+
+/// What the data plane can do, and what it found.
+fn abilities(status: &StatusReply) -> String {
+    let mut text = format!("overlay {}, protocol {}\n", status.overlay, status.protocol);
+    let yes = |can: bool| if can { "yes" } else { "no" };
+    match &status.can {
+        None => text.push_str("data plane: never answered; is espalier-dataplane running?\n"),
+        Some(can) => {
+            let cpus = match can.cpus {
+                0 => "no".to_owned(),
+                cpus => cpus.to_string(),
+            };
+            let _ = write!(
+                text,
+                "data plane {} {}, as probed:\n  suites {}\n  raw {}, ESP in UDP {}, tunnel mode {}, \
+                 64-bit sequence numbers {}, replay window up to {}, SAs per CPU {cpus}\n",
+                status.dataplane,
+                status.dataplane_version,
+                can.suites.join(", "),
+                yes(can.raw),
+                yes(can.udp),
+                yes(can.tunnel),
+                yes(can.esn),
+                can.max_replay_window,
+            );
+        }
+    }
+    for note in &status.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    text
 }
 
 fn problems(status: &StatusReply, text: &mut String) {
@@ -170,6 +216,35 @@ struct Node<'a> {
     underlay: &'a str,
     mtu: u32,
     drops: BTreeMap<&'a str, u64>,
+    protocol: &'a str,
+    overlay: &'a str,
+    can: Option<Can<'a>>,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Can<'a> {
+    suites: &'a [String],
+    raw: bool,
+    udp: bool,
+    tunnel: bool,
+    esn: bool,
+    max_replay_window: u32,
+    cpus: u32,
+}
+
+impl<'a> From<&'a Capabilities> for Can<'a> {
+    fn from(can: &'a Capabilities) -> Self {
+        Self {
+            suites: &can.suites,
+            raw: can.raw,
+            udp: can.udp,
+            tunnel: can.tunnel,
+            esn: can.esn,
+            max_replay_window: can.max_replay_window,
+            cpus: can.cpus,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -183,6 +258,10 @@ struct Peer<'a> {
     enforced: bool,
     ike: &'a str,
     suite: &'a str,
+    protocol: &'a str,
+    encapsulation: &'a str,
+    encrypted: bool,
+    authenticated: bool,
     spi_in: u32,
     spi_out: u32,
     sas: u32,
@@ -215,6 +294,10 @@ impl<'a> From<&'a StatusReply> for Node<'a> {
             cluster_cidrs: &status.cluster_cidrs,
             underlay: &status.underlay,
             mtu: status.mtu,
+            protocol: &status.protocol,
+            overlay: &status.overlay,
+            can: status.can.as_ref().map(Can::from),
+            notes: &status.notes,
             drops: drops
                 .map(|(reason, count)| (reason.as_str(), *count))
                 .collect(),
@@ -234,6 +317,10 @@ impl<'a> From<&'a PeerStatus> for Peer<'a> {
             enforced: peer.enforced,
             ike: &peer.ike,
             suite: &peer.suite,
+            protocol: &peer.protocol,
+            encapsulation: &peer.encapsulation,
+            encrypted: peer.encrypted,
+            authenticated: peer.authenticated,
             spi_in: peer.spi_in,
             spi_out: peer.spi_out,
             sas: peer.sas,
@@ -259,6 +346,10 @@ mod tests {
             path: "Encrypted".into(),
             enforced: true,
             suite: "Aes256Gcm16".into(),
+            encapsulation: "UDP".into(),
+            protocol: "ESP".into(),
+            encrypted: true,
+            authenticated: true,
             spi_in: 0xabc,
             ..PeerStatus::default()
         };
@@ -281,7 +372,9 @@ mod tests {
         let text = table(&mesh_of_two());
         assert!(text.contains("1 of 2 peers encrypted"), "{text}");
         assert!(
-            text.contains("Encrypted, enforced") && text.contains("00000abc"),
+            text.contains("Encrypted, enforced")
+                && text.contains("00000abc")
+                && text.contains("ESP in UDP"),
             "{text}"
         );
         assert!(
@@ -301,12 +394,40 @@ mod tests {
     }
 
     #[test]
+    fn what_was_probed_is_shown() {
+        let can = Capabilities {
+            suites: vec!["Aes256Gcm16".into(), "AhHmacSha256".into()],
+            raw: true,
+            max_replay_window: 4096,
+            ..Capabilities::default()
+        };
+        let status = StatusReply {
+            can: Some(can),
+            overlay: "VXLAN".into(),
+            notes: vec!["no SAs per CPU before Linux 6.13".into()],
+            ..mesh_of_two()
+        };
+        let text = abilities(&status);
+        for words in [
+            "Aes256Gcm16, AhHmacSha256",
+            "raw yes, ESP in UDP no",
+            "replay window up to 4096",
+            "note: no SAs per CPU",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(abilities(&mesh_of_two()).contains("is espalier-dataplane running?"));
+    }
+
+    #[test]
     fn the_json_has_the_same_words() {
         let status = mesh_of_two();
         let json = serde_json::to_value(Node::from(&status)).unwrap();
         assert_eq!(json["peers"][0]["spi_in"], 0xabc);
         assert_eq!(json["peers"][1]["handshake_us"], serde_json::Value::Null);
         assert_eq!(json["drops"]["replayed"], 3);
+        assert_eq!(json["peers"][0]["encapsulation"], "UDP");
+        assert_eq!(json["can"], serde_json::Value::Null);
     }
 
     #[test]

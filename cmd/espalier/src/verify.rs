@@ -110,7 +110,8 @@ fn of_peer(peer: &PeerStatus) -> Option<Finding> {
         peer.path.as_str(),
         peer.enforced,
     ) {
-        ("Required", "Encrypted", true) => return None,
+        ("Required", "Encrypted" | "Authenticated", true) => return None,
+        ("Required", "OnDemand", _) => return None,
         ("Required", "Blocked", _) => {
             format!("{name}: Required, and blocked (safe, but pods cannot talk)")
         }

@@ -221,6 +221,7 @@ fn notify() -> Vec<Seed> {
             ("invalid-ke", vec![0, 0, 0, 17, 0, 31]),
             ("hash-algorithms", vec![0, 0, 0x40, 0x2f, 0, 2, 0, 3]),
             ("announcement", b"\0\0\xa0\x01anything".to_vec()),
+            ("encapsulation", b"\0\0\xa0\x02\x03".to_vec()),
             ("ike-spi", [&[1, 8, 0, 4][..], &[1; 8]].concat()),
             ("odd-spi", vec![9, 3, 0, 4, 1, 2, 3, 4]),
             ("spi-cut", vec![3, 4, 0, 11, 1]),

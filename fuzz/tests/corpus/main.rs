@@ -15,6 +15,7 @@ mod ike_messages;
 mod ike_payloads;
 mod ipam;
 mod manifests;
+mod xfrm;
 
 use std::fs;
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ fn all() -> Vec<Seed> {
         cni::seeds(),
         ipam::seeds(),
         capture::seeds(),
+        xfrm::seeds(),
     ];
     parts.into_iter().flatten().collect()
 }

@@ -249,7 +249,7 @@ impl Encapsulations {
     const UDP: u8 = 2;
 
     pub(crate) fn to_byte(self) -> u8 {
-        u8::from(self.raw) * Self::RAW | u8::from(self.udp) * Self::UDP
+        (u8::from(self.raw) * Self::RAW) | (u8::from(self.udp) * Self::UDP)
     }
 
     /// Bits that are not known are somebody else's later ones.

@@ -22,11 +22,11 @@ pub mod sysctl;
 pub use address::Address;
 pub use error::Error;
 pub use family::{Family, Route, Xfrm};
-pub use link::{Link, LinkChange, Veth, VethPeer, Vxlan};
+pub use link::{IpTunnel, Link, LinkChange, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
 pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
-pub use route::{RouteEntry, RouteFilter};
+pub use route::{Encap, RouteEntry, RouteFilter};
 pub use rule::DropRule;
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
 

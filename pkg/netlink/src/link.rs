@@ -6,7 +6,8 @@ use std::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoData, InfoIpTunnel, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -39,6 +40,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Attributes of a VXLAN device.
     pub vxlan: Option<Vec<InfoVxlan>>,
+    /// Attributes of an IP in IP device.
+    pub ip_tunnel: Option<Vec<InfoIpTunnel>>,
 }
 
 /// A veth pair to make. The kernel cannot set the other end up while the pair is being made: do that with [`Socket::set_up`]
@@ -81,6 +84,18 @@ pub struct Vxlan<'a> {
     pub local: IpAddr,
     /// Link layer address.
     pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// An IP in IP device to many hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpTunnel<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// IPv4: `ipip`, IPv4 in IPv4, from this address to the next hop of the route. IPv6: `ip6tnl`, IPv4 and IPv6 in IPv6, from
+    /// and to what the route says ([`crate::RouteEntry::encap`]).
+    pub local: IpAddr,
     /// MTU in bytes.
     pub mtu: u32,
 }
@@ -202,6 +217,27 @@ impl Socket<Route> {
         link.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
             LinkInfo::Data(InfoData::Vxlan(data)),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
+            .map(drop)
+    }
+
+    /// Makes an IP in IP device and leaves it down.
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; EEXIST when the name, or the local address, is taken.
+    pub fn add_ip_tunnel(&mut self, tunnel: &IpTunnel<'_>) -> Result<(), Error> {
+        let (kind, data) = match tunnel.local {
+            IpAddr::V4(_) => (
+                InfoKind::IpIp,
+                vec![InfoIpTunnel::Local(tunnel.local), InfoIpTunnel::Ttl(64)],
+            ),
+            IpAddr::V6(_) => (InfoKind::Ip6Tnl, vec![InfoIpTunnel::CollectMetadata]),
+        };
+        let mut link = end(tunnel.name, Some(tunnel.mtu), None, false);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(kind),
+            LinkInfo::Data(InfoData::IpTunnel(data)),
         ]));
         self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
             .map(drop)
@@ -368,6 +404,7 @@ fn parse_info(link: &mut Link, infos: Vec<LinkInfo>) {
         match info {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(data),
+            LinkInfo::Data(InfoData::IpTunnel(data)) => link.ip_tunnel = Some(data),
             _ => {}
         }
     }

@@ -4,8 +4,8 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope,
-        RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteLwEnCapType,
+        RouteLwTunnelEncap, RouteMessage, RouteProtocol, RouteScope, RouteType,
     },
 };
 use nix::errno::Errno;
@@ -44,7 +44,21 @@ pub struct RouteEntry {
     pub protocol: u8,
     /// Routing table.
     pub table: u32,
+    /// The tunnel's outer header, for a device that takes it from the route.
+    pub encap: Option<Encap>,
 }
+
+/// Outer IPv6 header of a lightweight tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encap {
+    /// Source.
+    pub source: Ipv6Addr,
+    /// Destination.
+    pub destination: Ipv6Addr,
+}
+
+/// Hop limit of outer headers.
+const HOP_LIMIT: u8 = 64;
 
 /// Which routes to list; the kernel filters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,6 +112,7 @@ impl RouteEntry {
             scope: RouteScope::Universe,
             protocol: RouteProtocol::Static.into(),
             table: MAIN,
+            encap: None,
         }
     }
 
@@ -127,6 +142,9 @@ impl RouteEntry {
             Some(RouteAttribute::Table(self.table)),
         ];
         message.attributes = attributes.into_iter().flatten().collect();
+        message
+            .attributes
+            .extend(self.encap.iter().flat_map(Encap::attributes));
         message
     }
 
@@ -158,6 +176,7 @@ impl RouteEntry {
                 RouteAttribute::PrefSource(source) => route.source = ip(source),
                 RouteAttribute::Priority(metric) => route.metric = *metric,
                 RouteAttribute::Table(table) => route.table = *table,
+                RouteAttribute::Encap(list) => route.encap = Encap::parse(list),
                 _ => {}
             }
         }
@@ -170,6 +189,35 @@ impl RouteEntry {
             route.oif = None;
         }
         Some(route)
+    }
+}
+
+impl Encap {
+    fn attributes(&self) -> [RouteAttribute; 2] {
+        let header = [
+            RouteIp6Tunnel::Destination(self.destination),
+            RouteIp6Tunnel::Source(self.source),
+            RouteIp6Tunnel::Hoplimit(HOP_LIMIT),
+        ];
+        [
+            RouteAttribute::EncapType(RouteLwEnCapType::Ip6),
+            RouteAttribute::Encap(header.map(RouteLwTunnelEncap::Ip6).to_vec()),
+        ]
+    }
+
+    fn parse(list: &[RouteLwTunnelEncap]) -> Option<Self> {
+        let (mut source, mut destination) = (None, None);
+        for item in list {
+            match item {
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(ip)) => source = Some(*ip),
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(ip)) => destination = Some(*ip),
+                _ => {}
+            }
+        }
+        source.zip(destination).map(|(source, destination)| Self {
+            source,
+            destination,
+        })
     }
 }
 

@@ -1,14 +1,18 @@
-//! The VXLAN device, the TUN, and the settings that go with them.
+//! The overlay's device, the TUN, and the settings that go with them.
 
 use std::{
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
 };
 
-use espalier_netlink::{Link, Route, Socket, Vxlan, packet_route::link::InfoVxlan, sysctl};
+use espalier_netlink::{
+    IpTunnel, Link, Route, Socket, Vxlan,
+    packet_route::link::{InfoIpTunnel, InfoVxlan},
+    sysctl,
+};
 use tracing::info;
 
-use crate::{Desired, Engine, Error, VXLAN_DEVICE, plan};
+use crate::{Desired, Engine, Error, Framing, IPIP_DEVICE, NATIVE_DEVICE, VXLAN_DEVICE, mtu, plan};
 
 /// The smallest MTU that every IPv4 host must take (RFC 791) and IPv6 link must have (RFC 8200 §5).
 const LEAST_POD_MTU: (u32, u32) = (576, 1280);
@@ -18,31 +22,145 @@ pub(crate) fn pod_mtu(desired: &Desired, underlay: &Link) -> Result<u32, Error> 
     if let Some(mtu) = desired.vtep.mtu {
         return Ok(mtu);
     }
-    let overhead = plan::overhead(desired.local);
-    let least = overhead
-        + if plan::has_ipv6(desired) {
-            LEAST_POD_MTU.1
-        } else {
-            LEAST_POD_MTU.0
-        };
-    match underlay.mtu.checked_sub(overhead) {
-        Some(mtu) if underlay.mtu >= least => Ok(mtu),
+    let least_pod = if plan::has_ipv6(desired) {
+        LEAST_POD_MTU.1
+    } else {
+        LEAST_POD_MTU.0
+    };
+    let least = mtu::least_underlay(desired.framing, desired.local, least_pod);
+    match mtu::pod_mtu(desired.framing, desired.local, underlay.mtu) {
+        Some(mtu) if mtu >= least_pod => Ok(mtu),
         _ => Err(Error::SmallUnderlay {
             device: underlay.name.clone(),
             mtu: underlay.mtu,
             least,
-            overhead,
+            overhead: least - least_pod,
         }),
     }
 }
 
-/// The VXLAN device, made anew when any attribute is wrong; MTU and state are corrected in place. Gives its index.
-pub(crate) fn vxlan(
+/// The framing's own device. Gives its index.
+pub(crate) fn overlay(
     route: &mut Socket<Route>,
     settings: &mut Settings,
     desired: &Desired,
     mtu: u32,
 ) -> Result<u32, Error> {
+    let link = match desired.framing {
+        Framing::Vxlan => vxlan(route, desired, mtu),
+        Framing::Ipip => ipip(route, desired, mtu),
+        Framing::Native => holder(route),
+    }?;
+    settle(route, settings, &link, mtu)?;
+    Ok(link.index)
+}
+
+/// Removes the devices of other framings, which nothing is routed to any more.
+pub(crate) fn drop_others(route: &mut Socket<Route>, framing: Framing) -> Result<(), Error> {
+    for (of, name, kinds) in OURS {
+        if of == framing {
+            continue;
+        }
+        if let Some(link) = route.link(name)?.filter(|link| is_kind(link, kinds)) {
+            route.del_link(link.index)?;
+        }
+    }
+    Ok(())
+}
+
+/// Our devices, and what kinds of them we make.
+pub(crate) const OURS: [(Framing, &str, &[&str]); 3] = [
+    (Framing::Vxlan, VXLAN_DEVICE, &["vxlan"]),
+    (Framing::Ipip, IPIP_DEVICE, &["ipip", "ip6tnl"]),
+    (Framing::Native, NATIVE_DEVICE, &["dummy", "bridge"]),
+];
+
+pub(crate) fn is_kind(link: &Link, kinds: &[&str]) -> bool {
+    link.kind
+        .as_deref()
+        .is_some_and(|kind| kinds.contains(&kind))
+}
+
+/// The device of this name if it is as it should be; another one is removed.
+fn kept(
+    route: &mut Socket<Route>,
+    name: &str,
+    is: impl Fn(&Link) -> bool,
+) -> Result<Option<Link>, Error> {
+    let mut found = route.link(name)?;
+    if let Some(link) = found.take_if(|link| !is(link)) {
+        info!(device = name, "attributes differ; making the device anew");
+        route.del_link(link.index)?;
+    }
+    Ok(found)
+}
+
+/// What was just made.
+fn made(route: &mut Socket<Route>, name: &str) -> Result<Link, Error> {
+    let missing = || espalier_netlink::Error::Missing(format!("interface {name}"));
+    Ok(route.link(name)?.ok_or_else(missing)?)
+}
+
+fn ipip(route: &mut Socket<Route>, desired: &Desired, mtu: u32) -> Result<Link, Error> {
+    let wanted = IpTunnel {
+        name: IPIP_DEVICE,
+        local: desired.local,
+        mtu,
+    };
+    if let Some(link) = kept(route, IPIP_DEVICE, |link| is_tunnel(link, &wanted))? {
+        return Ok(link);
+    }
+    let kind = match desired.local {
+        IpAddr::V4(_) => "ipip",
+        IpAddr::V6(_) => "ip6_tunnel",
+    };
+    route
+        .add_ip_tunnel(&wanted)
+        .map_err(|source| Error::Device {
+            name: IPIP_DEVICE,
+            kind,
+            source,
+        })?;
+    made(route, IPIP_DEVICE)
+}
+
+fn is_tunnel(link: &Link, wanted: &IpTunnel<'_>) -> bool {
+    let has = |a: &InfoIpTunnel| {
+        let data = link.ip_tunnel.as_ref();
+        data.is_some_and(|data| data.contains(a))
+    };
+    let remote = |a: &InfoIpTunnel| matches!(a, InfoIpTunnel::Remote(ip) if !ip.is_unspecified());
+    let fixed = link.ip_tunnel.iter().flatten().any(remote);
+    match wanted.local {
+        IpAddr::V4(_) => {
+            is_kind(link, &["ipip"])
+                && has(&InfoIpTunnel::Local(wanted.local))
+                && !has(&InfoIpTunnel::CollectMetadata)
+                && !fixed
+        }
+        IpAddr::V6(_) => is_kind(link, &["ip6tnl"]) && has(&InfoIpTunnel::CollectMetadata),
+    }
+}
+
+/// A dummy, or a bridge without ports where the kernel has none.
+fn holder(route: &mut Socket<Route>) -> Result<Link, Error> {
+    let holds = |link: &Link| is_kind(link, OURS[2].2) && link.master.is_none();
+    if let Some(link) = kept(route, NATIVE_DEVICE, holds)? {
+        return Ok(link);
+    }
+    route
+        .add_dummy(NATIVE_DEVICE)
+        .or_else(|_| route.add_bridge(NATIVE_DEVICE))
+        .map_err(|source| Error::Device {
+            name: NATIVE_DEVICE,
+            kind: "dummy",
+            source,
+        })?;
+    made(route, NATIVE_DEVICE)
+}
+
+/// The VXLAN device, made anew when any attribute is wrong.
+fn vxlan(route: &mut Socket<Route>, desired: &Desired, mtu: u32) -> Result<Link, Error> {
     let wanted = Vxlan {
         name: VXLAN_DEVICE,
         vni: desired.vtep.vni,
@@ -51,20 +169,17 @@ pub(crate) fn vxlan(
         mac: desired.vtep.mac,
         mtu,
     };
-    let mut found = route.link(VXLAN_DEVICE)?;
-    if let Some(link) = found.take_if(|link| !is(link, &wanted)) {
-        info!(
-            device = VXLAN_DEVICE,
-            "attributes differ; making the device anew"
-        );
-        route.del_link(link.index)?;
+    if let Some(link) = kept(route, VXLAN_DEVICE, |link| is(link, &wanted))? {
+        return Ok(link);
     }
-    let link = match found {
-        Some(link) => link,
-        None => make(route, &wanted)?,
+    let failed = |source| Error::Vxlan {
+        name: VXLAN_DEVICE,
+        vni: wanted.vni,
+        port: wanted.port,
+        source,
     };
-    settle(route, settings, &link, mtu)?;
-    Ok(link.index)
+    route.add_vxlan(&wanted).map_err(failed)?;
+    made(route, VXLAN_DEVICE)
 }
 
 /// The TUN, if the data plane has made it; corrected in place. Gives its index.
@@ -94,18 +209,6 @@ pub(crate) fn find_tun(
 
 pub(crate) fn is_tun(link: &Link) -> bool {
     link.kind.as_deref() == Some("tun")
-}
-
-fn make(route: &mut Socket<Route>, wanted: &Vxlan<'_>) -> Result<Link, Error> {
-    let failed = |source| Error::Vxlan {
-        name: VXLAN_DEVICE,
-        vni: wanted.vni,
-        port: wanted.port,
-        source,
-    };
-    route.add_vxlan(wanted).map_err(failed)?;
-    let made = route.link(VXLAN_DEVICE)?;
-    Ok(made.ok_or_else(|| espalier_netlink::Error::Missing(format!("interface {VXLAN_DEVICE}")))?)
 }
 
 /// The MTU first: below 1280 the kernel forgets the interface's IPv6 settings. Up last: the settings must stand by then.

@@ -83,6 +83,27 @@ pub enum Error {
         /// The refusal.
         source: espalier_netlink::Error,
     },
+    /// A device of ours cannot be made.
+    #[error(
+        "the device {name} of kind {kind} cannot be made: {source}. The kernel may lack its module (modprobe {kind}), or another \
+         such device stands in its place (ip -d link show type {kind})"
+    )]
+    Device {
+        /// Its name.
+        name: &'static str,
+        /// Its kind.
+        kind: &'static str,
+        /// The refusal.
+        source: espalier_netlink::Error,
+    },
+    /// A combination of settings that Linux, or this version, cannot keep the promises of.
+    #[error("{what}: {remedy}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// Anything else between us and the kernel.
     #[error(transparent)]
     Netlink(#[from] espalier_netlink::Error),

@@ -9,18 +9,25 @@
 //!  [`Engine::Kernel`]: Encrypted has the route and device of Clear, and a policy with a template for UDP 4789 to the host.
 //!
 //!  SPD, first match:  block  cluster CIDR → cluster CIDR  leaving by the underlay interface   out, fwd
-//!  (only while        allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
-//!   deny_clear)       allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
-//!                     block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
+//!  (* only while    * allow  cluster CIDR → cluster CIDR  UDP 4789 of the pods themselves     out
+//!   deny_clear)       seal   host → host                  UDP 4788, states under trial        out, demanded in
+//!                     seal   host → host                  UDP 4789, Engine::Kernel, Encrypted out, demanded in (*)
+//!                   * allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
+//!                   * block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
 //! ```
 //!
-//! Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
+//! [`Framing::Ipip`] has `espalier.ip` for `espalier.vx` and IP protocol 4 or 41 for UDP 4789; [`Framing::Native`] has no overlay
+//! device, routes by the underlay interface and tunnel mode between pod CIDRs: docs/overlay.md.
+//!
+//! [`Overlay::apply_changes`] writes what differs from what was applied last, without reading. Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
 //! written when nothing differs. A pair's path is switched by one `RTM_NEWROUTE` with `NLM_F_REPLACE`: no moment without a
 //! route. What is ours is known by the device's name, by `rtm_protocol` 229 together with the device or the metric, and by the
 //! range of the policies' priorities; everything else stays untouched.
 
+mod change;
 mod devices;
 mod error;
+mod mtu;
 mod observe;
 mod plan;
 mod policies;
@@ -39,6 +46,12 @@ pub use reconcile::Overlay;
 
 /// Name of the VXLAN device.
 pub const VXLAN_DEVICE: &str = "espalier.vx";
+/// Name of the IP in IP device.
+pub const IPIP_DEVICE: &str = "espalier.ip";
+/// Name of the device that holds this node's own address among its pods when routing is native; nothing leaves by it.
+pub const NATIVE_DEVICE: &str = "espalier.gw";
+/// Metric of native routes, which have no device of ours to be known by.
+pub const NATIVE_METRIC: u32 = 17_747;
 /// `rtm_protocol` of our routes. Pods' routes carry it too; they lead to veth devices and are not this crate's.
 pub const PROTOCOL: u8 = 229;
 /// UDP port of probes, which tell whether a new SA's packets arrive before anything else is sent with it.

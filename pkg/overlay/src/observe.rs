@@ -1,13 +1,16 @@
 //! Which of the kernel's routes are ours, and what a restarted agent finds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
 
 use espalier_netlink::{RouteEntry, RouteFilter, packet_route::route::RouteType};
 use ipnet::IpNet;
 
 use crate::{
-    Error, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC, VXLAN_DEVICE, devices,
-    policies::Found,
+    Error, IPIP_DEVICE, NATIVE_METRIC, Observed, Overlay, PROTOCOL, RoutePath, UNREACHABLE_METRIC,
+    VXLAN_DEVICE, devices, policies::Found,
 };
 
 /// Table `main`.
@@ -23,7 +26,8 @@ pub(crate) struct Own {
 /// Where an overlay route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Through {
-    Vxlan,
+    /// The VXLAN or IP in IP device, or the underlay interface where routing is native.
+    Overlay,
     Tun,
     /// It is one of the unreachable routes.
     Nothing,
@@ -66,10 +70,10 @@ impl Overlay {
         let own = self.own_routes()?;
         let protected = self.protected(&own, &found)?;
         let path = |own: Own| match own.through {
-            Through::Vxlan if protected.contains(&own.route.to) => {
+            Through::Overlay if protected.contains(&own.route.to) => {
                 Some((own.route.to, RoutePath::Encrypted))
             }
-            Through::Vxlan => Some((own.route.to, RoutePath::Clear)),
+            Through::Overlay => Some((own.route.to, RoutePath::Clear)),
             Through::Tun => Some((own.route.to, RoutePath::Encrypted)),
             Through::Nothing => None,
         };
@@ -88,19 +92,30 @@ impl Overlay {
         if found.protects.is_empty() {
             return Ok(HashSet::new());
         }
+        let hosts = self.hosts_by_gateway()?;
+        let seals = |own: &&Own| {
+            let RouteEntry { to, via, encap, .. } = &own.route;
+            let host = encap.map(|encap| encap.destination.into()).or(*via);
+            let host = host.map(|host| *hosts.get(&host).unwrap_or(&host));
+            let native = own.route.metric == NATIVE_METRIC;
+            match host {
+                _ if native => found.sealed.contains(to),
+                host => host.is_some_and(|host| found.protects.contains_key(&host)),
+            }
+        };
+        Ok(own.iter().filter(seals).map(|own| own.route.to).collect())
+    }
+
+    /// The underlay addresses behind gateways on the VXLAN device.
+    fn hosts_by_gateway(&mut self) -> Result<HashMap<IpAddr, IpAddr>, Error> {
         let Some(vxlan) = self.route.link(VXLAN_DEVICE)? else {
-            return Ok(HashSet::new());
+            return Ok(HashMap::new());
         };
         let hosts = self.route.fdb(vxlan.index)?.into_iter();
         let hosts: HashMap<_, _> = hosts.map(|entry| (entry.mac, entry.remote)).collect();
         let neighbours = self.route.neighbours(vxlan.index)?.into_iter();
-        let macs: HashMap<_, _> = neighbours.map(|n| (n.ip, n.mac)).collect();
-        let seals = |own: &&Own| {
-            let mac = own.route.via.and_then(|via| *macs.get(&via)?);
-            let host = mac.and_then(|mac| hosts.get(&mac));
-            host.is_some_and(|host| found.protects.contains_key(host))
-        };
-        Ok(own.iter().filter(seals).map(|own| own.route.to).collect())
+        let host = |n: espalier_netlink::Neighbour| Some((n.ip, *hosts.get(&n.mac?)?));
+        Ok(neighbours.filter_map(host).collect())
     }
 
     /// The overlay's routes.
@@ -110,7 +125,10 @@ impl Overlay {
             oif: None,
         };
         let routes = self.route.routes(filter)?;
-        let vxlan = self.route.link(VXLAN_DEVICE)?.map(|l| l.index);
+        let mut devices = HashSet::new();
+        for name in [VXLAN_DEVICE, IPIP_DEVICE] {
+            devices.extend(self.route.link(name)?.map(|l| l.index));
+        }
         let mut tuns = Vec::new();
         let mut own = Vec::new();
         for mut route in routes.into_iter().filter(|r| r.table == MAIN) {
@@ -120,7 +138,11 @@ impl Overlay {
                     route.oif = None;
                     Through::Nothing
                 }
-                (RouteType::Unicast, Some(oif)) if Some(oif) == vxlan => Through::Vxlan,
+                (RouteType::Unicast, Some(oif))
+                    if devices.contains(&oif) || route.metric == NATIVE_METRIC =>
+                {
+                    Through::Overlay
+                }
                 (RouteType::Unicast, Some(oif))
                     if route.to.prefix_len() < route.to.max_prefix_len() =>
                 {

@@ -5,34 +5,26 @@ use std::{
     net::IpAddr,
 };
 
-use espalier_netlink::{DropRule, FdbEntry, Link, Neighbour, RouteEntry};
+use espalier_netlink::{DropRule, Encap, FdbEntry, Link, Neighbour, RouteEntry};
 use espalier_peers::gateway;
 use ipnet::IpNet;
 use tracing::debug;
 
-use crate::{Desired, Engine, PROTOCOL, PeerRoute, RoutePath, UNREACHABLE_METRIC};
-
-/// IP 20, UDP 8, ESP header 8, IV 8, UDP 8, VXLAN 8, Ethernet 14, ESP trailer 2, ICV 16.
-const OVERHEAD_V4: u32 = 92;
-/// IPv6's header is 20 bytes longer than IPv4's.
-const OVERHEAD_V6: u32 = OVERHEAD_V4 + 20;
+use crate::{
+    Desired, Engine, Error, Framing, NATIVE_METRIC, PROTOCOL, PeerRoute, RoutePath,
+    UNREACHABLE_METRIC,
+};
 
 /// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
 const BARE_RULE_PRIORITY: u32 = 50;
 
-/// Bytes that lie between a pod's packet and the underlay's MTU.
-pub(crate) fn overhead(underlay: IpAddr) -> u32 {
-    if underlay.is_ipv4() {
-        OVERHEAD_V4
-    } else {
-        OVERHEAD_V6
-    }
-}
-
 /// The interfaces that routes go through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Devices {
-    pub(crate) vxlan: u32,
+    /// The overlay's own, with this node's addresses; with native routing only those.
+    pub(crate) overlay: u32,
+    /// The underlay interface.
+    pub(crate) underlay: u32,
     pub(crate) tun: Option<u32>,
 }
 
@@ -105,17 +97,42 @@ pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
     paths
 }
 
-/// The peer's path as far as it can be had: without a TUN or states nothing is encrypted, and what cannot be encrypted is
-/// blocked.
-pub(crate) fn path(desired: &Desired, peer: &PeerRoute, tun: bool) -> RoutePath {
-    let same_family = peer.remote.is_ipv4() == desired.local.is_ipv4();
+/// What cannot be had at all.
+pub(crate) fn unsupported(desired: &Desired) -> Option<Error> {
+    if desired.framing == Framing::Native && matches!(desired.engine, Engine::Tun(_)) {
+        return Some(Error::Unsupported {
+            what: "native routing (overlay: None) with the userspace data plane",
+            remedy: "use the kernel's (dataplane: Kernel), or overlay VXLAN or IPIP",
+        });
+    }
+    if no_six_in_four(desired) && has_ipv6(desired) {
+        return Some(Error::Unsupported {
+            what: "IPv6 pods in IP in IP over an IPv4 underlay: Linux takes such packets without asking its policies, so clear \
+                   ones could not be refused",
+            remedy: "use overlay VXLAN or None, or give the nodes IPv6 addresses",
+        });
+    }
+    None
+}
+
+fn no_six_in_four(desired: &Desired) -> bool {
+    desired.framing == Framing::Ipip && desired.local.is_ipv4()
+}
+
+/// The path to one of the peer's pod CIDRs as far as it can be had: without a TUN or states nothing is encrypted, and what
+/// cannot be encrypted is blocked.
+pub(crate) fn path(desired: &Desired, peer: &PeerRoute, to: &IpNet, tun: bool) -> RoutePath {
+    let v4 = desired.local.is_ipv4();
+    let same_family = peer.remote.is_ipv4() == v4;
+    let native = desired.framing == Framing::Native;
     let possible = match (peer.path, &desired.engine) {
         (RoutePath::Blocked, _) | (RoutePath::Encrypted, Engine::None) => false,
-        (RoutePath::Clear, _) => same_family,
+        (_, Engine::Tun(_)) if native => false,
+        (RoutePath::Clear, _) => same_family && (!native || to.addr().is_ipv4() == v4),
         (RoutePath::Encrypted, Engine::Tun(_)) => tun,
         (RoutePath::Encrypted, Engine::Kernel) => same_family && peer.protect.is_some(),
     };
-    if possible {
+    if possible && !(no_six_in_four(desired) && to.addr().is_ipv6()) {
         peer.path
     } else {
         RoutePath::Blocked
@@ -124,27 +141,56 @@ pub(crate) fn path(desired: &Desired, peer: &PeerRoute, tun: bool) -> RoutePath 
 
 /// The peers' routes.
 pub(crate) fn routes(desired: &Desired, devices: Devices) -> Vec<RouteEntry> {
-    let route = |(to, peer): (IpNet, &PeerRoute)| {
-        let source = desired
-            .gateways
-            .iter()
-            .find(|own| own.is_ipv4() == to.addr().is_ipv4())
-            .copied();
-        let route = match (path(desired, peer, devices.tun.is_some()), devices.tun) {
-            (RoutePath::Blocked, _) => return None,
-            (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
-            (RoutePath::Clear | RoutePath::Encrypted, _) => RouteEntry {
-                onlink: true,
-                ..RouteEntry::unicast(to, Some(gateway(to)), devices.vxlan)
-            },
-        };
-        Some(RouteEntry {
-            source,
-            protocol: PROTOCOL,
-            ..route
-        })
+    let all = paths(desired).into_iter();
+    all.filter_map(|(to, peer)| route(desired, peer, to, devices))
+        .collect()
+}
+
+/// The route to one of a peer's pod CIDRs.
+pub(crate) fn route(
+    desired: &Desired,
+    peer: &PeerRoute,
+    to: IpNet,
+    devices: Devices,
+) -> Option<RouteEntry> {
+    let own = |own: &&IpAddr| own.is_ipv4() == to.addr().is_ipv4();
+    let route = match (path(desired, peer, &to, devices.tun.is_some()), devices.tun) {
+        (RoutePath::Blocked, _) => return None,
+        (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
+        (RoutePath::Clear | RoutePath::Encrypted, _) => framed(desired, peer, to, devices),
     };
-    paths(desired).into_iter().filter_map(route).collect()
+    Some(RouteEntry {
+        source: desired.gateways.iter().find(own).copied(),
+        protocol: PROTOCOL,
+        ..route
+    })
+}
+
+fn framed(desired: &Desired, peer: &PeerRoute, to: IpNet, devices: Devices) -> RouteEntry {
+    let onlink = |via, device| RouteEntry {
+        onlink: true,
+        ..RouteEntry::unicast(to, Some(via), device)
+    };
+    match (desired.framing, desired.local, peer.remote) {
+        (Framing::Vxlan, ..) => onlink(gateway(to), devices.overlay),
+        (Framing::Ipip, IpAddr::V6(source), IpAddr::V6(destination)) => RouteEntry {
+            encap: Some(Encap {
+                source,
+                destination,
+            }),
+            ..RouteEntry::unicast(to, None, devices.overlay)
+        },
+        (Framing::Ipip, ..) => onlink(peer.remote, devices.overlay),
+        (Framing::Native, ..) => RouteEntry {
+            metric: NATIVE_METRIC,
+            ..if to.addr().is_ipv4() == peer.remote.is_ipv4() {
+                onlink(peer.remote, devices.underlay)
+            } else {
+                // Only for tunnels, which are routed by their own header.
+                RouteEntry::unicast(to, None, devices.underlay)
+            }
+        },
+    }
 }
 
 /// The peers' gateways on the VXLAN device, whatever their paths are: a switch is then one route.
@@ -181,10 +227,11 @@ pub(crate) fn addresses(desired: &Desired, devices: Devices) -> Vec<(u32, Vec<Ip
         .filter(|net| net.addr().is_ipv4())
         .collect();
     let tun = devices.tun.map(|index| (index, v4));
-    [(devices.vxlan, all)].into_iter().chain(tun).collect()
+    [(devices.overlay, all)].into_iter().chain(tun).collect()
 }
 
-/// Refusals of bare pod packets from the underlay, while clear packets are refused.
+/// Refusals of bare pod packets from the underlay, while clear packets are refused. With native routing pod packets come in by
+/// the underlay, out of tunnels, and policies tell which; but none ever says that it comes from this node's own pods.
 pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<DropRule> {
     let Some(underlay) = underlay.filter(|_| desired.deny_clear) else {
         return Vec::new();
@@ -195,7 +242,11 @@ pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Drop
         priority: BARE_RULE_PRIORITY,
         protocol: PROTOCOL,
     };
-    desired.cluster_cidrs.iter().map(rule).collect()
+    let refused = match desired.framing {
+        Framing::Vxlan | Framing::Ipip => &desired.cluster_cidrs,
+        Framing::Native => &desired.pod_cidrs,
+    };
+    refused.iter().map(|cidr| rule(&cidr.trunc())).collect()
 }
 
 /// Whether pods have IPv6 anywhere.
@@ -211,7 +262,7 @@ pub(crate) fn has_ipv6(desired: &Desired) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Framing, Vtep};
+    use crate::Vtep;
 
     fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
         PeerRoute {
@@ -255,7 +306,8 @@ mod tests {
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),
@@ -264,7 +316,8 @@ mod tests {
         let found = routes(
             &desired,
             Devices {
-                vxlan: 7,
+                overlay: 7,
+                underlay: 3,
                 tun: Some(8),
             },
         );
@@ -296,7 +349,8 @@ mod tests {
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),
@@ -313,7 +367,8 @@ mod tests {
             routes(
                 &desired,
                 Devices {
-                    vxlan: 7,
+                    overlay: 7,
+                    underlay: 3,
                     tun: None
                 }
             ),

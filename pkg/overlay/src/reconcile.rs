@@ -14,19 +14,22 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use crate::{
-    Applied, Desired, Error, PROTOCOL, RoutePath,
+    Applied, Desired, Engine, Error, Framing, PROTOCOL, RoutePath,
+    change::Remembered,
     devices::{self, Settings},
     observe::{Own, Table, Through},
     plan::{self, Devices},
     policies::{self, Spd},
 };
 
-/// The overlay of the node whose network namespace it was opened in. Holds sockets, no state: every call reads the kernel's.
+/// The overlay of the node whose network namespace it was opened in. Every [`Overlay::apply`] reads the kernel's state.
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) route: Socket<Route>,
     pub(crate) spd: Spd,
     settings: Settings,
+    /// What the last apply brought about; none after a failure.
+    pub(crate) applied: Option<Remembered>,
 }
 
 impl Overlay {
@@ -61,6 +64,7 @@ impl Overlay {
                 netns: Some(netns),
                 writes: 0,
             },
+            applied: None,
         })
     }
 
@@ -70,6 +74,7 @@ impl Overlay {
     /// # Errors
     /// The first failure; the state is then safe, and the next call goes on from it.
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
+        self.applied = None;
         let before = self.writes();
         let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
@@ -78,7 +83,7 @@ impl Overlay {
             Ok(stale) => stale,
             Err(e) => {
                 self.close_routes(desired)?;
-                self.withdraw(desired)?;
+                self.withdraw(desired, false)?;
                 return Err(e);
             }
         };
@@ -93,21 +98,23 @@ impl Overlay {
         let bare = self.bare_rules(desired, underlay.as_ref());
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
-            self.withdraw(desired)?;
+            self.withdraw(desired, true)?;
         }
         let closed = self.spd.remove(stale, desired.deny_clear);
         refused?;
         bare?;
-        let pod_mtu = opened?;
+        let (devices, pod_mtu) = opened?;
         closed?;
         self.drop_refusals(desired)?;
+        devices::drop_others(&mut self.route, desired.framing)?;
+        self.applied = Some(Remembered::new(desired, devices, pod_mtu));
         Ok(Applied {
             writes: self.writes() - before,
             pod_mtu,
         })
     }
 
-    fn writes(&self) -> usize {
+    pub(crate) fn writes(&self) -> usize {
         self.route.writes() + self.spd.writes() + self.settings.writes
     }
 
@@ -159,29 +166,42 @@ impl Overlay {
     }
 
     /// Devices, then what hangs on them, then the routes. Gives the pod MTU.
-    fn paths(&mut self, desired: &Desired, underlay: Option<&Link>) -> Result<u32, Error> {
+    fn paths(
+        &mut self,
+        desired: &Desired,
+        underlay: Option<&Link>,
+    ) -> Result<(Devices, u32), Error> {
         self.close_routes(desired)?;
+        if let Some(unsupported) = plan::unsupported(desired) {
+            return Err(unsupported);
+        }
         let underlay = underlay.ok_or(Error::NoUnderlay {
             address: desired.local,
         })?;
         let mtu = devices::pod_mtu(desired, underlay)?;
         self.settings.forwarding(desired, underlay)?;
         let tun = devices::tun(&mut self.route, &mut self.settings, desired, mtu)?;
-        let vxlan = devices::vxlan(&mut self.route, &mut self.settings, desired, mtu)?;
-        let devices = Devices { vxlan, tun };
+        let overlay = devices::overlay(&mut self.route, &mut self.settings, desired, mtu)?;
+        let devices = Devices {
+            overlay,
+            underlay: underlay.index,
+            tun,
+        };
         self.add_addresses(desired, devices)?;
-        self.forwarding_entries(desired, vxlan)?;
-        self.neighbours(desired, vxlan)?;
+        if desired.framing == Framing::Vxlan {
+            self.forwarding_entries(desired, overlay)?;
+            self.neighbours(desired, overlay)?;
+        }
         self.open_routes(desired, devices)?;
         self.drop_addresses(desired, devices)?;
-        Ok(mtu)
+        Ok((devices, mtu))
     }
 
     /// Removes the routes of pod CIDRs that are to have none: of peers that are blocked, gone, or cannot be encrypted.
     fn close_routes(&mut self, desired: &Desired) -> Result<(), Error> {
         let tun = devices::find_tun(&mut self.route, desired)?.is_some();
         let mut wanted = plan::paths(desired);
-        wanted.retain(|_, peer| plan::path(desired, peer, tun) != RoutePath::Blocked);
+        wanted.retain(|to, peer| plan::path(desired, peer, to, tun) != RoutePath::Blocked);
         let own = self.own_routes()?;
         let closed = own
             .into_iter()
@@ -203,19 +223,25 @@ impl Overlay {
         self.del_routes(own.all().filter(double).map(|o| o.route).collect())
     }
 
-    /// After a failure: no clear route stays that should not be there.
-    fn withdraw(&mut self, desired: &Desired) -> Result<(), Error> {
-        let mut clear = plan::paths(desired);
-        clear.retain(|_, peer| peer.path == RoutePath::Clear);
+    /// After a failure: no route stays by which packets leave in clear that should not: all but those of clear peers, and of
+    /// those that policies seal for (`sealed`: the policies are in force).
+    fn withdraw(&mut self, desired: &Desired, sealed: bool) -> Result<(), Error> {
+        let mut kept = plan::paths(desired);
+        let sealed = sealed && desired.engine == Engine::Kernel;
+        kept.retain(|to, peer| match plan::path(desired, peer, to, false) {
+            RoutePath::Clear => true,
+            RoutePath::Encrypted => sealed,
+            RoutePath::Blocked => false,
+        });
         let own = self.own_routes()?;
         let wrong = own
             .into_iter()
-            .filter(|o| o.through == Through::Vxlan && !clear.contains_key(&o.route.to));
+            .filter(|o| o.through == Through::Overlay && !kept.contains_key(&o.route.to));
         self.del_routes(wrong.map(|o| o.route).collect())
     }
 
     /// Replaces only what is ours: where we have no route in a place, somebody else's there is an error.
-    fn put_routes(&mut self, own: &Table, routes: Vec<RouteEntry>) -> Result<(), Error> {
+    pub(crate) fn put_routes(&mut self, own: &Table, routes: Vec<RouteEntry>) -> Result<(), Error> {
         if routes.is_empty() {
             return Ok(());
         }
@@ -334,12 +360,13 @@ impl Overlay {
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
-    /// For uninstalling: removes the VXLAN device and all routes and policies of ours, and nothing else. The TUN belongs to the
+    /// For uninstalling: removes our devices and all routes and policies of ours, and nothing else. The TUN belongs to the
     /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node.
     ///
     /// # Errors
     /// Everything that could not be removed; the rest is.
     pub fn remove_all(&mut self) -> Result<(), Error> {
+        self.applied = None;
         let steps = [
             Self::remove_routes,
             Self::remove_device,
@@ -373,20 +400,24 @@ impl Overlay {
     }
 
     fn remove_device(&mut self) -> Result<(), Error> {
-        let Some(vxlan) = self.route.link(crate::VXLAN_DEVICE)? else {
-            return Ok(());
-        };
-        // Those of them that a TUN has too are ours there as well.
-        let own = self.route.addresses(Some(vxlan.index))?;
-        let links = self.route.links()?;
-        for tun in links.iter().filter(|link| devices::is_tun(link)) {
-            let there = self.route.addresses(Some(tun.index))?;
-            let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
-            for address in there.iter().filter(both) {
-                self.route.del_address(tun.index, address.address)?;
+        for (_, name, kinds) in devices::OURS {
+            let found = self.route.link(name)?;
+            let Some(device) = found.filter(|link| devices::is_kind(link, kinds)) else {
+                continue;
+            };
+            // Those of its addresses that a TUN has too are ours there as well.
+            let own = self.route.addresses(Some(device.index))?;
+            let links = self.route.links()?;
+            for tun in links.iter().filter(|link| devices::is_tun(link)) {
+                let there = self.route.addresses(Some(tun.index))?;
+                let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
+                for address in there.iter().filter(both) {
+                    self.route.del_address(tun.index, address.address)?;
+                }
             }
+            self.route.del_link(device.index)?;
         }
-        Ok(self.route.del_link(vxlan.index)?)
+        Ok(())
     }
 
     fn remove_rules(&mut self) -> Result<(), Error> {

@@ -11,23 +11,61 @@ mod common;
 mod esp;
 
 use common::{Node, Wire, assert_pods_talk, name, pod};
-use esp::{Flow, Suite, pair_of, spi};
-use espalier_overlay::{Engine, RoutePath};
+use esp::{Flow, Kind, Suite, spi};
+use espalier_overlay::{Desired, Engine, Framing, RoutePath};
 use espalier_testnet::isolated;
 
-/// Two nodes whose pods talk through states that the policies name, enforced.
-fn enforced(suite: Suite) -> (Wire, Node, Node) {
+const VXLAN: Kind = Kind {
+    framing: Framing::Vxlan,
+    six: false,
+    suite: Suite::Esp,
+};
+
+/// Every framing over both families, and every suite where it can be.
+fn kinds() -> Vec<Kind> {
+    let mut all = Vec::new();
+    for framing in [Framing::Vxlan, Framing::Ipip, Framing::Native] {
+        for suite in [Suite::Esp, Suite::EspInUdp, Suite::Ah] {
+            let families = [false, true].into_iter();
+            // The test's socket for ESP in UDP is IPv4's.
+            let families = families.filter(|six| !six || suite != Suite::EspInUdp);
+            let six = families.filter(|six| !six || framing != Framing::Native);
+            all.extend(six.map(|six| Kind {
+                framing,
+                six,
+                suite,
+            }));
+        }
+    }
+    all
+}
+
+/// What a node wants whose peers are all encrypted and enforced by the kernel.
+fn sealed(node: &Node, peers: &[u8], kind: Kind) -> Desired {
+    let mut desired = node.desired(peers, RoutePath::Encrypted);
+    (desired.engine, desired.deny_clear) = (Engine::Kernel, true);
+    desired.framing = kind.framing;
+    if kind.six {
+        node.over_v6(&mut desired);
+    }
+    for other in peers {
+        let peer = desired.peers.get_mut(&name(*other)).unwrap();
+        peer.protect = Some(esp::protect(node.number, *other, kind.suite, 1));
+    }
+    desired
+}
+
+/// Two nodes whose pods talk through states that the policies name, enforced. Gives the pod MTU too.
+fn enforced(kind: Kind) -> (Wire, Node, Node, u32) {
     let wire = Wire::new();
     let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
-    pair_of(&a, &b, suite, 1);
+    kind.pair_of(&a, &b, 1);
+    let mut mtu = 0;
     for (node, other) in [(&mut a, 2), (&mut b, 1)] {
-        let mut desired = node.desired(&[other], RoutePath::Encrypted);
-        (desired.engine, desired.deny_clear) = (Engine::Kernel, true);
-        let peer = desired.peers.get_mut(&name(other)).unwrap();
-        peer.protect = Some(esp::protect(node.number, other, suite, 1));
-        node.settle(&desired);
+        let desired = sealed(node, &[other], kind);
+        mtu = node.settle(&desired).pod_mtu;
     }
-    (wire, a, b)
+    (wire, a, b, mtu)
 }
 
 #[test]
@@ -36,17 +74,24 @@ fn encrypted_pods_reach_each_other_and_nothing_is_clear() {
     isolated(
         "encrypted_pods_reach_each_other_and_nothing_is_clear",
         || {
-            for suite in [Suite::Esp, Suite::EspInUdp, Suite::Ah] {
-                let (mut wire, a, b) = enforced(suite);
+            for kind in kinds() {
+                let (mut wire, a, b, mtu) = enforced(kind);
                 let _open = [&a, &b].map(esp::open_udp);
                 let before = wire.seen();
                 assert_pods_talk(&a, &b, b"sealed");
-                let seen = wire.seen().since(&before);
-                let clear = if suite == Suite::Ah { 2 } else { 0 };
-                assert_eq!((suite, seen.marked), (suite, clear), "only AH can be read");
+                // Packets of exactly the pod MTU, not fragmented: IP 20, UDP 8, the marker 14.
                 for node in [&a, &b] {
-                    assert_eq!(esp::errors(node), "", "{suite:?}");
+                    node.pod.set_mtu(mtu);
                 }
+                assert_pods_talk(&a, &b, &vec![7; mtu as usize - 20 - 8 - 14]);
+                let seen = wire.seen().since(&before);
+                let clear = if kind.suite == Suite::Ah { 4 } else { 0 };
+                assert_eq!(seen.marked, clear, "{kind:?}: only AH can be read");
+                for node in [&a, &b] {
+                    assert_eq!(esp::errors(node), "", "{kind:?}");
+                    assert!(!esp::reassembled(node), "{kind:?}, MTU {mtu}");
+                }
+                println!("{kind:?}: pod MTU {mtu}");
             }
         },
     );
@@ -56,49 +101,62 @@ fn encrypted_pods_reach_each_other_and_nothing_is_clear() {
 #[ignore = "needs a kernel with ESP: make kernel-test"]
 fn switching_between_clear_and_states_loses_nothing() {
     isolated("switching_between_clear_and_states_loses_nothing", || {
-        let wire = Wire::new();
-        let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
-        for epoch in 1..=2 {
-            pair_of(&a, &b, Suite::Esp, epoch);
-        }
-        let mut both = [(&mut a, 2), (&mut b, 1)].map(|(node, other)| {
-            let mut desired = node.desired(&[other], RoutePath::Clear);
-            (desired.engine, desired.deny_clear) = (Engine::Kernel, true);
-            node.settle(&desired);
-            (node, desired)
-        });
-        let flows = Flow::start(both[0].0, both[1].0);
-        for step in 0..60 {
-            for (node, desired) in &mut both {
-                let other = 3 - node.number;
-                let peer = desired.peers.get_mut(&name(other)).unwrap();
-                // Clear → first states → second states → first → clear.
-                let epoch = [0, 1, 2, 1][step % 4];
-                peer.path = if epoch == 0 {
-                    RoutePath::Clear
-                } else {
-                    RoutePath::Encrypted
-                };
-                peer.protect =
-                    (epoch > 0).then(|| esp::protect(node.number, other, Suite::Esp, epoch));
-                let writes = node.apply(desired).writes;
-                assert_eq!(writes, usize::from(step > 0), "a switch is one message");
-                flows.go_on(20);
-            }
-        }
-        let sent = flows.finish();
-        assert!(sent > 1000, "{sent} packets");
-        for (node, _) in &both {
-            assert_eq!(esp::errors(node), "");
+        for kind in kinds().into_iter().filter(|k| k.suite == Suite::Esp) {
+            let sent = switch(kind);
+            println!("{kind:?}: {sent} round trips over 60 switches");
+            assert!(sent > 1000, "{sent} packets");
         }
     });
+}
+
+fn switch(kind: Kind) -> usize {
+    let wire = Wire::new();
+    let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+    for epoch in 1..=2 {
+        kind.pair_of(&a, &b, epoch);
+    }
+    let mut both = [(&mut a, 2), (&mut b, 1)].map(|(node, other)| {
+        let mut desired = sealed(node, &[other], kind);
+        let peer = desired.peers.get_mut(&name(other)).unwrap();
+        (peer.path, peer.accept_clear) = (RoutePath::Clear, true);
+        node.settle(&desired);
+        (node, desired)
+    });
+    let flows = Flow::start(both[0].0, both[1].0);
+    for step in 0..60 {
+        for (node, desired) in &mut both {
+            let other = 3 - node.number;
+            let peer = desired.peers.get_mut(&name(other)).unwrap();
+            // Clear → first states → second states → first → clear.
+            let epoch = [0, 1, 2, 1][step % 4];
+            peer.path = if epoch == 0 {
+                RoutePath::Clear
+            } else {
+                RoutePath::Encrypted
+            };
+            peer.protect = Some(esp::protect(node.number, other, kind.suite, epoch.max(1)));
+            let writes = node.apply_changes(desired).writes;
+            assert_eq!(writes, usize::from(step > 0), "a switch is one message");
+            flows.go_on(20);
+        }
+    }
+    let sent = flows.finish();
+    for (node, desired) in &mut both {
+        assert_eq!(esp::errors(node), "", "{kind:?}");
+        assert_eq!(
+            node.apply(desired).writes,
+            0,
+            "what was written is what is wanted"
+        );
+    }
+    sent
 }
 
 #[test]
 #[ignore = "needs a kernel with ESP: make kernel-test"]
 fn s1_nothing_leaves_when_the_states_are_gone() {
     isolated("s1_nothing_leaves_when_the_states_are_gone", || {
-        let (mut wire, a, b) = enforced(Suite::Esp);
+        let (mut wire, a, b, _) = enforced(VXLAN);
         assert_pods_talk(&a, &b, b"before");
         a.ip("xfrm state flush");
         let before = wire.seen();
@@ -111,7 +169,7 @@ fn s1_nothing_leaves_when_the_states_are_gone() {
         for node in [&a, &b] {
             node.ip("xfrm state flush");
         }
-        pair_of(&a, &b, Suite::Esp, 1);
+        VXLAN.pair_of(&a, &b, 1);
         assert_pods_talk(&a, &b, b"after");
     });
 }
@@ -120,16 +178,24 @@ fn s1_nothing_leaves_when_the_states_are_gone() {
 #[ignore = "needs a kernel with ESP: make kernel-test"]
 fn s2_clear_packets_of_an_enforced_peer_are_refused() {
     isolated("s2_clear_packets_of_an_enforced_peer_are_refused", || {
-        let (mut wire, mut a, b) = enforced(Suite::Esp);
-        assert_pods_talk(&a, &b, b"before");
-        a.settle(&a.desired(&[2], RoutePath::Clear));
-        let before = wire.seen();
-        for _ in 0..10 {
-            a.pod.send(pod(2), b"intruder");
+        for kind in kinds().into_iter().filter(|k| k.suite == Suite::Esp) {
+            let (mut wire, mut a, b, _) = enforced(kind);
+            assert_pods_talk(&a, &b, b"before");
+            let mut clear = sealed(&a, &[2], kind);
+            clear.deny_clear = false;
+            clear.peers.get_mut(&name(2)).unwrap().path = RoutePath::Clear;
+            a.settle(&clear);
+            let before = wire.seen();
+            for _ in 0..10 {
+                a.pod.send(pod(2), b"intruder");
+            }
+            let seen = wire.seen().since(&before);
+            assert_eq!(
+                seen.clear_between_pods, 10,
+                "{kind:?}: they were on the wire"
+            );
+            assert_eq!(esp::count(&b, "XfrmInTmplMismatch"), 10, "{kind:?}");
         }
-        let seen = wire.seen().since(&before);
-        assert_eq!(seen.clear_between_pods, 10, "they were on the wire");
-        assert_eq!(esp::count(&b, "XfrmInTmplMismatch"), 10);
     });
 }
 
@@ -140,27 +206,18 @@ fn s5_states_of_another_peer_do_not_open_for_a_forged_source() {
     isolated(
         "s5_states_of_another_peer_do_not_open_for_a_forged_source",
         || {
-            let (wire, a, mut b) = enforced(Suite::Esp);
+            let (wire, a, mut b, _) = enforced(VXLAN);
             let mut c = Node::new(&wire, 3);
-            let mut desired = b.desired(&[1, 3], RoutePath::Encrypted);
-            (desired.engine, desired.deny_clear) = (Engine::Kernel, true);
-            for other in [1, 3] {
-                let peer = desired.peers.get_mut(&name(other)).unwrap();
-                peer.protect = Some(esp::protect(2, other, Suite::Esp, 1));
-            }
-            pair_of(&b, &c, Suite::Esp, 1);
-            b.settle(&desired);
-            let mut honest = c.desired(&[2], RoutePath::Encrypted);
-            honest.engine = Engine::Kernel;
-            let peer = honest.peers.get_mut(&name(2)).unwrap();
-            peer.protect = Some(esp::protect(3, 2, Suite::Esp, 1));
+            VXLAN.pair_of(&b, &c, 1);
+            b.settle(&sealed(&b, &[1, 3], VXLAN));
+            let mut honest = sealed(&c, &[2], VXLAN);
             c.settle(&honest);
             assert_pods_talk(&b, &c, b"honest");
             // Node 1 is away; node 3 takes its address and seals with the keys that it has.
             a.ip("link set eth0 down");
             c.ip("addr add 192.0.2.1/24 dev eth0");
             c.ip("xfrm state flush");
-            esp::add_state(&c, (1, 2), spi(3, 2, 1), Suite::Esp);
+            VXLAN.add_state(&c, (1, 2), spi(3, 2, 1));
             honest.local = common::underlay(1);
             c.apply(&honest);
             b.ip("neigh flush dev eth0");
@@ -176,4 +233,74 @@ fn s5_states_of_another_peer_do_not_open_for_a_forged_source() {
             assert_eq!(b.pod.receive(), (b"true".to_vec(), pod(1).ip()));
         },
     );
+}
+
+/// With native routing the inner source itself is tied to the peer's states: S5 in full.
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn s5_a_peer_cannot_send_from_another_peers_pods() {
+    isolated("s5_a_peer_cannot_send_from_another_peers_pods", || {
+        let native = Kind {
+            framing: Framing::Native,
+            ..VXLAN
+        };
+        let (wire, a, mut b, _) = enforced(native);
+        let mut c = Node::new(&wire, 3);
+        native.pair_of(&b, &c, 1);
+        b.settle(&sealed(&b, &[1, 3], native));
+        c.settle(&sealed(&c, &[2], native));
+        assert_pods_talk(&b, &c, b"honest");
+        // Node 3's pod has the address of node 1's, and node 3 seals for it with its own states.
+        let mut forging = sealed(&c, &[2], native);
+        forging.pod_cidrs = vec!["10.244.1.0/24".parse().unwrap()];
+        c.apply(&forging);
+        c.ip("rule flush");
+        c.ip("rule add pref 32766 table main");
+        c.ip("route add 10.244.1.2/32 dev pod3");
+        c.pod.ip("addr add 10.244.1.2/32 dev eth0");
+        let forged = c.pod.udp("10.244.1.2:7200");
+        for _ in 0..10 {
+            forged.send_to(b"forged", pod(2)).unwrap();
+        }
+        assert_eq!(esp::count_at_least(&b, "XfrmInTmplMismatch", 10), 10);
+        a.pod.send(pod(2), b"true");
+        assert_eq!(b.pod.receive(), (b"true".to_vec(), pod(1).ip()));
+    });
+}
+
+/// The underlay carries less than its interface says. VXLAN's outer packets may be cut; the others tell the pod.
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn a_smaller_path_mtu_is_survived() {
+    isolated("a_smaller_path_mtu_is_survived", || {
+        for framing in [Framing::Vxlan, Framing::Ipip, Framing::Native] {
+            let (_wire, a, b, mtu) = enforced(Kind { framing, ..VXLAN });
+            a.pod.set_mtu(mtu);
+            // As an ICMP "fragmentation needed" would have the kernel note it.
+            a.ip("route add 192.0.2.2/32 dev eth0 mtu 1300");
+            let (from, to) = (a.pod.udp("0.0.0.0:7300"), b.pod.udp("0.0.0.0:7300"));
+            let (mut length, mut sent) = (mtu as usize - 28, 0);
+            let mut buffer = [0; 2000];
+            to.set_read_timeout(Some(std::time::Duration::from_millis(200)))
+                .unwrap();
+            let arrived = loop {
+                sent += 1;
+                assert!(sent < 50, "{framing:?}: nothing arrives");
+                match from.send_to(&vec![7; length], ("10.244.2.2", 7300)) {
+                    Ok(_) => {}
+                    Err(e) => {
+                        assert_eq!(e.raw_os_error(), Some(90), "EMSGSIZE: {e}");
+                        length -= 10;
+                        continue;
+                    }
+                }
+                if let Ok((length, _)) = to.recv_from(&mut buffer) {
+                    break length;
+                }
+            };
+            println!("{framing:?}: pod MTU {mtu}, {arrived} bytes arrived");
+            let told = arrived < mtu as usize - 28;
+            assert!(told || esp::reassembled(&b), "{framing:?}");
+        }
+    });
 }

@@ -36,3 +36,16 @@ pub use probe::{Findings, probe};
 pub use reqid::REQIDS;
 pub use stat::parse as parse_counters;
 pub use wire::ParseError;
+
+/// Reads bytes as every kind of message that the kernel sends, as the data plane would. For fuzzing: it must not panic, and
+/// what it gives must not show a key.
+#[doc(hidden)]
+#[must_use]
+pub fn read_kernel_message(bytes: &[u8]) -> String {
+    let state = wire::state::State::parse(bytes);
+    let expire = wire::expire::Expire::parse(bytes);
+    let pinned = wire::policy::pinned(bytes);
+    let acquire = wire::acquire::reqids(bytes);
+    let notices = notice::parse(bytes);
+    format!("{state:?} {expire:?} {pinned:?} {acquire:?} {notices:?}")
+}

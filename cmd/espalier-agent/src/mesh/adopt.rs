@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use espalier_dataplane_core::{Dataplane, Direction, Dump, PeerId, Reqid, SaInfo, Spi};
+use espalier_dataplane_core::{
+    Dataplane, Direction, Dump, Encapsulation, PeerId, Reqid, SaInfo, Spi,
+};
 use espalier_overlay::{Observed as KernelState, RoutePath};
 use espalier_peers::{NodeSpec, Observed, Sends};
 use tracing::{info, warn};
@@ -72,8 +74,13 @@ impl Found {
                 direction: Direction::Out,
                 spi,
                 ah: protect.ah,
+                raw: false,
             });
             peer.adopted = out.into_iter().collect();
+        }
+        let seals_raw = |sa: &Adopted| sa.raw && Some(sa.spi) == peer.active;
+        if peer.adopted.iter().any(seals_raw) {
+            peer.way.found_raw(Instant::now());
         }
         if !peer.adopted.is_empty() {
             info!(peer = %peer.spec.name, sas = peer.adopted.len(), "adopted SAs; a handshake will replace them");
@@ -86,6 +93,7 @@ fn adopted(sa: &SaInfo) -> Adopted {
         direction: sa.direction,
         spi: sa.spi,
         ah: sa.suite.is_ah(),
+        raw: sa.encapsulation == Encapsulation::Raw,
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Dataplane, Direction, Error, PeerId, Sa, SaMode, Spi, Suite};
-use espalier_ike::{ChildSa, Event, Identity, Role};
+use espalier_dataplane_core::{
+    Dataplane, Direction, Encapsulation, Error, PeerId, Sa, SaMode, Spi, Suite,
+};
+use espalier_ike::{ChildSa, CloseReason, Event, Identity, Role};
 use espalier_peers::Announcement;
 use tracing::{debug, info, warn};
 
-use super::peer::{Adopted, PeerState, SaPair};
+use super::peer::{Adopted, FALLBACK, PeerState, SaPair};
 use super::terms::plane_suite;
 use super::{Kernel, Mesh};
 
@@ -67,6 +69,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         };
         let (spi_in, spi_out) = (Spi(child.spi_in), Spi(child.spi_out));
         info!(peer = name, %spi_in, %spi_out, suite = ?child.suite, role = ?child.role, "SAs installed");
+        let raw = self.terms.encapsulation(child) == Encapsulation::Raw;
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -74,10 +77,14 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             spi_in,
             spi_out,
             suite,
+            raw,
             // An initiator's is confirmed by the response itself: the responder installed first.
             confirmed: child.role == Role::Initiator,
         });
         peer.said = None; // this node's inbound SPI is news
+        if child.id.number != FALLBACK {
+            peer.note_first_child(raw, Instant::now());
+        }
         if let Some(data) = announcement {
             self.heard(name, &data).await;
         }
@@ -195,10 +202,11 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     /// Seals with the newest SA that the peer is known to open, and tells the pair whether there is one.
     pub(super) async fn switch_to_best(&mut self, name: &str) {
+        let tries = self.terms.tries();
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        let best = peer.best();
+        let best = peer.best(tries);
         if best != peer.active || !peer.switched {
             if let Err(e) = self.parts.plane.switch_outbound(peer.id(), best).await {
                 warn!(peer = name, error = %e, "the outbound SA cannot be switched");
@@ -216,16 +224,22 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.sas.retain(|sa| sa.spi_in != spi_in);
             peer.waiting.retain(|(child, _)| child.spi_in != spi_in.0);
+            if peer.sas.is_empty() {
+                peer.way.lost(Instant::now());
+            }
             self.switch_to_best(name).await;
         }
         self.remove_later(name, [(Direction::In, spi_in), (Direction::Out, spi_out)]);
     }
 
-    fn ike_down(&mut self, name: &str, reason: espalier_ike::CloseReason) {
+    fn ike_down(&mut self, name: &str, reason: CloseReason) {
         info!(peer = name, ?reason, "IKE SA ended");
         if let Some(peer) = self.peers.get_mut(name) {
             peer.pair.ike_down(Instant::now());
             peer.said = None;
+            if reason == CloseReason::Peer {
+                peer.demanded = None; // it gave up what is idle; a packet asks again
+            }
         }
     }
 
@@ -239,6 +253,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             return;
         };
         peer.pair.heard(said, Instant::now());
+        self.told_way(name, said.way);
         // What this node initiated the peer opens before it answers, and may still seal with an older one: that shows by its
         // acknowledgement or by ESP only.
         self.confirm(name, |sa| !sa.confirmed && sa.spi_out == Spi(said.opens))
@@ -250,7 +265,13 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.pair.heard_esp(Instant::now());
+        let now = Instant::now();
+        peer.way.heard(spi.0, now);
+        // On a raw SA it may be a probe, which is no sign that the peer seals its pods' packets.
+        if peer.sas.iter().any(|sa| sa.spi_in == spi && sa.raw) {
+            return self.confirm(name, |sa| sa.spi_in == spi).await;
+        }
+        peer.pair.heard_esp(now);
         self.confirm(name, |sa| sa.spi_in == spi).await;
     }
 
@@ -293,7 +314,11 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     /// Gives up adopted SAs that have drained.
     pub(super) async fn drop_adopted(&mut self, now: Instant) {
-        let due = |peer: &&mut PeerState| peer.drop_adopted_at.is_some_and(|at| at <= now);
+        let tries = self.terms.tries();
+        let due = |peer: &&mut PeerState| {
+            let drained = peer.drop_adopted_at.is_some_and(|at| at <= now);
+            drained && !peer.needs_adopted(tries)
+        };
         let drained: Vec<_> = self
             .peers
             .values_mut()

@@ -10,6 +10,9 @@ pub(crate) trait Kernel {
 
     /// Makes it so. When it returns, packets take the paths that `desired` says.
     fn apply(&mut self, desired: &Desired) -> Result<Applied, Error>;
+
+    /// The same where nobody else has changed anything since: cheap when little differs.
+    fn apply_changes(&mut self, desired: &Desired) -> Result<Applied, Error>;
 }
 
 impl Kernel for Overlay {
@@ -19,5 +22,9 @@ impl Kernel for Overlay {
 
     fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
         Self::apply(self, desired)
+    }
+
+    fn apply_changes(&mut self, desired: &Desired) -> Result<Applied, Error> {
+        Self::apply_changes(self, desired)
     }
 }

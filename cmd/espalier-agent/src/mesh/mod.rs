@@ -3,17 +3,21 @@
 
 mod adopt;
 mod child;
+mod demand;
 mod kernel;
 mod peer;
 mod plane;
+mod probe;
 mod removals;
 mod settle;
 mod sources;
 mod status;
 mod terms;
 mod uplink;
+mod way;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +28,7 @@ use espalier_dataplane_core::Dataplane;
 use espalier_ike::{Endpoint, Rekeying};
 use espalier_ike_io::{IkeIo, unix_now};
 use espalier_overlay::Desired;
-use espalier_peers::PeerSet;
+use espalier_peers::{PeerSet, WayLimits};
 use espalier_rpc::agent::StatusReply;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -33,6 +37,7 @@ use crate::credentials::{KeyFiles, Keyring};
 use kernel::Kernel;
 use peer::PeerState;
 pub(crate) use plane::{PlaneFact, follow};
+use probe::Probes;
 use removals::Removals;
 pub(crate) use status::NodeFacts;
 use terms::Terms;
@@ -66,6 +71,7 @@ pub(crate) struct Parts<D, K> {
     pub(crate) keys: KeyFiles,
     pub(crate) endpoint: Endpoint,
     pub(crate) rekeying: Rekeying,
+    pub(crate) ways: WayLimits,
     pub(crate) io: IkeIo,
     pub(crate) overlay: K,
     pub(crate) plane: Arc<D>,
@@ -89,7 +95,10 @@ pub(crate) struct Mesh<D, K> {
     uplink: Uplink,
     terms: Terms,
     removals: Removals,
-    /// What the kernel was last brought to, and when.
+    probes: Probes,
+    /// Whom to send a probe.
+    asked: Vec<IpAddr>,
+    /// What the kernel was last brought to, and when all of it was read.
     applied: Option<(Desired, Instant)>,
     pod_mtu: u32,
     kernel_problem: Option<String>,
@@ -111,6 +120,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             uplink: Uplink::default(),
             terms: Terms::default(),
             removals: Removals::default(),
+            probes: Probes::default(),
+            asked: Vec::new(),
             applied: None,
             pod_mtu: 0,
             kernel_problem: None,
@@ -189,7 +200,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let pairs = self
             .peers
             .values()
-            .filter_map(|peer| peer.pair.next_timeout());
+            .flat_map(|peer| [peer.pair.next_timeout(), peer.way.next_timeout()])
+            .flatten();
         let resync = self.applied.as_ref().map(|(_, at)| *at + RESYNC);
         let others = [
             self.parts.endpoint.poll_timeout(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use espalier_dataplane_core::{Direction, Overlay, Peer, PeerId, Reqid, Spi, Suite};
 use espalier_ike::{ChildConfig, ChildSa, Connect, Identity, PeerAuth, PeerConfig};
 use espalier_overlay::{PeerRoute, Protect, RoutePath};
-use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, vtep_mac};
+use espalier_peers::{Announcement, NodeSpec, Pair, Sends, View, Way, vtep_mac};
 use espalier_secret::SecretBytes;
 
 /// VXLAN Network Identifier and UDP port of the overlay.
@@ -14,6 +14,8 @@ pub(crate) const VNI: u32 = 4789;
 pub(crate) const VXLAN_PORT: u16 = 4789;
 /// IKE and ESP share this port (RFC 3948).
 pub(crate) const NAT_T_PORT: u16 = 4500;
+/// Number of the CHILD_SA in UDP beside a raw one that does not arrive.
+pub(crate) const FALLBACK: u32 = 1;
 
 /// An ESP SA pair in the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(crate) struct SaPair {
     pub(crate) spi_in: Spi,
     pub(crate) spi_out: Spi,
     pub(crate) suite: Suite,
+    /// Directly in IP.
+    pub(crate) raw: bool,
     /// The peer is known to open `spi_out`: this node may seal with it.
     pub(crate) confirmed: bool,
 }
@@ -32,6 +36,19 @@ pub(crate) struct Adopted {
     pub(crate) spi: Spi,
     /// AH instead of ESP.
     pub(crate) ah: bool,
+    /// Directly in IP.
+    pub(crate) raw: bool,
+}
+
+/// The data plane's counters at the last look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// Packets of all SAs, and when there was the last one.
+    pub(crate) all: u64,
+    pub(crate) traffic_at: Instant,
+    pub(crate) raw_out: u64,
+    pub(crate) raw_in: u64,
+    pub(crate) raw_in_at: Instant,
 }
 
 /// A peer.
@@ -41,6 +58,13 @@ pub(crate) struct PeerState {
     /// Both ends' underlay addresses: this node's and the peer's.
     pub(crate) addresses: (IpAddr, IpAddr),
     pub(crate) pair: Pair,
+    /// Whether raw ESP passes.
+    pub(crate) way: Way,
+    /// IKE was told to have a CHILD_SA in UDP beside the raw one.
+    pub(crate) has_fallback: bool,
+    pub(crate) seen: Seen,
+    /// A packet wanted an SA (`establish: OnDemand`), at that time.
+    pub(crate) demanded: Option<Instant>,
     /// Oldest first.
     pub(crate) sas: Vec<SaPair>,
     /// SAs found at start, whose IKE SA is gone: a handshake that this node begins replaces them.
@@ -68,11 +92,22 @@ pub(crate) struct PeerState {
 }
 
 impl PeerState {
-    pub(crate) fn new(spec: NodeSpec, addresses: (IpAddr, IpAddr), pair: Pair) -> Self {
+    pub(crate) fn new(spec: NodeSpec, addresses: (IpAddr, IpAddr), pair: Pair, way: Way) -> Self {
+        let now = Instant::now();
         Self {
             spec,
             addresses,
             pair,
+            way,
+            has_fallback: false,
+            seen: Seen {
+                all: 0,
+                traffic_at: now,
+                raw_out: 0,
+                raw_in: 0,
+                raw_in_at: now,
+            },
+            demanded: None,
             sas: Vec::new(),
             adopted: Vec::new(),
             drop_adopted_at: None,
@@ -108,6 +143,12 @@ impl PeerState {
         (self.active, self.said, self.drop_adopted_at) = (None, None, None);
         self.pair.ike_down(now);
         self.pair.set_esp(false, now);
+        self.way.lost(now);
+    }
+
+    /// What the peer is told.
+    pub(crate) fn announcement(&self) -> Announcement {
+        self.pair.announcement(self.opens(), self.way.say())
     }
 
     pub(crate) fn for_plane(&self, own: &NodeSpec, overlay: Overlay) -> Peer {
@@ -123,20 +164,40 @@ impl PeerState {
         }
     }
 
-    pub(crate) fn for_kernel(&self, view: &View) -> PeerRoute {
+    /// `idle`: SAs are made when there is a packet, and there is none yet: the kernel asks for them and drops it.
+    pub(crate) fn for_kernel(&self, view: &View, ah: bool, idle: bool) -> PeerRoute {
+        let known = Protect {
+            reqid: self.reqid.0,
+            spi: None,
+            ah,
+        };
+        // Without an SA that seals it still says whose states may open.
+        let known = (self.reqid.0 != 0).then_some(known);
+        let tried = self.way.tried().filter(|spi| self.has_outbound(*spi));
         PeerRoute {
             remote: self.addresses.1,
             mac: vtep_mac(&self.spec.name),
             pod_cidrs: self.spec.pod_cidrs.clone(),
             path: match view.sends {
+                Sends::Nothing if idle && known.is_some() => RoutePath::Encrypted,
                 Sends::Nothing => RoutePath::Blocked,
                 Sends::Clear => RoutePath::Clear,
                 Sends::Esp => RoutePath::Encrypted,
             },
             accept_clear: view.accepts_clear,
-            protect: self.active.map(|spi| self.protect(spi)),
-            trial: None,
+            protect: self.active.map(|spi| self.protect(spi)).or(known),
+            trial: tried.map(|spi| self.protect(Spi(spi))),
         }
+    }
+
+    /// What seals now was adopted, and there is nothing in its place yet: a trial goes on.
+    pub(crate) fn needs_adopted(&self, tries: bool) -> bool {
+        let best = self.best(tries);
+        best.is_some_and(|spi| !self.has_outbound(spi.0))
+    }
+
+    fn has_outbound(&self, spi: u32) -> bool {
+        self.sas.iter().any(|sa| sa.spi_out.0 == spi)
     }
 
     /// How a policy's template names the states of this outbound SA.
@@ -162,7 +223,7 @@ impl PeerState {
         PeerConfig {
             uid: self.spec.uid.clone(),
             addresses: self.spec.addresses.clone(),
-            announcement: self.pair.announcement(self.opens()).to_bytes(),
+            announcement: self.announcement().to_bytes(),
             ..PeerConfig::new(identity, at(local), at(remote), auth, child)
         }
     }
@@ -177,16 +238,20 @@ impl PeerState {
     }
 
     /// The newest outbound SA this node may seal with; an adopted one that seals now is as good until there is a newer one.
-    pub(crate) fn best(&self) -> Option<Spi> {
+    /// `tries`: raw ones only where raw is known to pass.
+    pub(crate) fn best(&self, tries: bool) -> Option<Spi> {
+        let mut confirmed = self.sas.iter().rev().filter(|sa| sa.confirmed);
+        let newest = match (tries, self.way.uses_raw()) {
+            (false, _) => confirmed.next(),
+            (true, true) => confirmed.clone().find(|sa| sa.raw).or(confirmed.next()),
+            (true, false) => confirmed.find(|sa| !sa.raw),
+        };
+        // Until there is something in the place of what broke, it stays: a pair under Permissive does not go clear for that.
+        let kept = self.active.filter(|spi| self.has_outbound(spi.0));
         let adopted = self.active.filter(|spi| {
             let is_active = |sa: &Adopted| (sa.direction, sa.spi) == (Direction::Out, *spi);
             self.adopted.iter().any(is_active)
         });
-        self.sas
-            .iter()
-            .rev()
-            .find(|sa| sa.confirmed)
-            .map(|sa| sa.spi_out)
-            .or(adopted)
+        newest.map(|sa| sa.spi_out).or(kept).or(adopted)
     }
 }

@@ -20,6 +20,10 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         self.settle_world().await;
         self.publish_facts();
         self.send_datagrams().await;
+        self.serve_probes();
+        for peer in std::mem::take(&mut self.asked) {
+            self.probes.ask(peer);
+        }
     }
 
     /// All but the datagrams that follow from it.
@@ -35,6 +39,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     async fn settle_once(&mut self) {
         let now = Instant::now();
+        self.settle_ways(now);
         self.drop_adopted(now).await;
         self.fill_plane().await;
         for peer in self.peers.values_mut() {
@@ -44,6 +49,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             self.remove_unused().await;
             self.settle_ike(now);
             self.announce(now);
+            let asked = self.due_probes(now);
+            self.asked.extend(asked);
         }
     }
 
@@ -52,8 +59,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if !self.uplink.answers() {
             return;
         }
+        let tries = self.terms.tries();
         let stale =
-            |peer: &PeerState| !peer.in_plane || !peer.switched || peer.best() != peer.active;
+            |peer: &PeerState| !peer.in_plane || !peer.switched || peer.best(tries) != peer.active;
         let names: Vec<String> = self
             .peers
             .iter()
@@ -77,20 +85,31 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Some(desired) = self.desired() else {
             return true;
         };
-        let fresh = |(applied, at): &(Desired, Instant)| *applied == desired && now < *at + RESYNC;
-        if self.applied.as_ref().is_some_and(fresh) {
+        // When all was read last, if that is not too long ago.
+        let read_at = self.applied.as_ref().map(|(_, at)| *at);
+        let read_at = read_at.filter(|at| now < *at + RESYNC);
+        let same = self
+            .applied
+            .as_ref()
+            .is_some_and(|(applied, _)| *applied == desired);
+        if same && read_at.is_some() {
             return true;
         }
         if self.retry_kernel_at.is_some_and(|at| now < at) {
             return false;
         }
-        match tokio::task::block_in_place(|| self.parts.overlay.apply(&desired)) {
+        let overlay = &mut self.parts.overlay;
+        let applied = tokio::task::block_in_place(|| match read_at {
+            Some(_) => overlay.apply_changes(&desired),
+            None => overlay.apply(&desired),
+        });
+        match applied {
             Ok(done) => {
                 if done.writes > 0 {
                     debug!(writes = done.writes, "kernel brought in line");
                 }
                 self.pod_mtu = done.pod_mtu;
-                self.applied = Some((desired, now));
+                self.applied = Some((desired, read_at.unwrap_or(now)));
                 (self.kernel_problem, self.retry_kernel_at) = (None, None);
                 true
             }
@@ -122,14 +141,17 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 port: VXLAN_PORT,
                 mtu: None,
             },
-            gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
             pod_cidrs: own.pod_cidrs.clone(),
+            gateways: own.pod_cidrs.iter().map(|cidr| gateway(*cidr)).collect(),
             cluster_cidrs: self.snapshot.policy.cluster_cidrs.clone(),
             framing: self.terms.framing(),
             engine: self.uplink.engine(),
             deny_clear: strict,
             peers: peers
-                .map(|((name, peer), (_, view))| (name.clone(), peer.for_kernel(view)))
+                .map(|((name, peer), (_, view))| {
+                    let idle = self.is_idle(peer, view);
+                    (name.clone(), peer.for_kernel(view, self.terms.ah(), idle))
+                })
                 .collect(),
         })
     }
@@ -140,10 +162,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             return; // what there is carries on
         }
         let plane_is_up = self.uplink.answers();
+        let on_demand = self.on_demand();
         for (name, peer) in &mut self.peers {
             let id = Identity(name.as_str().into());
-            let connected = self.parts.endpoint.status(&id) != IkeStatus::None;
-            let wanted = peer.pair.view().wants_sa && plane_is_up && peer.config_problem.is_none();
+            let status = self.parts.endpoint.status(&id);
+            let (connected, established) =
+                (status != IkeStatus::None, status == IkeStatus::Established);
+            let view = peer.pair.view();
+            let wanted = view.wants_sa && plane_is_up && peer.config_problem.is_none();
+            // Made by the first packet, at either end, and kept while there are any.
+            let wanted = wanted && (!on_demand.is(&view) || peer.demanded.is_some() || established);
             if wanted && !connected {
                 let why = peer.why_connect();
                 info!(peer = %name, ?why, "connecting");
@@ -159,7 +187,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Tells peers what has changed on this end. Only what is in force is said.
     fn announce(&mut self, now: Instant) {
         for (name, peer) in &mut self.peers {
-            let news = peer.pair.announcement(peer.opens());
+            let news = peer.announcement();
             if peer.said != Some(news) {
                 let id = Identity(name.as_str().into());
                 debug!(peer = %name, ?news, "announcing");

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use espalier_dataplane_core::Dataplane;
 use espalier_ike::Identity;
-use espalier_peers::{Change, Limits, NodeSpec, Pair, PeerSet};
+use espalier_peers::{Change, Limits, NodeSpec, Pair, PeerSet, Way};
 use tracing::{info, warn};
 
 use super::adopt::Found;
@@ -138,7 +138,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                     self.limits(),
                     Instant::now(),
                 );
-                let mut peer = PeerState::new(spec, addresses, pair);
+                let begins = self.parts.node < spec.name;
+                let way = Way::new(begins, self.parts.ways, Instant::now());
+                let mut peer = PeerState::new(spec, addresses, pair, way);
                 peer.lost_sas = self.set.own.is_none(); // this agent just started
                 found.give_sas(&mut peer);
                 self.peers.insert(name.clone(), peer);
@@ -159,6 +161,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             local,
             remote,
         });
+        peer.has_fallback = false; // and wanted again, as it is now, if it is
         let config = peer.for_ike(child, self.keyring.psks.get(name));
         let put = self.parts.endpoint.put_peer(config, Instant::now());
         peer.config_problem = put.err().map(|e| e.to_string());

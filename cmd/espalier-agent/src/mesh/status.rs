@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use espalier_dataplane_core::{Dataplane, Direction, Dump, SaInfo};
+use espalier_api::{OverlayKind, Protocol};
+use espalier_dataplane_core::{Capabilities, Dataplane, Direction, Dump, Encapsulation, SaInfo};
 use espalier_ike::{Identity, IkeStatus};
 use espalier_ike_io::unix_now;
 use espalier_peers::{Mode, Sends};
-use espalier_rpc::agent::{PeerStatus, StatusReply};
+use espalier_rpc::agent::{Capabilities as CapabilitiesSaid, PeerStatus, StatusReply};
 use ipnet::IpNet;
 
 use super::peer::PeerState;
@@ -97,6 +98,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         .concat()
     }
 
+    /// What a reader of the status should know, and need not mend.
+    fn notes(&self) -> Vec<String> {
+        let of_plane = self
+            .uplink
+            .hello
+            .iter()
+            .flat_map(|hello| hello.can.notes.clone());
+        self.demand_note().into_iter().chain(of_plane).collect()
+    }
+
     fn status(&self, dump: Option<&Dump>) -> StatusReply {
         let not_ready = self.not_ready();
         let own = self.set.own.as_ref();
@@ -125,6 +136,19 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             mtu: self.pod_mtu,
+            can: hello.map(|hello| capabilities(&hello.can)),
+            notes: self.notes(),
+            protocol: match self.terms.protection.protocol {
+                Protocol::Esp => "ESP",
+                Protocol::Ah => "AH",
+            }
+            .to_owned(),
+            overlay: match self.terms.protection.overlay {
+                OverlayKind::Vxlan => "VXLAN",
+                OverlayKind::Ipip => "IPIP",
+                OverlayKind::None => "None",
+            }
+            .to_owned(),
             drops: dump
                 .map(|dump| dump.drops.iter().cloned().collect::<HashMap<_, _>>())
                 .unwrap_or_default(),
@@ -150,6 +174,12 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             .find(|sa| sa.direction == Direction::Out && sa.active);
         let expired = "Required, but no SA came up before the deadline: the pair is blocked; see the handshake's problem";
         let problem = peer.config_problem.clone().or(peer.problem.clone());
+        let tried = self.terms.tries().then(|| peer.way.problem()).flatten();
+        let sends_esp = view.sends == Sends::Esp;
+        let in_use = active
+            .map(|sa| (sa.suite, sa.encapsulation))
+            .filter(|_| sends_esp);
+        let encrypted = sends_esp && in_use.is_none_or(|(suite, _)| suite.encrypts());
         PeerStatus {
             name: name.clone(),
             address: peer.addresses.1.to_string(),
@@ -161,11 +191,25 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 .collect(),
             effective_mode: view.effective.to_string(),
             path: match view.sends {
+                // Closed, and the first packet asks for SAs.
+                Sends::Nothing if self.is_idle(peer, &view) => "OnDemand",
                 Sends::Nothing => "Blocked",
                 Sends::Clear => "Clear",
-                Sends::Esp => "Encrypted",
+                Sends::Esp if encrypted => "Encrypted",
+                Sends::Esp => "Authenticated",
             }
             .to_owned(),
+            encapsulation: in_use
+                .map_or("", |(_, encapsulation)| match encapsulation {
+                    Encapsulation::Raw => "raw",
+                    Encapsulation::Udp { .. } => "UDP",
+                })
+                .to_owned(),
+            protocol: in_use
+                .map_or("", |(suite, _)| if suite.is_ah() { "AH" } else { "ESP" })
+                .to_owned(),
+            encrypted,
+            authenticated: sends_esp,
             accepts_clear: view.accepts_clear,
             enforced: view.enforced,
             ike: match self.parts.endpoint.status(&Identity(name.as_str().into())) {
@@ -190,8 +234,25 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             problem: problem
                 .or(view.expired.then(|| expired.to_owned()))
+                .or(tried)
                 .unwrap_or_default(),
             sas: u32::try_from(sas.len()).unwrap_or(u32::MAX),
         }
+    }
+}
+
+fn capabilities(can: &Capabilities) -> CapabilitiesSaid {
+    CapabilitiesSaid {
+        suites: can
+            .suites
+            .iter()
+            .map(|suite| format!("{suite:?}"))
+            .collect(),
+        raw: can.raw,
+        udp: can.udp,
+        tunnel: can.tunnel,
+        esn: can.esn,
+        max_replay_window: can.max_replay_window,
+        cpus: can.cpus,
     }
 }

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use espalier_api::{DataplaneKind, OverlayKind, Protection, Protocol, SuiteName, UdpEncapsulation};
 use espalier_dataplane_core::{Capabilities, Encapsulation, Hello, Overlay, SaMode, Suite};
-use espalier_ike::{ChildConfig, ChildSa, ChildSuite, EspSuite, Integrity, TrafficSelector};
+use espalier_ike::{
+    ChildConfig, ChildSa, ChildSuite, Encapsulations, EspSuite, Integrity, TrafficSelector,
+};
 use espalier_overlay::{Framing, PROBE_PORT};
 use espalier_peers::NodeSpec;
 use ipnet::IpNet;
@@ -40,8 +42,32 @@ impl Terms {
             transport: self.mode() == SaMode::Transport,
             suites: self.suites().map(child_suite).collect(),
             esn: self.can.esn,
+            encapsulations: Some(Encapsulations {
+                raw: self.raw(),
+                udp: self.udp(),
+            }),
             ..ChildConfig::new(local_ts, remote_ts)
         }
+    }
+
+    /// Beside a raw one that does not arrive.
+    pub(crate) fn fallback(&self, ends: &Ends<'_>) -> ChildConfig {
+        ChildConfig {
+            encapsulations: Some(Encapsulations {
+                raw: false,
+                udp: true,
+            }),
+            ..self.child(ends)
+        }
+    }
+
+    /// Raw ESP is used where it passes, else UDP.
+    pub(crate) fn tries(&self) -> bool {
+        self.raw() && self.udp()
+    }
+
+    pub(crate) fn ah(&self) -> bool {
+        self.protection.protocol == Protocol::Ah
     }
 
     fn selectors(&self, ends: &Ends<'_>) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
@@ -126,7 +152,8 @@ impl Terms {
                 remote_port: path.remote.port(),
             };
         }
-        if self.udp() {
+        // Not agreed: the peer says nothing of it, as the userspace data plane of older versions.
+        if child.encapsulation.is_none() && self.udp() {
             return Encapsulation::Udp {
                 local_port: NAT_T_PORT,
                 remote_port: NAT_T_PORT,

@@ -1,11 +1,14 @@
 //! The data plane as the mesh sees it: who it is, whether it answers, and what follows when that changes.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use espalier_dataplane_core::{Capabilities, Dataplane, Direction, Event, Hello, Spi, Suite};
+use espalier_dataplane_core::{
+    Capabilities, Dataplane, Direction, Event, Hello, SaInfo, Spi, Suite,
+};
 use espalier_ike::Identity;
 use espalier_overlay::Engine;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{Kernel, Mesh, PlaneFact, TRAFFIC_POLL};
 
@@ -89,7 +92,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             PlaneFact::Event(Event::FirstPacket { peer, spi }) => {
                 self.first_packet(&peer.0, spi).await
             }
-            PlaneFact::Event(Event::Acquire { peer }) => debug!(%peer, "an SA is wanted"),
+            PlaneFact::Event(Event::Acquire { peer }) => self.acquire(&peer.0),
             PlaneFact::Event(Event::Expired {
                 peer,
                 direction,
@@ -171,6 +174,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             return;
         };
         let now = Instant::now();
+        let mut by_peer: BTreeMap<&str, Vec<&SaInfo>> = BTreeMap::new();
+        for sa in &dump.sas {
+            by_peer.entry(&sa.peer.0).or_default().push(sa);
+        }
+        for (name, sas) in by_peer {
+            if let Some(peer) = self.peers.get_mut(name) {
+                peer.note_counters(&sas, now);
+            }
+        }
+        self.give_up_idle(now);
         let recent =
             |idle: Option<u64>| idle.is_some_and(|ms| u128::from(ms) < TRAFFIC_POLL.as_millis());
         for sa in &dump.sas {

@@ -1,5 +1,4 @@
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path as FilePath;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,9 +77,12 @@ impl DataplaneEnd {
         self.socket.set_read_timeout(Some(timeout))
     }
 
-    /// Whether [`DataplaneEnd::recv`] gives up at once ([`io::ErrorKind::WouldBlock`]) when there is nothing.
-    pub(super) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        self.socket.set_nonblocking(nonblocking)
+    /// The same socket, to wait in a runtime for something to receive. [`DataplaneEnd::recv`] gives up at once from now on
+    /// ([`io::ErrorKind::WouldBlock`]) when there is nothing. Must be called inside a tokio runtime.
+    pub(super) fn waiting(&self) -> io::Result<tokio::net::UnixDatagram> {
+        let same = self.socket.try_clone()?;
+        same.set_nonblocking(true)?;
+        tokio::net::UnixDatagram::from_std(same)
     }
 
     /// Messages that could not be handed to the agent.
@@ -93,12 +95,6 @@ impl DataplaneEnd {
     #[must_use]
     pub fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
-    }
-}
-
-impl AsRawFd for DataplaneEnd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
     }
 }
 

@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use espalier_ike::Path;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
 use tracing::{debug, trace};
 
 use super::DataplaneEnd;
@@ -19,7 +20,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct PortRelay {
     udp: UdpIke,
-    relay: AsyncFd<DataplaneEnd>,
+    relay: DataplaneEnd,
+    waiting: UnixDatagram,
 }
 
 impl PortRelay {
@@ -28,14 +30,15 @@ impl PortRelay {
     /// # Errors
     /// [`Error::Socket`].
     pub fn new(udp: UdpIke, relay: DataplaneEnd) -> Result<Self, Error> {
-        let registered = relay
-            .set_nonblocking(true)
-            .and_then(|()| AsyncFd::new(relay));
-        let relay = registered.map_err(|cause| Error::Socket {
+        let waiting = relay.waiting().map_err(|cause| Error::Socket {
             path: DATAPLANE_SOCKET.into(),
             cause,
         })?;
-        Ok(Self { udp, relay })
+        Ok(Self {
+            udp,
+            relay,
+            waiting,
+        })
     }
 
     /// Passes IKE messages on, without end.
@@ -49,7 +52,7 @@ impl PortRelay {
                         tokio::time::sleep(PAUSE).await;
                     }
                 },
-                message = next(&self.relay) => match message {
+                message = next(&self.waiting, &self.relay) => match message {
                     Ok((path, message)) => self.send_out(&path, &message).await,
                     Err(error) => {
                         debug!(%error, "reading the agent's messages failed, going on");
@@ -64,7 +67,7 @@ impl PortRelay {
     fn take_in(&self, path: &Path, datagram: &[u8]) {
         match classify(datagram) {
             Datagram::Ike(message) => {
-                if !self.relay.get_ref().forward(path, message) {
+                if !self.relay.forward(path, message) {
                     debug!(?path, "no agent takes an IKE message");
                 }
             }
@@ -80,12 +83,12 @@ impl PortRelay {
 }
 
 /// The agent's next message. Nothing is lost when the future is dropped.
-async fn next(relay: &AsyncFd<DataplaneEnd>) -> io::Result<(Path, Vec<u8>)> {
+async fn next(waiting: &UnixDatagram, relay: &DataplaneEnd) -> io::Result<(Path, Vec<u8>)> {
     loop {
-        let mut ready = relay.readable().await?;
-        match ready.try_io(|relay| relay.get_ref().recv()) {
-            Ok(message) => return message,
-            Err(_nothing_there) => {}
+        waiting.readable().await?;
+        match waiting.try_io(Interest::READABLE, || relay.recv()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            message => return message,
         }
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 use espalier_netlink::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
 
+use ipnet::IpNet;
+
 use super::{BASE, NATIVE, PAIR};
 use crate::Protect;
 
@@ -18,6 +20,8 @@ pub(crate) struct Found {
     pub(crate) accepting: BTreeSet<IpAddr>,
     /// What seals for each host.
     pub(crate) protects: BTreeMap<IpAddr, Protect>,
+    /// The pod CIDRs that a tunnel leads to.
+    pub(crate) sealed: BTreeSet<IpNet>,
 }
 
 impl Found {
@@ -28,6 +32,10 @@ impl Found {
             base: base(policies().filter(|p| p.priority == BASE)),
             accepting: pairs().filter_map(accepted).collect(),
             protects: pairs().filter_map(protected).collect(),
+            sealed: pairs()
+                .filter(|p| p.priority == NATIVE && protected(*p).is_some())
+                .map(|p| p.destination)
+                .collect(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{Desired, plan};
 
 pub(crate) use found::Found;
 pub(crate) use pair::of_peer;
-pub(crate) use spd::{Spd, in_order};
+pub(crate) use spd::{Put, Spd, in_order};
 
 /// Native routing: this node's pods among each other.
 const LOCAL_PODS: u32 = 0x4553_5004;

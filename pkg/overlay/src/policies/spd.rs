@@ -56,12 +56,16 @@ impl Spd {
                 None => changed.push((policy, Put::New)),
             }
         }
-        self.put(&changed)?;
+        self.put(changed.into_iter())?;
         Ok(there.into_values().collect())
     }
 
     /// Writes policies, one message each.
-    pub(crate) fn put(&mut self, policies: &[(&Policy, Put)]) -> Result<(), Error> {
+    pub(crate) fn put<'a>(
+        &mut self,
+        policies: impl Iterator<Item = (&'a Policy, Put)>,
+    ) -> Result<(), Error> {
+        let policies: Vec<_> = policies.collect();
         if policies.is_empty() {
             return Ok(());
         }

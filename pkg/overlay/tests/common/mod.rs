@@ -13,7 +13,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -164,6 +164,26 @@ impl Node {
         self.try_apply(desired).unwrap()
     }
 
+    /// The same over IPv6: both ends' underlay addresses are.
+    pub(crate) fn over_v6(&self, desired: &mut Desired) {
+        self.ip(&format!(
+            "addr replace {}/64 dev eth0 nodad",
+            underlay6(self.number)
+        ));
+        desired.local = underlay6(self.number);
+        for (peer, route) in &mut desired.peers {
+            let number = peer.trim_start_matches("node").parse().unwrap();
+            route.remote = underlay6(number);
+        }
+    }
+
+    pub(crate) fn apply_changes(&mut self, desired: &Desired) -> Applied {
+        self.netns
+            .run(|| self.overlay.apply_changes(desired))
+            .unwrap()
+            .unwrap()
+    }
+
     /// Applies, and again: the second time there is nothing to do.
     pub(crate) fn settle(&mut self, desired: &Desired) -> Applied {
         let applied = self.apply(desired);
@@ -310,6 +330,10 @@ pub(crate) fn name(number: u8) -> String {
 
 pub(crate) fn underlay(number: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, number).into()
+}
+
+pub(crate) fn underlay6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into()
 }
 
 pub(crate) fn mac(number: u8) -> [u8; 6] {

@@ -16,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use espalier_overlay::Protect;
+use espalier_overlay::{Framing, Protect};
 use espalier_testnet::Process;
 
-use crate::common::{Node, underlay};
+use crate::common::{Node, underlay, underlay6};
 
 /// What the states do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,35 +62,45 @@ pub(crate) fn open_udp(node: &Node) -> Process {
     process
 }
 
-/// The states of both directions at both nodes.
-pub(crate) fn pair_of(a: &Node, b: &Node, suite: Suite, epoch: u32) {
-    for node in [a, b] {
-        for (from, to) in [(a.number, b.number), (b.number, a.number)] {
-            add_state(node, (from, to), spi(from, to, epoch), suite);
+/// What is around pod packets, and what seals it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) framing: Framing,
+    /// The underlay is IPv6.
+    pub(crate) six: bool,
+    pub(crate) suite: Suite,
+}
+
+impl Kind {
+    fn hosts(self, from: u8, to: u8) -> String {
+        let ip = if self.six { underlay6 } else { underlay };
+        format!("src {} dst {}", ip(from), ip(to))
+    }
+
+    fn mode(self) -> &'static str {
+        match self.framing {
+            Framing::Native => "tunnel",
+            _ => "transport",
         }
+    }
+
+    /// The states of both directions at both nodes.
+    pub(crate) fn pair_of(self, a: &Node, b: &Node, epoch: u32) {
+        for node in [a, b] {
+            for (from, to) in [(a.number, b.number), (b.number, a.number)] {
+                self.add_state(node, (from, to), spi(from, to, epoch));
+            }
+        }
+    }
+
+    pub(crate) fn add_state(self, node: &Node, (from, to): (u8, u8), spi: u32) {
+        let reqid = reqid((spi >> 16) as u8, (spi >> 8) as u8);
+        let hosts = self.hosts(from, to);
+        add_state_between(node, &hosts, reqid, spi, self.suite, self.mode());
     }
 }
 
-pub(crate) fn add_state(node: &Node, (from, to): (u8, u8), spi: u32, suite: Suite) {
-    let (source, destination) = (underlay(from), underlay(to));
-    add_state_between(
-        node,
-        &format!("src {source} dst {destination}"),
-        reqid((spi >> 16) as u8, (spi >> 8) as u8),
-        spi,
-        suite,
-        "transport",
-    );
-}
-
-pub(crate) fn add_state_between(
-    node: &Node,
-    hosts: &str,
-    reqid: u32,
-    spi: u32,
-    suite: Suite,
-    mode: &str,
-) {
+fn add_state_between(node: &Node, hosts: &str, reqid: u32, spi: u32, suite: Suite, mode: &str) {
     let key = format!("{spi:08x}").repeat(8);
     let algorithm = match suite {
         Suite::Ah => format!("proto ah spi {spi:#x} auth-trunc hmac(sha256) 0x{key} 128"),
@@ -124,6 +134,20 @@ pub(crate) fn count_at_least(node: &Node, name: &str, least: usize) -> usize {
         thread::yield_now();
     }
     count(node, name)
+}
+
+/// Whether the node put fragments together.
+pub(crate) fn reassembled(node: &Node) -> bool {
+    let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let (v4, v6) = node.netns.run(|| (read("snmp"), read("snmp6"))).unwrap();
+    let mut lines = v4.lines().filter(|line| line.starts_with("Ip:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split(' ').position(|n| n == "ReasmReqds").unwrap();
+    let v6 = v6
+        .lines()
+        .find(|line| line.starts_with("Ip6ReasmReqds"))
+        .unwrap();
+    values.split(' ').nth(at) != Some("0") || v6.split_whitespace().last() != Some("0")
 }
 
 fn counters(node: &Node) -> String {

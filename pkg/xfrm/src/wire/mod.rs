@@ -156,3 +156,6 @@ pub(crate) fn address(family: u16, address: &Address) -> Result<IpAddr, ParseErr
         other => Err(ParseError::Family(other)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,10 +22,8 @@ use crate::algorithm;
 const ESP_IN_UDP: u16 = 2;
 /// `xfrm_replay_state_esn` without its bitmap.
 const ESN_HEADER: usize = 24;
-/// Bitmap words of the largest window, 4096 packets (`XFRMA_REPLAY_ESN_MAX`).
-const MAX_WORDS: usize = 128;
 /// Algorithm with name and key, encapsulation, window, direction, CPU, offload: more than all of them need.
-const ROOM: usize = 160 + 32 + ESN_HEADER + 8 + MAX_WORDS * 4 + 32;
+const ROOM: usize = 256;
 /// Kernels that are not told the direction want a window for ESN outbound too, where it has no effect.
 const OUTBOUND_WINDOW: u32 = 32;
 
@@ -187,7 +185,7 @@ impl NewState<'_> {
         body.push(XFRMA_ENCAP, &[&bytes]);
     }
 
-    /// `bmp_len, oseq, seq, oseq_hi, seq_hi, replay_window, bmp[]`, u32 each. From 6.10 on an outbound SA must have no window;
+    /// `bmp_len, oseq, seq, oseq_hi, seq_hi, replay_window`, u32 each. From 6.10 on an outbound SA must have no window;
     /// before, ESN must have one.
     fn push_replay(&self, body: &mut Body) {
         let window = match self.direction {
@@ -202,8 +200,7 @@ impl NewState<'_> {
         let mut header = [0; ESN_HEADER];
         header[..4].copy_from_slice(&words.to_ne_bytes());
         header[20..].copy_from_slice(&window.to_ne_bytes());
-        let bitmap = [0; MAX_WORDS * 4];
-        let length = (words as usize * 4).min(bitmap.len());
-        body.push(XFRMA_REPLAY_ESN_VAL, &[&header, &bitmap[..length]]);
+        // The kernel makes the bitmap itself when only its length comes.
+        body.push(XFRMA_REPLAY_ESN_VAL, &[&header]);
     }
 }

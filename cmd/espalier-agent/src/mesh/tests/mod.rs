@@ -2,8 +2,8 @@
 
 mod world;
 
-use espalier_api::Protocol;
-use espalier_dataplane_core::{Direction, Encapsulation, Spi};
+use espalier_api::{Establish, Protocol, UdpEncapsulation};
+use espalier_dataplane_core::{Direction, Encapsulation, Event, PeerId, Sa, Spi};
 use espalier_ike::{Identity, IkeStatus};
 use espalier_overlay::{Engine, Protect, RoutePath};
 
@@ -236,4 +236,153 @@ async fn kernel_and_userspace_make_a_pair_in_udp() {
     );
     let Spi(spi) = *world.nodes[0].lock().active.values().next().unwrap();
     assert_eq!(world.nodes[0].lock().pinned(), [spi]);
+}
+
+/// What seals at both ends is all of this kind.
+fn sealing(world: &World, raw: bool) -> bool {
+    world.protected()
+        && world.nodes.iter().all(|node| {
+            let state = node.lock();
+            let seals = |sa: &&Sa| {
+                sa.direction == Direction::Out && state.active.values().any(|spi| *spi == sa.spi)
+            };
+            let mut sas = state.sas.iter().filter(seals);
+            sas.all(|sa| (sa.encapsulation == Encapsulation::Raw) == raw)
+        })
+}
+
+fn has_fallback(world: &World) -> bool {
+    [0, 1]
+        .into_iter()
+        .any(|i| world.agents[i].peers[NAMES[1 - i]].has_fallback)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_esp_is_used_where_it_passes_and_needs_no_udp() {
+    let world = two_kernels().await;
+    assert!(sealing(&world, true) && !has_fallback(&world));
+    assert!(
+        world
+            .encapsulations()
+            .iter()
+            .all(|e| *e == Encapsulation::Raw)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_esp_that_does_not_arrive_is_not_used_and_returned_to_when_it_does() {
+    let policy = policy(|_| {});
+    for passes in [[false, false], [true, false], [false, true]] {
+        let mut world = World::starting([Some(kernel(1)), Some(kernel(2))], &policy);
+        world.passes = passes;
+        world.start_all().await;
+        world.until("in UDP", |world| sealing(world, false)).await;
+        let problem = world.agents[0].peers["b"].way.problem().unwrap();
+        assert!(problem.contains("raw ESP does not arrive"), "{problem}");
+        let tried = |world: &World| -> usize {
+            let counts = world.nodes.iter().map(|node| node.lock().packets.len());
+            counts.sum()
+        };
+        let before = tried(&world);
+        let again = move |world: &World| tried(world) > before || passes == [false, false];
+        world.until("tried again", again).await;
+        assert!(sealing(&world, false), "a trial disturbs nothing");
+
+        world.passes = [true, true];
+        world
+            .until("raw again", |world| {
+                sealing(world, true) && !has_fallback(world)
+            })
+            .await;
+        assert_eq!(world.agents[0].peers["b"].way.problem(), None);
+        let no_udp = |world: &World| {
+            world
+                .encapsulations()
+                .iter()
+                .all(|e| *e == Encapsulation::Raw)
+        };
+        world.until("no UDP left", no_udp).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_forbids_udp_or_wants_it_is_kept_to() {
+    for (wanted, raw) in [
+        (UdpEncapsulation::Always, false),
+        (UdpEncapsulation::Never, true),
+    ] {
+        let policy = policy(|policy| policy.protection.udp_encapsulation = wanted);
+        let mut world = World::starting([Some(kernel(1)), Some(kernel(2))], &policy);
+        world.passes = [false, false]; // and nobody asks
+        world.start_all().await;
+        world.until("protected", |world| sealing(world, raw)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_restarts_goes_on_raw_without_a_trial() {
+    let mut world = two_kernels().await;
+    {
+        let mut state = world.nodes[0].lock();
+        let route = state.route("b");
+        state
+            .observed
+            .paths
+            .insert("10.244.1.0/24".parse().unwrap(), RoutePath::Encrypted);
+        state
+            .observed
+            .protects
+            .insert(route.remote, route.protect.unwrap());
+    }
+    world.restart(0).await;
+    assert!(world.agents[0].peers["b"].way.uses_raw());
+    let old = world.nodes[0].lock().route("b").protect;
+    let replaced = move |world: &World| {
+        sealing(world, true) && world.nodes[0].lock().route("b").protect != old
+    };
+    world.until("replaced", replaced).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_demand_pairs_are_closed_until_a_packet_asks_and_given_up_when_idle() {
+    let policy = policy(|policy| policy.protection.establish = Establish::OnDemand);
+    let mut world = World::new([Some(kernel(1)), Some(kernel(2))], &policy).await;
+    world.run().await;
+    for index in [0, 1] {
+        assert_eq!(ike(&world, index), IkeStatus::None);
+        let route = world.nodes[index].lock().route(NAMES[1 - index]);
+        let template = Protect {
+            reqid: 7,
+            spi: None,
+            ah: false,
+        };
+        assert_eq!(
+            (route.path, route.protect),
+            (RoutePath::Encrypted, Some(template))
+        );
+    }
+    let acquire = PlaneFact::Event(Event::Acquire {
+        peer: PeerId("a".to_owned()),
+    });
+    world.agents[1].take_plane_fact(acquire).await;
+    world.until("made", |world| sealing(world, true)).await;
+    // Nobody speaks.
+    let later = std::time::Instant::now() + super::demand::IDLE;
+    world.agents[0].give_up_idle(later);
+    world
+        .until("given up", |world| {
+            (0..2).all(|i| ike(world, i) == IkeStatus::None)
+        })
+        .await;
+    let idle = |world: &World| {
+        (0..2).all(|i| {
+            world.nodes[i]
+                .lock()
+                .route(NAMES[1 - i])
+                .protect
+                .is_some_and(|p| p.spi.is_none())
+        })
+    };
+    world.until("closed again", idle).await;
+    assert!(world.nodes.iter().all(|node| node.lock().sas.is_empty()));
 }

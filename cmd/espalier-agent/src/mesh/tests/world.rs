@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 use espalier_api::{MeshSnapshot, NodeSpec, Policy};
 use espalier_dataplane_core::{
-    Capabilities, Dataplane, Direction, Dump, Encapsulation, Error, Hello, KERNEL, Peer, PeerId,
-    PeerStats, Reqid, Sa, SaInfo, Spi, Suite, USERSPACE,
+    Capabilities, Dataplane, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Peer,
+    PeerId, PeerStats, Reqid, Sa, SaInfo, Spi, Suite, USERSPACE,
 };
 use espalier_ike::{Config, Endpoint, Identity, Path};
 use espalier_ike_io::{IkeIo, OsRng, unix_now};
 use espalier_overlay::{Applied, Desired, Engine, Observed, PeerRoute};
-use espalier_peers::Mode;
+use espalier_peers::{Mode, WayLimits};
 use tokio::sync::{mpsc, watch};
 
 use crate::args::Args;
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) desired: Option<Desired>,
     pub(super) observed: Observed,
     pub(super) applied: usize,
+    /// Packets that came in, by SPI.
+    pub(super) packets: BTreeMap<u32, u64>,
 }
 
 #[derive(Clone, Default)]
@@ -54,6 +56,13 @@ impl Node {
 }
 
 impl State {
+    /// Outbound SPIs that pods' packets are sealed with; probes may go by others.
+    fn sealing(&self) -> Vec<u32> {
+        let peers = self.desired.iter().flat_map(|d| d.peers.values());
+        let protects = peers.filter_map(|peer| peer.protect);
+        protects.filter_map(|protect| protect.spi).collect()
+    }
+
     /// Outbound SPIs that the kernel's policies name.
     pub(super) fn pinned(&self) -> Vec<u32> {
         let peers = self
@@ -70,6 +79,18 @@ impl State {
     pub(super) fn has(&self, direction: Direction, spi: u32) -> bool {
         let mut sas = self.sas.iter();
         sas.any(|sa| (sa.direction, sa.spi) == (direction, Spi(spi)))
+    }
+
+    fn find(&self, direction: Direction, spi: u32) -> Sa {
+        let mut sas = self.sas.iter();
+        let found = sas.find(|sa| (sa.direction, sa.spi) == (direction, Spi(spi)));
+        found.expect("a policy names a state that is there").clone()
+    }
+
+    fn count(&mut self, spi: u32) -> u64 {
+        let count = self.packets.entry(spi).or_default();
+        *count += 1;
+        *count
     }
 
     pub(super) fn route(&self, peer: &str) -> PeerRoute {
@@ -92,7 +113,7 @@ impl Dataplane for Node {
             encapsulation: sa.encapsulation,
             active: sa.direction == Direction::Out && state.active.get(&sa.peer) == Some(&sa.spi),
             age_s: 1,
-            packets: 0,
+            packets: state.packets.get(&sa.spi.0).copied().unwrap_or_default(),
             bytes: 0,
             drops: 0,
             idle_ms: None,
@@ -154,6 +175,10 @@ impl Dataplane for Node {
 }
 
 impl Kernel for Node {
+    fn apply_changes(&mut self, desired: &Desired) -> Result<Applied, espalier_overlay::Error> {
+        self.apply(desired)
+    }
+
     fn observe(&mut self, _: &[ipnet::IpNet]) -> Result<Observed, espalier_overlay::Error> {
         Ok(self.lock().observed.clone())
     }
@@ -233,6 +258,7 @@ pub(super) fn policy(change: impl FnOnce(&mut Policy)) -> MeshSnapshot {
     MeshSnapshot {
         policy,
         nodes: vec![spec(0), spec(1)],
+        externals: Vec::new(),
         problems: Vec::new(),
     }
 }
@@ -241,6 +267,8 @@ pub(super) struct World {
     pub(super) nodes: [Node; 2],
     pub(super) agents: [Mesh<Node, Node>; 2],
     policies: [watch::Sender<MeshSnapshot>; 2],
+    /// Raw ESP passes from the first to the second, and back.
+    pub(super) passes: [bool; 2],
     folder: tempfile::TempDir,
 }
 
@@ -269,6 +297,13 @@ fn agent(
         keys: KeyFiles::new(&args),
         endpoint: Endpoint::new(Config::new(identity), Box::new(OsRng)).unwrap(),
         rekeying: args.rekeying(),
+        ways: WayLimits {
+            trial: Duration::from_millis(400),
+            probe: Duration::from_millis(20),
+            retry: Duration::from_millis(800),
+            drain: Duration::from_millis(50),
+            ..WayLimits::default()
+        },
         io: IkeIo::bind_port(&run_dir, 0).unwrap(),
         overlay: node.clone(),
         plane: Arc::new(node.clone()),
@@ -284,6 +319,13 @@ fn agent(
 impl World {
     /// Both agents have started; `None`: the data plane does not answer.
     pub(super) async fn new(hellos: [Option<Hello>; 2], snapshot: &MeshSnapshot) -> Self {
+        let mut world = Self::starting(hellos, snapshot);
+        world.start_all().await;
+        world
+    }
+
+    /// Nothing has started yet.
+    pub(super) fn starting(hellos: [Option<Hello>; 2], snapshot: &MeshSnapshot) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let psks = folder.path().join("psk");
         std::fs::create_dir_all(&psks).unwrap();
@@ -292,18 +334,22 @@ impl World {
         }
         let nodes = [Node::default(), Node::default()];
         let [one, two] = [0, 1].map(|i| agent(i, &nodes[i], folder.path(), snapshot.clone()));
-        let mut world = Self {
+        for (node, hello) in nodes.iter().zip(hellos) {
+            let mut state = node.lock();
+            (state.away, state.hello) = (hello.is_none(), hello);
+        }
+        Self {
             nodes,
             agents: [one.0, two.0],
             policies: [one.1, two.1],
+            passes: [true; 2],
             folder,
-        };
-        for (index, hello) in hellos.into_iter().enumerate() {
-            world.nodes[index].lock().away = hello.is_none();
-            world.nodes[index].lock().hello = hello;
-            world.start(index).await;
         }
-        world
+    }
+
+    pub(super) async fn start_all(&mut self) {
+        self.start(0).await;
+        self.start(1).await;
     }
 
     async fn start(&mut self, index: usize) {
@@ -336,6 +382,7 @@ impl World {
             for me in 0..2 {
                 self.agents[me].settle_world().await;
                 quiet &= !self.carry(me);
+                quiet &= !self.probe(me).await;
             }
             if quiet {
                 return;
@@ -360,6 +407,41 @@ impl World {
         }
     }
 
+    /// Probes and their answers, as the kernel sends them: through the state that the policy for probes names.
+    async fn probe(&mut self, from: usize) -> bool {
+        let asked = std::mem::take(&mut self.agents[from].asked);
+        for _ in &asked {
+            if self.through(from).await {
+                self.through(1 - from).await;
+            }
+        }
+        !asked.is_empty()
+    }
+
+    async fn through(&mut self, from: usize) -> bool {
+        let trial = self.nodes[from].lock().route(NAMES[1 - from]).trial;
+        let Some(spi) = trial.and_then(|trial| trial.spi) else {
+            return false;
+        };
+        let to = 1 - from;
+        let sa = self.nodes[from].lock().find(Direction::Out, spi);
+        assert_eq!(sa.encapsulation, Encapsulation::Raw);
+        if !self.passes[from] || !self.nodes[to].lock().has(Direction::In, spi) {
+            return false;
+        }
+        let count = self.nodes[to].lock().count(spi);
+        if count == 1 {
+            let event = Event::FirstPacket {
+                peer: PeerId(NAMES[from].to_owned()),
+                spi: Spi(spi),
+            };
+            self.agents[to]
+                .take_plane_fact(PlaneFact::Event(event))
+                .await;
+        }
+        true
+    }
+
     fn carry(&mut self, from: usize) -> bool {
         let mut any = false;
         let cut = self.agents[from].uplink.is_kernel_away()
@@ -382,7 +464,7 @@ impl World {
 
     /// Nobody seals with what the other end cannot open.
     fn check(&self, from: usize) {
-        let pinned = self.nodes[from].lock().pinned();
+        let pinned = self.nodes[from].lock().sealing();
         let active: Vec<u32> = self.nodes[from]
             .lock()
             .active
@@ -406,7 +488,8 @@ impl World {
                 .as_ref()
                 .and_then(|d| d.peers.get(NAMES[1 - i]).cloned());
             route.is_some_and(|route| {
-                route.path == espalier_overlay::RoutePath::Encrypted && route.protect.is_some()
+                route.path == espalier_overlay::RoutePath::Encrypted
+                    && route.protect.is_some_and(|protect| protect.spi.is_some())
             })
         })
     }

@@ -1,0 +1,187 @@
+//! What differs from what was applied last, without reading the kernel's state.
+
+use std::collections::{BTreeMap, HashMap};
+
+use espalier_netlink::{Action, Policy, RouteEntry};
+use ipnet::IpNet;
+use tracing::debug;
+
+use crate::{
+    Applied, Desired, Error, Overlay, PeerRoute,
+    observe::{Own, Table, Through},
+    plan::{self, Devices},
+    policies::{Put, in_order, of_peer},
+};
+
+/// What the last apply brought about.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    desired: Desired,
+    devices: Devices,
+    pod_mtu: u32,
+    /// Each peer's objects depend on it alone.
+    distinct: bool,
+}
+
+impl Remembered {
+    pub(crate) fn new(desired: &Desired, devices: Devices, pod_mtu: u32) -> Self {
+        Self {
+            desired: desired.clone(),
+            devices,
+            pod_mtu,
+            distinct: plan::owners(desired).distinct,
+        }
+    }
+
+    /// The peers whose states or paths differ; `None` when anything else does.
+    fn changes<'a>(&self, desired: &'a Desired) -> Option<Vec<(&'a String, &'a PeerRoute)>> {
+        let old = &self.desired;
+        let same = self.distinct
+            && old.local == desired.local
+            && old.vtep == desired.vtep
+            && old.framing == desired.framing
+            && old.gateways == desired.gateways
+            && old.pod_cidrs == desired.pod_cidrs
+            && old.cluster_cidrs == desired.cluster_cidrs
+            && old.engine == desired.engine
+            && old.deny_clear == desired.deny_clear
+            && old.peers.len() == desired.peers.len();
+        if !same {
+            return None;
+        }
+        let mut changed = Vec::new();
+        for ((old_name, old), (name, new)) in old.peers.iter().zip(&desired.peers) {
+            let same = old_name == name
+                && old.remote == new.remote
+                && old.mac == new.mac
+                && old.pod_cidrs == new.pod_cidrs;
+            if !same {
+                return None;
+            }
+            if old != new {
+                changed.push((name, new));
+            }
+        }
+        Some(changed)
+    }
+}
+
+/// The objects of the peers that changed, and what is to be done about them.
+#[derive(Debug, Default)]
+struct Difference {
+    put: Vec<(Policy, Put)>,
+    stale: Vec<Policy>,
+    there: Vec<Own>,
+    close: Vec<RouteEntry>,
+    open: Vec<RouteEntry>,
+}
+
+impl Difference {
+    fn of(remembered: &Remembered, changed: &[(&String, &PeerRoute)]) -> Self {
+        let mut all = Self::default();
+        for (name, new) in changed {
+            if let Some(old) = remembered.desired.peers.get(*name) {
+                all.policies(&remembered.desired, old, new);
+                all.routes(remembered, old, new);
+            }
+        }
+        // As in a full apply: what allows before what blocks.
+        let mut order: Vec<_> = all.put.iter().map(|(policy, _)| *policy).collect();
+        in_order(&mut order);
+        let put: HashMap<_, _> = all.put.into_iter().collect();
+        all.put = order.into_iter().map(|p| (p, put[&p])).collect();
+        all
+    }
+
+    fn policies(&mut self, desired: &Desired, old: &PeerRoute, new: &PeerRoute) {
+        let pods: Vec<IpNet> = new.pod_cidrs.iter().map(IpNet::trunc).collect();
+        let before = of_peer(desired, old, &pods).into_iter();
+        let mut before: BTreeMap<_, _> = before.map(|p| (p.place(), p)).collect();
+        for policy in of_peer(desired, new, &pods) {
+            match before.remove(&policy.place()) {
+                Some(old) if old == policy => {}
+                Some(_) => self.put.push((policy, Put::Over)),
+                None => self.put.push((policy, Put::New)),
+            }
+        }
+        self.stale.extend(before.into_values());
+    }
+
+    fn routes(&mut self, remembered: &Remembered, old: &PeerRoute, new: &PeerRoute) {
+        let route = |peer, to| plan::route(&remembered.desired, peer, to, remembered.devices);
+        for to in new.pod_cidrs.iter().map(IpNet::trunc) {
+            let (before, after) = (route(old, to), route(new, to));
+            if before == after {
+                continue;
+            }
+            if after.is_none() {
+                self.close.extend(before.clone());
+            }
+            let double = before.clone().zip(after.as_ref());
+            let moved = double.filter(|(before, after)| before.metric != after.metric);
+            self.close.extend(moved.map(|(before, _)| before));
+            self.there.extend(before.map(|route| Own {
+                route,
+                through: Through::Overlay,
+            }));
+            self.open.extend(after);
+        }
+    }
+}
+
+impl Overlay {
+    /// Brings the kernel in line as [`Overlay::apply`] does, but where only paths and states of peers differ from what was
+    /// applied last, it writes just that and reads nothing: a new outbound state is one message, however many peers there are.
+    /// What others have changed meanwhile stays as it is until the next [`Overlay::apply`], which must follow at start, from
+    /// time to time, and after events were lost. Anything else that differs, and any failure, makes this an apply.
+    ///
+    /// # Errors
+    /// As [`Overlay::apply`].
+    pub fn apply_changes(&mut self, desired: &Desired) -> Result<Applied, Error> {
+        let before = self.writes();
+        let Some(mut remembered) = self.applied.take() else {
+            return self.apply(desired);
+        };
+        let Some(changed) = remembered.changes(desired) else {
+            return self.apply(desired);
+        };
+        let difference = Difference::of(&remembered, &changed);
+        if let Err(e) = self.carry_out(difference, desired.deny_clear) {
+            debug!(error = %e, "writing the differences failed; reading all");
+            let done = self.apply(desired)?;
+            return Ok(Applied {
+                writes: self.writes() - before,
+                ..done
+            });
+        }
+        for (name, peer) in changed {
+            remembered.desired.peers.insert(name.clone(), peer.clone());
+        }
+        let pod_mtu = remembered.pod_mtu;
+        self.applied = Some(remembered);
+        Ok(Applied {
+            writes: self.writes() - before,
+            pod_mtu,
+        })
+    }
+
+    /// In the order of a full apply.
+    fn carry_out(&mut self, difference: Difference, deny_clear: bool) -> Result<(), Error> {
+        let Difference {
+            put,
+            stale,
+            there,
+            close,
+            open,
+        } = difference;
+        self.spd
+            .put(put.iter().map(|(policy, put)| (policy, *put)))?;
+        let (blocks, others): (Vec<_>, Vec<_>) = stale
+            .into_iter()
+            .partition(|p| !deny_clear && p.action == Action::Block);
+        self.del_routes(close)?;
+        self.spd.remove_exactly(&blocks, false)?;
+        self.put_routes(&Table::of(there), open)?;
+        self.spd.remove_exactly(&others, deny_clear)
+    }
+}
