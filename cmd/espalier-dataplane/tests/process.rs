@@ -24,7 +24,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn command(run_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
-    command.arg("--run-dir").arg(run_dir).stderr(Stdio::piped());
+    command.args(["--dataplane", "userspace", "--run-dir"]);
+    command.arg(run_dir).stderr(Stdio::piped());
     command
 }
 

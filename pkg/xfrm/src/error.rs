@@ -44,6 +44,22 @@ impl Error {
         Self::Netlink { source, remedy }
     }
 
+    /// What the kernel said and what to do, without what was tried: for a probe, whose state nobody knows.
+    pub(crate) fn reason(&self) -> String {
+        let Self::Netlink {
+            source: espalier_netlink::Error::Kernel { errno, reason, .. },
+            remedy,
+        } = self
+        else {
+            return self.to_string();
+        };
+        let said = reason.clone().unwrap_or_else(|| errno.to_string());
+        match remedy {
+            Some(remedy) => format!("{said}; {remedy}"),
+            None => said,
+        }
+    }
+
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Netlink { source, .. } => source.errno(),
@@ -94,6 +110,11 @@ mod tests {
         assert!(
             error.contains("Requested type not found") && error.contains("load or build in esp4"),
             "{error}"
+        );
+        let reason = Error::with_needs(refused(Errno::EPROTONOSUPPORT), "esp4").reason();
+        assert_eq!(
+            reason,
+            "Requested type not found; this kernel lacks something: load or build in esp4"
         );
         let error = Error::with_needs(refused(Errno::EINVAL), "esp4").to_string();
         assert!(!error.contains("esp4"), "{error}");

@@ -75,7 +75,7 @@ pub fn probe() -> Findings {
     let mut findings = Findings::default();
     match Prober::open() {
         Ok(mut prober) => prober.run(&mut findings),
-        Err(error) => findings.problem = Some(error.to_string()),
+        Err(error) => findings.problem = Some(error.reason()),
     }
     findings
 }
@@ -142,8 +142,9 @@ impl Prober {
             match self.try_out(Shape { suite, ..PLAIN }) {
                 Ok(()) => findings.can.suites.push(suite),
                 Err(error) => {
-                    let note = format!("{suite:?} does not work: {error}");
-                    first.get_or_insert_with(|| error.to_string());
+                    let reason = error.reason();
+                    let note = format!("{suite:?} does not work: {reason}");
+                    first.get_or_insert(reason);
                     findings.can.notes.push(note);
                 }
             }
@@ -195,7 +196,10 @@ impl Prober {
                     "no SAs of single CPUs (RFC 9611): kernel 6.13 or later is needed".into(),
                 );
             }
-            Err(error) => notes.push(format!("no SAs of single CPUs: {error}")),
+            Err(error) => notes.push(format!(
+                "no SAs of single CPUs (RFC 9611): {}",
+                error.reason()
+            )),
         }
     }
 
@@ -224,7 +228,7 @@ impl Prober {
     fn works(&mut self, shape: Shape, what: &str, notes: &mut Vec<String>) -> bool {
         let result = self.try_out(shape);
         if let Err(error) = &result {
-            notes.push(format!("{what} does not work: {error}"));
+            notes.push(format!("{what} does not work: {}", error.reason()));
         }
         result.is_ok()
     }
