@@ -397,15 +397,9 @@ fn a_peer_that_goes_is_unreachable() {
 fn ipv6_pods_cross_an_ipv4_underlay() {
     isolated("ipv6_pods_cross_an_ipv4_underlay", || {
         let (mut wire, mut a, mut b) = two_nodes();
-        for (node, own, other) in [(&mut a, 1, 2), (&mut b, 2, 1)] {
+        for (node, other) in [(&mut a, 2), (&mut b, 1)] {
             let mut desired = node.desired(&[other], RoutePath::Clear);
-            desired
-                .gateways
-                .push(format!("fd00:10:{own}::1").parse().unwrap());
-            desired.cluster_cidrs.push("fd00:10::/32".parse().unwrap());
-            let peer = desired.peers.get_mut(&name(other)).unwrap();
-            peer.pod_cidrs
-                .push(format!("fd00:10:{other}::/64").parse().unwrap());
+            node.add_v6_pods(&mut desired, other);
             node.ip("-6 route add default dev eth0 metric 9999");
             // As on any host: a new interface would give itself an address.
             node.netns
@@ -415,13 +409,7 @@ fn ipv6_pods_cross_an_ipv4_underlay() {
             node.settle(&desired);
             let own_addresses = node.ip("-6 addr show dev espalier.vx");
             assert!(!own_addresses.contains("fe80"), "{own_addresses}");
-            node.pod
-                .ip(&format!("addr add fd00:10:{own}::2/128 dev eth0 nodad"));
-            node.ip(&format!("addr add fe80::1/64 dev pod{own} nodad"));
-            node.ip(&format!(
-                "route add fd00:10:{own}::2/128 dev pod{own} proto 229"
-            ));
-            node.pod.ip("route add default via fe80::1 dev eth0");
+            node.give_v6_address();
         }
         let (from, to) = (
             a.pod.udp("[fd00:10:1::2]:7001"),

@@ -1,6 +1,7 @@
 //! The kernel's routes and XFRM policies: what holds when no process of ours is there any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use espalier_netlink::packet_route::route::RouteType;
@@ -9,7 +10,7 @@ use espalier_netlink::packet_xfrm::constants::{
 };
 use espalier_netlink::packet_xfrm::policy::DelGetMessage;
 use espalier_netlink::packet_xfrm::{Selector, UserPolicyInfo, XfrmMessage};
-use espalier_netlink::{Route, RouteEntry, RouteFilter, Socket, Xfrm};
+use espalier_netlink::{Direction, InstalledPolicy, Route, RouteEntry, RouteFilter, Socket, Xfrm};
 use espalier_rpc::agent::{PeerStatus, StatusReply};
 use ipnet::IpNet;
 
@@ -23,12 +24,19 @@ const OVERLAY_PORT: u16 = 4789;
 const UDP: u8 = 17;
 const TUN: &str = "espalier.tun";
 const VXLAN: &str = "espalier.vx";
+const IPIP: &str = "espalier.ip";
+/// There when routing is native: pod packets leave by the underlay, in tunnels.
+const NATIVE: &str = "espalier.gw";
+/// IP in IP.
+const IPIP_PROTOCOLS: [u8; 2] = [4, 41];
 const RESTART: &str = "the agent puts it back; if it does not, restart it and look at its log";
 
 /// What the kernel holds.
 struct State {
     routes: Vec<RouteEntry>,
     policies: Vec<UserPolicyInfo>,
+    /// Hosts that a policy of ours seals for.
+    sealed: BTreeSet<IpAddr>,
     devices: BTreeMap<String, u32>,
 }
 
@@ -44,7 +52,7 @@ fn judge(state: &State, status: &StatusReply, underlay: &str) -> Result<Vec<Find
         .collect();
     for peer in &status.peers {
         for cidr in cidrs(&peer.pod_cidrs)? {
-            findings.extend(state.wrong_route(peer, cidr));
+            findings.extend(state.wrong_route(peer, cidr, underlay));
         }
     }
     if required(status) {
@@ -64,11 +72,13 @@ impl State {
     fn read() -> Result<Self> {
         let mut route = Socket::<Route>::open()?;
         let links = route.links().context("listing devices")?;
+        let (policies, sealed) = policies().context("listing XFRM policies (root is needed)")?;
         Ok(Self {
             routes: route
                 .routes(RouteFilter::default())
                 .context("listing routes")?,
-            policies: policies().context("listing XFRM policies (root is needed)")?,
+            policies,
+            sealed,
             devices: links
                 .into_iter()
                 .map(|link| (link.name, link.index))
@@ -90,11 +100,20 @@ impl State {
         })
     }
 
-    /// A peer's pods must be reached as its path says, and by no other device.
-    fn wrong_route(&self, peer: &PeerStatus, cidr: IpNet) -> Option<Finding> {
+    /// A peer's pods must be reached as its path says, and by no other device: encrypted by the TUN, or by the overlay where a
+    /// policy seals for the host.
+    fn wrong_route(&self, peer: &PeerStatus, cidr: IpNet, underlay: &str) -> Option<Finding> {
+        let overlay = match () {
+            () if self.devices.contains_key(NATIVE) => underlay,
+            () if self.devices.contains_key(IPIP) => IPIP,
+            () => VXLAN,
+        };
+        let address = peer.address.parse::<IpAddr>().ok();
+        let sealed = address.is_some_and(|host| self.sealed.contains(&host));
         let device = match peer.path.as_str() {
+            "Encrypted" if sealed => Some(overlay),
             "Encrypted" => Some(TUN),
-            "Clear" => Some(VXLAN),
+            "Clear" => Some(overlay),
             _ => None,
         };
         let leads =
@@ -133,22 +152,38 @@ impl State {
 
     /// S2: clear overlay packets are refused, and not sent.
     fn unguarded_port(&self) -> Vec<Finding> {
-        let everywhere = |selector: &Selector| {
-            selector.prefixlen_s == 0
-                && selector.prefixlen_d == 0
-                && selector.proto == UDP
-                && selector.dport == OVERLAY_PORT
-                && selector.ifindex == 0
+        let native = self.devices.contains_key(NATIVE);
+        let ipip = self.devices.contains_key(IPIP);
+        let what = match () {
+            () if native => "packets to pods".to_owned(),
+            () if ipip => "IP in IP".to_owned(),
+            () => format!("UDP port {OVERLAY_PORT}"),
         };
-        let directions = [(XFRM_POLICY_IN, "in"), (XFRM_POLICY_OUT, "out")];
+        let guards = |selector: &Selector, direction: u8| {
+            let from_anywhere = selector.prefixlen_s == 0 || direction == XFRM_POLICY_OUT;
+            let overlay = selector.proto == UDP
+                && selector.dport == OVERLAY_PORT
+                && selector.prefixlen_s == 0
+                && selector.prefixlen_d == 0;
+            selector.ifindex == 0
+                && match () {
+                    () if native => selector.proto == 0,
+                    () if ipip => IPIP_PROTOCOLS.contains(&selector.proto) && from_anywhere,
+                    () => overlay,
+                }
+        };
+        let directions = match native {
+            true => [(XFRM_POLICY_IN, "in"), (XFRM_POLICY_FWD, "forwarded")],
+            false => [(XFRM_POLICY_IN, "in"), (XFRM_POLICY_OUT, "out")],
+        };
         let open = directions.iter().filter(|(direction, _)| {
-            !self
-                .blocks()
-                .any(|policy| policy.direction == *direction && everywhere(&policy.selector))
+            !self.blocks().any(|policy| {
+                policy.direction == *direction && guards(&policy.selector, *direction)
+            })
         });
         open.map(|(_, word)| {
             Finding::new(
-                format!("no XFRM policy blocks UDP port {OVERLAY_PORT} ({word}): clear overlay packets pass"),
+                format!("no XFRM policy blocks {what} ({word}): clear overlay packets pass"),
                 RESTART,
             )
         })
@@ -168,8 +203,14 @@ impl State {
                 && net(selector, false).is_some_and(|net| net.contains(&from))
                 && net(selector, true).is_some_and(|net| net.contains(&to))
         };
-        let directions = [(XFRM_POLICY_FWD, "forwarded"), (XFRM_POLICY_OUT, "sent")];
-        let open = directions.iter().filter(|(direction, _)| {
+        let directions = [(XFRM_POLICY_OUT, "sent"), (XFRM_POLICY_FWD, "forwarded")];
+        // With native routing what comes out of tunnels is forwarded; what leaves is looked at when it is sent.
+        let looked_at = if self.devices.contains_key(NATIVE) {
+            1
+        } else {
+            2
+        };
+        let open = directions.iter().take(looked_at).filter(|(direction, _)| {
             !self
                 .blocks()
                 .any(|policy| policy.direction == *direction && covers(&policy.selector))
@@ -192,7 +233,8 @@ impl State {
     }
 }
 
-fn policies() -> Result<Vec<UserPolicyInfo>> {
+/// All policies, and the hosts that ours seal for.
+fn policies() -> Result<(Vec<UserPolicyInfo>, BTreeSet<IpAddr>)> {
     let mut socket = Socket::<Xfrm>::open()?;
     let list = socket.dump(XfrmMessage::GetPolicy(DelGetMessage::default()))?;
     let infos = list.into_iter().filter_map(|message| match message {
@@ -201,7 +243,13 @@ fn policies() -> Result<Vec<UserPolicyInfo>> {
         }
         _ => None,
     });
-    Ok(infos.collect())
+    let seals = |found: &InstalledPolicy| {
+        let policy = found.policy;
+        let ours = policy.direction == Direction::Out && OWN_PRIORITIES.contains(&policy.priority);
+        policy.template.filter(|_| ours).map(|t| t.destination)
+    };
+    let sealed = socket.policies()?.iter().filter_map(seals).collect();
+    Ok((infos.collect(), sealed))
 }
 
 /// Source or destination of a selector.

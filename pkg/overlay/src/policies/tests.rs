@@ -238,7 +238,12 @@ fn native_routing_ties_the_inner_source_to_the_peers_states() {
         assert_eq!(p.template.unwrap().mode, Mode::Tunnel);
     }
     // Decided before the block of what leaves by the underlay.
-    assert!(NATIVE < POD_TO_POD);
+    let block = all.iter().find(|p| p.interface == 3).unwrap();
+    assert!(
+        all.iter()
+            .filter(of_pair)
+            .all(|p| p.priority < block.priority)
+    );
     assert!(Found::of(&installed(&all)).base);
     // Clear is let in beside the tunnel, which an allow without template would refuse.
     peer(&mut native).accept_clear = true;

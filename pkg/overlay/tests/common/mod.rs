@@ -102,7 +102,7 @@ pub(crate) struct Node {
 }
 
 pub(crate) struct Pod {
-    netns: Netns,
+    pub(crate) netns: Netns,
     socket: UdpSocket,
 }
 
@@ -175,6 +175,33 @@ impl Node {
             let number = peer.trim_start_matches("node").parse().unwrap();
             route.remote = underlay6(number);
         }
+    }
+
+    /// IPv6 pods beside the IPv4 ones, here and at the peer.
+    pub(crate) fn add_v6_pods(&self, desired: &mut Desired, other: u8) {
+        let own = self.number;
+        desired
+            .gateways
+            .push(format!("fd00:10:{own}::1").parse().unwrap());
+        desired
+            .pod_cidrs
+            .push(format!("fd00:10:{own}::/64").parse().unwrap());
+        desired.cluster_cidrs.push("fd00:10::/32".parse().unwrap());
+        let peer = desired.peers.get_mut(&name(other)).unwrap();
+        peer.pod_cidrs
+            .push(format!("fd00:10:{other}::/64").parse().unwrap());
+    }
+
+    /// The pod's IPv6 address, when the node forwards IPv6.
+    pub(crate) fn give_v6_address(&self) {
+        let own = self.number;
+        self.pod
+            .ip(&format!("addr add fd00:10:{own}::2/128 dev eth0 nodad"));
+        self.ip(&format!("addr add fe80::1/64 dev pod{own} nodad"));
+        self.ip(&format!(
+            "route add fd00:10:{own}::2/128 dev pod{own} proto 229"
+        ));
+        self.pod.ip("route add default via fe80::1 dev eth0");
     }
 
     pub(crate) fn apply_changes(&mut self, desired: &Desired) -> Applied {

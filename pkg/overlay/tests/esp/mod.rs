@@ -17,7 +17,7 @@ use std::{
 };
 
 use espalier_overlay::{Framing, Protect};
-use espalier_testnet::Process;
+use espalier_testnet::{Netns, Process};
 
 use crate::common::{Node, underlay, underlay6};
 
@@ -101,6 +101,12 @@ impl Kind {
 }
 
 fn add_state_between(node: &Node, hosts: &str, reqid: u32, spi: u32, suite: Suite, mode: &str) {
+    // A tunnel carries both families.
+    let both = if mode == "tunnel" {
+        "flag af-unspec"
+    } else {
+        ""
+    };
     let key = format!("{spi:08x}").repeat(8);
     let algorithm = match suite {
         Suite::Ah => format!("proto ah spi {spi:#x} auth-trunc hmac(sha256) 0x{key} 128"),
@@ -111,7 +117,7 @@ fn add_state_between(node: &Node, hosts: &str, reqid: u32, spi: u32, suite: Suit
         _ => "",
     };
     node.ip(&format!(
-        "xfrm state add {hosts} {algorithm} reqid {reqid} mode {mode} replay-window 128 flag esn {encap}"
+        "xfrm state add {hosts} {algorithm} reqid {reqid} mode {mode} replay-window 128 flag esn {both} {encap}"
     ));
 }
 
@@ -136,10 +142,10 @@ pub(crate) fn count_at_least(node: &Node, name: &str, least: usize) -> usize {
     count(node, name)
 }
 
-/// Whether the node put fragments together.
-pub(crate) fn reassembled(node: &Node) -> bool {
+/// Whether fragments were put together here.
+pub(crate) fn reassembled(netns: &Netns) -> bool {
     let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
-    let (v4, v6) = node.netns.run(|| (read("snmp"), read("snmp6"))).unwrap();
+    let (v4, v6) = netns.run(|| (read("snmp"), read("snmp6"))).unwrap();
     let mut lines = v4.lines().filter(|line| line.starts_with("Ip:"));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let at = names.split(' ').position(|n| n == "ReasmReqds").unwrap();
