@@ -31,6 +31,10 @@ pub struct State {
     pub received: u64,
     /// `espinudp sport 4500 dport 4500 addr ...`; `None`: raw.
     pub encap: Option<String>,
+    /// 64-bit sequence numbers.
+    pub esn: bool,
+    /// Packets; 0: none.
+    pub replay_window: u32,
     /// It has this CPU's packets only (RFC 9611).
     pub cpu: Option<u32>,
 }
@@ -55,13 +59,15 @@ impl std::fmt::Debug for State {
         let algorithms: Vec<&String> = self.keys.iter().map(|(name, _)| name).collect();
         write!(
             f,
-            "{} → {} {} {:08x} reqid {} {} {algorithms:?} sent {} received {} {:?}",
+            "{} → {} {} {:08x} reqid {} {} {algorithms:?} esn {} window {} sent {} received {} {:?}",
             self.src,
             self.dst,
             self.proto,
             self.spi,
             self.reqid,
             self.mode,
+            self.esn,
+            self.replay_window,
             self.sent,
             self.received,
             self.encap
@@ -160,8 +166,17 @@ fn state(entry: &str) -> Result<State> {
         sent: long(" oseq ", "oseq-hi ")?,
         received: long(" seq ", "seq-hi ")?,
         encap: encap.map(|rest| rest.trim_start_matches("type ").to_owned()),
+        esn: entry.contains("flag esn") || entry.contains(" esn "),
+        replay_window: replay_window(entry),
         cpu: after(entry, "pcpu-num ").and_then(|word| word.parse().ok()),
     })
+}
+
+/// With ESN it is in the context, without on the first lines; the other place says 0.
+fn replay_window(entry: &str) -> u32 {
+    let places = ["replay_window ", "replay-window "].map(|key| after(entry, key));
+    let windows = places.into_iter().flatten().filter_map(|w| w.parse().ok());
+    windows.max().unwrap_or_default()
 }
 
 fn policy(entry: &str) -> Result<Policy> {
@@ -224,6 +239,8 @@ src fd99::11 dst fd99::12
         );
         assert_eq!((esp.sent, esp.received), (0x1_0000_0002, 5));
         assert_eq!(esp.keys, [("rfc4106(gcm(aes))".into(), "0102".into())]);
+        assert_eq!((esp.esn, esp.replay_window), (true, 4096));
+        assert_eq!((ah.esn, ah.replay_window), (false, 0));
         assert!(esp.encap.unwrap().starts_with("espinudp sport 4500"));
         assert_eq!((ah.sent, ah.encap.clone(), &*ah.proto), (7, None, "ah"));
         assert_eq!(ah.keys, [("hmac(sha256)".into(), "0a0b".into())]);

@@ -12,6 +12,8 @@ use crate::tap::Tap;
 
 const REKEYS: usize = 20;
 const TOGGLES: usize = 10;
+/// XFRMA_REPLAY_ESN_MAX: 4096 packets.
+const WINDOW: u32 = 4096;
 /// Not below what the agent allows: soft lifetimes have a jitter, and a shorter one would test the limits instead.
 const REKEY_SECONDS: u32 = 10;
 
@@ -29,11 +31,29 @@ pub(crate) fn basic(ground: &mut Ground<'_>) -> Result<String> {
     let tally = tap.tally();
     if ground.in_kernel() {
         tally.only_raw_esp()?;
+        replay_is_checked(&on)?;
     } else {
         tally.only_udp_esp()?;
     }
     on.works()?;
     Ok(format!("{tally:?}"))
+}
+
+/// Inbound SAs have 64-bit sequence numbers and the largest window that the kernel has.
+fn replay_is_checked(on: &Populated) -> Result<()> {
+    let own = on.mesh.setup.shape.underlay(1);
+    let inbound: Vec<_> = on
+        .states(1)?
+        .into_iter()
+        .filter(|state| state.dst == own)
+        .collect();
+    let right = |state: &espalier_e2e::State| state.esn && state.replay_window == WINDOW;
+    let all = !inbound.is_empty() && inbound.iter().all(right);
+    ensure!(
+        all,
+        "expected ESN and a window of {WINDOW}, found {inbound:?}"
+    );
+    Ok(())
 }
 
 /// Every SA is replaced many times under load.
@@ -78,17 +98,22 @@ pub(crate) fn toggles(ground: &mut Ground<'_>) -> Result<String> {
     let mut on = ground.populate(mesh)?;
     on.all(|peer| on_path(peer, "Clear"))?;
     let load = Load::start(&on)?;
+    let mut clear = 0;
     for _ in 0..TOGGLES {
         on.mesh.set_mode(Mode::Required)?;
         on.all_encrypt()?;
+        let before = on.mesh.watch.now()?;
         load.arrives()?;
+        clear += on.mesh.watch.now()?.since(&before).clear;
         on.mesh.set_mode(Mode::Disabled)?;
         on.all(|peer| on_path(peer, "Clear"))?;
         load.arrives()?;
     }
-    load.ends_without_loss(&on.mesh, ground.measured)?;
-    // In between, clear packets are right.
-    ground.measured.clear_packets = None;
+    let ended = load.ends_without_loss(&on.mesh, ground.measured);
+    // Those while it was enforced; in between, clear packets are right.
+    ground.measured.clear_packets = Some(clear);
+    ended?;
+    nothing_clear(ground.measured)?;
     Ok(format!("{TOGGLES} times Disabled → Required → Disabled"))
 }
 
