@@ -10,8 +10,8 @@ use espalier_testnet::Netns;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use espalier_bench_ike::measure::{Usage, quiet};
 use crate::ours::Cost;
+use espalier_bench_ike::measure::{Usage, quiet};
 use espalier_bench_ike::pki::{CA_CERT, CA_KEY};
 use espalier_bench_ike::plan::{self, Case};
 use espalier_bench_ike::wire::Wire;

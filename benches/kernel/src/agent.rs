@@ -72,9 +72,17 @@ fn one_size(
     hub.await_peers(nodes)?;
     add("configure", "s", began.elapsed().as_secs_f64())?;
     hub.await_idle()?;
-    add("configure-cpu", "s", (hub.agent()? - before).cpu_ms / 1000.0)?;
+    add(
+        "configure-cpu",
+        "s",
+        (hub.agent()? - before).cpu_ms / 1000.0,
+    )?;
     let configured = memory(&mode, "configured", &hub, rows)?;
-    add("per-configured-peer", "KB", (configured - bare) / nodes as f64)?;
+    add(
+        "per-configured-peer",
+        "KB",
+        (configured - bare) / nodes as f64,
+    )?;
 
     let before = (hub.agent()?, hub.dataplane()?);
     spokes.begin()?;
@@ -105,7 +113,12 @@ fn memory(mode: &str, when: &str, hub: &Hub, rows: &Writer) -> Result<f64> {
     rows.add(mode, &format!("{when}-rss-anon"), "KB", &[agent.rss_kb])?;
     rows.add(mode, &format!("{when}-rss"), "KB", &[hub.whole_rss_kb()?])?;
     let dataplane = hub.dataplane()?.rss_kb;
-    rows.add(mode, &format!("{when}-rss-anon-dataplane"), "KB", &[dataplane])?;
+    rows.add(
+        mode,
+        &format!("{when}-rss-anon-dataplane"),
+        "KB",
+        &[dataplane],
+    )?;
     Ok(agent.rss_kb)
 }
 
@@ -121,7 +134,10 @@ fn check(hub: &mut Hub, nodes: usize) -> Result<()> {
     );
     let sas: u32 = status.peers.iter().map(|peer| peer.sas).sum();
     let least = 2 * u32::try_from(nodes)?;
-    ensure!(sas >= least, "{sas} SAs in the data plane, expected {least}");
+    ensure!(
+        sas >= least,
+        "{sas} SAs in the data plane, expected {least}"
+    );
     Ok(())
 }
 

@@ -74,7 +74,10 @@ impl Size {
             ("--steady-seconds", self.steady_seconds.to_string()),
         ];
         let forms = [("--forms", self.forms.join(","))];
-        let words = words.into_iter().chain(forms).filter(|(_, value)| !value.is_empty());
+        let words = words
+            .into_iter()
+            .chain(forms)
+            .filter(|(_, value)| !value.is_empty());
         words
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .collect()
@@ -138,7 +141,10 @@ fn print(arguments: &Arguments, all: &[Row]) {
         name.map_or("none".into(), |name| name.to_string_lossy().into_owned())
     };
     let (guest, wireguard) = (name(&arguments.kernel), name(&arguments.wireguard));
-    println!("guest: {guest}; counterparts: {}, {wireguard}\n", iproute2());
+    println!(
+        "guest: {guest}; counterparts: {}, {wireguard}\n",
+        iproute2()
+    );
     for row in all {
         println!("{}", rows::line(row));
     }

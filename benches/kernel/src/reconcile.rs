@@ -1,4 +1,5 @@
-//! The overlay's objects of a large mesh, written and compared by [`Overlay::apply`], beside `ip -batch` and `bridge -batch`
+//! The overlay's objects of a large mesh, written and compared by [`Overlay::apply`] and changed by
+//! [`Overlay::apply_changes`], which does not read first, beside `ip -batch` and `bridge -batch`
 //! writing the same objects. The kernel needs no ESP for policies, so this runs in namespaces of the machine itself.
 //!
 //! ```text
@@ -26,6 +27,8 @@ struct Rounds {
     nothing: Vec<Took>,
     switch: Vec<Took>,
     switch_writes: Vec<f64>,
+    change: Vec<Took>,
+    change_writes: Vec<f64>,
     batch: Vec<Took>,
     objects: f64,
 }
@@ -55,13 +58,22 @@ fn round(peers: usize, rounds: &mut Rounds) -> Result<()> {
     rounds.first.push(took);
     rounds.first_writes.push(done.writes as f64);
     let (done, took) = timed(|| Ok(overlay.apply(&desired)?))?;
-    ensure!(done.writes == 0, "{} writes with nothing to do", done.writes);
+    ensure!(
+        done.writes == 0,
+        "{} writes with nothing to do",
+        done.writes
+    );
     rounds.nothing.push(took);
     mesh::other_spi(&mut desired);
     let (done, took) = timed(|| Ok(overlay.apply(&desired)?))?;
     ensure!(done.writes > 0, "another SPI, and nothing was written");
     rounds.switch.push(took);
     rounds.switch_writes.push(done.writes as f64);
+    mesh::other_spi(&mut desired);
+    let (done, took) = timed(|| Ok(overlay.apply_changes(&desired)?))?;
+    ensure!(done.writes > 0, "another SPI, and nothing was written");
+    rounds.change.push(took);
+    rounds.change_writes.push(done.writes as f64);
     counterpart(&ours, &theirs, rounds)
 }
 
@@ -92,7 +104,8 @@ fn report(peers: usize, rounds: &Rounds, rows: &Writer) -> Result<()> {
     for (name, took, writes) in [
         ("first", &rounds.first, &rounds.first_writes[..]),
         ("nothing-to-do", &rounds.nothing, &[0.0]),
-        ("one-spi-switch", &rounds.switch, &rounds.switch_writes),
+        ("one-spi-whole", &rounds.switch, &rounds.switch_writes),
+        ("one-spi-change", &rounds.change, &rounds.change_writes),
     ] {
         rows.add(&mode, name, "ms", &wall(took))?;
         rows.add(&mode, &format!("{name}-cpu"), "ms", &cpu(took))?;

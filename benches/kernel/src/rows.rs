@@ -56,7 +56,10 @@ impl Writer {
         }
         eprintln!("  {}", line(&row));
         let text = serde_json::to_string(&row)? + "\n";
-        let file = OpenOptions::new().create(true).append(true).open(&self.file);
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.file);
         let mut file = file.with_context(|| format!("opening {}", self.file.display()))?;
         file.write_all(text.as_bytes()).context("writing a row")
     }
@@ -108,19 +111,27 @@ mod tests {
     fn rows_come_back_with_their_spread() {
         let file = std::env::temp_dir().join(format!("espalier-rows-{}", std::process::id()));
         let rows = Writer::new(&file);
-        rows.add("overlay-1000", "apply", "ms", &[3.0, 1.0, 2.0]).unwrap();
+        rows.add("overlay-1000", "apply", "ms", &[3.0, 1.0, 2.0])
+            .unwrap();
         rows.add("overlay-1000", "writes", "", &[12.0]).unwrap();
         rows.add("overlay-1000", "none", "", &[]).unwrap();
         let back = read(&file);
         std::fs::remove_file(&file).unwrap();
         assert_eq!(back.len(), 2);
-        assert_eq!((back[0].value, back[0].min, back[0].max), (2.0, Some(1.0), Some(3.0)));
+        assert_eq!(
+            (back[0].value, back[0].min, back[0].max),
+            (2.0, Some(1.0), Some(3.0))
+        );
         assert_eq!((back[1].value, back[1].min), (12.0, None));
     }
 
     #[test]
     fn four_figures_are_kept_and_whole_numbers_whole() {
-        for (value, kept) in [(1.234_567, 1.235), (123_456.7, 123_457.0), (0.012_345_6, 0.012_35)] {
+        for (value, kept) in [
+            (1.234_567, 1.235),
+            (123_456.7, 123_457.0),
+            (0.012_345_6, 0.012_35),
+        ] {
             assert!((rounded(value) - kept).abs() < 1e-9, "{value}");
         }
     }

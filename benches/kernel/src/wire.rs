@@ -63,7 +63,10 @@ pub(crate) fn run(
         }
     }
     if !failed.is_empty() {
-        bail!("these forms were not seen on the wire: {}", failed.join(", "));
+        bail!(
+            "these forms were not seen on the wire: {}",
+            failed.join(", ")
+        );
     }
     Ok(())
 }

@@ -138,7 +138,10 @@ mod tests {
 
     #[test]
     fn a_node_may_have_a_smaller_one_inside_its_own() {
-        for own in [["10.0.0.0/16", "10.0.1.0/24"], ["10.0.1.0/24", "10.0.0.0/16"]] {
+        for own in [
+            ["10.0.0.0/16", "10.0.1.0/24"],
+            ["10.0.1.0/24", "10.0.0.0/16"],
+        ] {
             let other = node("b", "192.0.2.2", &["10.0.9.0/24"]);
             let said = refusal(&[node("a", "192.0.2.1", &own), other]).unwrap();
             assert!(said.contains("Node a in nodes.yaml"), "{said}");

@@ -1,7 +1,7 @@
 //! All objects together: what is in force, and what is wrong with the rest.
 
-use std::collections::{BTreeMap, HashSet};
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 

@@ -88,7 +88,10 @@ impl Hub {
             if let Some(status) = process.ended()? {
                 let log = fs::read_to_string(log(&self.folder, name)).unwrap_or_default();
                 let start = log.len().saturating_sub(2000);
-                bail!("{name} has ended: {status}\n{}", log.get(start..).unwrap_or_default());
+                bail!(
+                    "{name} has ended: {status}\n{}",
+                    log.get(start..).unwrap_or_default()
+                );
             }
         }
         Ok(())

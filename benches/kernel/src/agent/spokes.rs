@@ -24,8 +24,13 @@ impl Spokes {
     pub(crate) fn start(netns: &Netns, nodes: usize, folder: &Path) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["mesh", "--nodes", &nodes.to_string(), "--folder"]);
-        command.arg(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = netns.run(|| command.spawn())?.context("starting the spokes")?;
+        command
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = netns
+            .run(|| command.spawn())?
+            .context("starting the spokes")?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let (says, said) = channel();
         let stdout = BufReader::new(stdout.context("its standard output")?);
@@ -36,7 +41,10 @@ impl Spokes {
         let stdin = stdin.context("its standard input")?;
         let spokes = Self { child, stdin, said };
         let word = spokes.said.recv_timeout(LIMIT)?;
-        ensure!(word == "ready", "expected spokes that are ready, they said {word:?}");
+        ensure!(
+            word == "ready",
+            "expected spokes that are ready, they said {word:?}"
+        );
         Ok(spokes)
     }
 

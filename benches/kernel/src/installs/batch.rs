@@ -17,7 +17,10 @@ impl States {
         let text = netns.output(Command::new("ip").args(["xfrm", "state"]))?;
         let mut entries: Vec<Vec<&str>> = Vec::new();
         for line in text.lines() {
-            match entries.last_mut().filter(|_| line.starts_with(char::is_whitespace)) {
+            match entries
+                .last_mut()
+                .filter(|_| line.starts_with(char::is_whitespace))
+            {
                 Some(entry) => entry.extend(line.split_whitespace()),
                 None => entries.push(line.split_whitespace().collect()),
             }
@@ -42,7 +45,9 @@ impl States {
 /// Runs it to its end.
 pub(crate) fn run(netns: &Netns, file: &str) -> Result<()> {
     let mut command = Command::new("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::from(File::open(file)?));
+    command
+        .args(["-batch", "-"])
+        .stdin(Stdio::from(File::open(file)?));
     let output = netns.run(|| command.output())??;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip -batch: {}", said.trim());
@@ -58,7 +63,11 @@ fn command(words: &[&str]) -> Result<String> {
     let need = |key: &str, count| after(key, count).with_context(|| format!("no {key}: {words:?}"));
     let window = after("replay_window", 1).or_else(|| after("replay-window", 1));
     let window = window.unwrap_or_default();
-    let esn = if words.contains(&"esn") { " flag esn" } else { "" };
+    let esn = if words.contains(&"esn") {
+        " flag esn"
+    } else {
+        ""
+    };
     Ok(format!(
         "xfrm state add src {} dst {} proto {} spi {} reqid {} mode {} replay-window {}{esn} aead {}",
         need("src", 1)?,

@@ -41,7 +41,8 @@ impl Process {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let client = runtime.block_on(async { DataplaneClient::new(folder.join("dataplane.sock")) })?;
+        let client =
+            runtime.block_on(async { DataplaneClient::new(folder.join("dataplane.sock")) })?;
         let deadline = Instant::now() + START;
         loop {
             match runtime.block_on(client.hello()) {

@@ -24,7 +24,10 @@ impl Objects {
         };
         let protocol = PROTOCOL.to_string();
         let routes = list("ip", &["route", "show", "proto", &protocol])?;
-        let neighbours = list("ip", &["neigh", "show", "dev", VXLAN_DEVICE, "nud", "permanent"])?;
+        let neighbours = list(
+            "ip",
+            &["neigh", "show", "dev", VXLAN_DEVICE, "nud", "permanent"],
+        )?;
         let fdb = list("bridge", &["fdb", "show", "dev", VXLAN_DEVICE])?;
         let policies = list("ip", &["xfrm", "policy"])?;
         let mut ip = BTreeSet::new();
@@ -93,7 +96,9 @@ fn write(name: &str, lines: &BTreeSet<String>) -> Result<String> {
 }
 
 fn lines(text: &str) -> impl Iterator<Item = String> {
-    let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let words = text
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     words.filter(|line| !line.is_empty())
 }
 
@@ -114,7 +119,10 @@ fn entries(text: &str) -> impl Iterator<Item = String> {
     let mut all: Vec<String> = Vec::new();
     for line in text.lines() {
         let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        match all.last_mut().filter(|_| line.starts_with(char::is_whitespace)) {
+        match all
+            .last_mut()
+            .filter(|_| line.starts_with(char::is_whitespace))
+        {
             Some(entry) => {
                 entry.push(' ');
                 entry.push_str(&words);

@@ -29,7 +29,10 @@ pub(crate) fn desired(peers: usize) -> Desired {
         framing: Framing::Vxlan,
         gateways: vec![gateway(own)],
         pod_cidrs: vec![own],
-        cluster_cidrs: vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10))],
+        cluster_cidrs: vec![IpNet::V4(Ipv4Net::new_assert(
+            Ipv4Addr::new(100, 64, 0, 0),
+            10,
+        ))],
         engine: Engine::Kernel,
         deny_clear: true,
         peers: (1..=peers).map(|n| (name(n), peer(n))).collect(),

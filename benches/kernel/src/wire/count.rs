@@ -51,7 +51,12 @@ impl Place<'_> {
         let deadline = Instant::now() + LIMIT;
         loop {
             let seen = self.send(3)?;
-            if seen.iter().filter(|packet| packet.outer == Some(outer)).count() == 3 {
+            if seen
+                .iter()
+                .filter(|packet| packet.outer == Some(outer))
+                .count()
+                == 3
+            {
                 break;
             }
             ensure!(

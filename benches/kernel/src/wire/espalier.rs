@@ -14,7 +14,9 @@ use super::shape::Settings;
 /// A mesh of two nodes with a pod each.
 pub(crate) fn measure(name: &str, settings: &Settings) -> Result<Sizes> {
     let mut sizes = None;
-    let keep = std::env::temp_dir().join("espalier-bench-kernel").join(name);
+    let keep = std::env::temp_dir()
+        .join("espalier-bench-kernel")
+        .join(name);
     let ran = espalier_e2e::run(&keep, |bench| {
         let setup = Setup {
             spec: settings.spec.iter().copied().map(str::to_owned).collect(),

@@ -96,5 +96,11 @@ pub(crate) const SHAPES: &[Shape] = &[
     kernel("gmac-vxlan-raw", &["suites: [AES-256-GMAC]"], ESP),
     kernel("aes128gcm-vxlan-raw", &["suites: [AES-128-GCM]"], ESP),
     kernel("chacha20-vxlan-raw", &["suites: [ChaCha20-Poly1305]"], ESP),
-    mesh("userspace-vxlan-udp", Mode::Required, &[], Plane::Userspace, ESP_IN_UDP),
+    mesh(
+        "userspace-vxlan-udp",
+        Mode::Required,
+        &[],
+        Plane::Userspace,
+        ESP_IN_UDP,
+    ),
 ];

@@ -30,7 +30,8 @@ pub(crate) fn measure() -> Result<Sizes> {
 /// This end and the other one by their places in [`HOSTS`].
 fn host(netns: &Netns, [own, other]: [usize; 2]) -> Result<()> {
     let (local, remote) = (HOSTS[own], HOSTS[other]);
-    let vxlan = format!("link add vx type vxlan id 4789 dstport 4789 local {local} remote {remote}");
+    let vxlan =
+        format!("link add vx type vxlan id 4789 dstport 4789 local {local} remote {remote}");
     let address = format!("address add 10.244.0.{}/24 dev vx", own + 1);
     let mut all = vec![vxlan, address, "link set vx mtu 1500 up".to_owned()];
     for (spi, from, to) in [(1, HOSTS[0], HOSTS[1]), (2, HOSTS[1], HOSTS[0])] {
@@ -45,5 +46,6 @@ fn host(netns: &Netns, [own, other]: [usize; 2]) -> Result<()> {
              tmpl src {from} dst {to} proto esp reqid 1 mode tunnel"
         ));
     }
-    all.iter().try_for_each(|words| say(netns, Path::new("ip"), words))
+    all.iter()
+        .try_for_each(|words| say(netns, Path::new("ip"), words))
 }

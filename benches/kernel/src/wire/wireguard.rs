@@ -71,7 +71,10 @@ impl Keys {
 
 fn said(command: &mut Command, input: &str) -> Result<String> {
     use std::io::Write as _;
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut stdin = child.stdin.take().context("its standard input")?;
     stdin.write_all(input.as_bytes())?;
     drop(stdin);
