@@ -10,11 +10,11 @@ use espalier_testnet::Netns;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::measure::{Usage, quiet};
 use crate::ours::Cost;
-use crate::pki::{CA_CERT, CA_KEY};
-use crate::plan::{self, Case};
-use crate::wire::Wire;
+use espalier_bench_ike::measure::{Usage, quiet};
+use espalier_bench_ike::pki::{CA_CERT, CA_KEY};
+use espalier_bench_ike::plan::{self, Case};
+use espalier_bench_ike::wire::Wire;
 
 /// Where the build puts PID files: each daemon sees one of its own there.
 const PID_FOLDER: &str = "/run/charon";

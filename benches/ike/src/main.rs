@@ -1,15 +1,10 @@
 //! Development only: what IKE handshakes cost, beside strongSwan's charon doing the same on the same cores in the same run.
 //!
-//! [`plan`] says who takes part, [`node`] is our process, [`ours`] and [`charon`] run a round, [`report`] says what came out.
+//! The library says who takes part and is our process; [`ours`] and [`charon`] run a round, [`report`] says what came out.
 
 mod charon;
-mod measure;
-mod node;
 mod ours;
-mod pki;
-mod plan;
 mod report;
-mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use espalier_bench_ike::plan::{Case, Side};
+use espalier_bench_ike::wire::Wire;
+use espalier_bench_ike::{node, pki};
+
 use charon::Charon;
-use plan::{Case, Side};
 use report::{Report, Sample};
-use wire::Wire;
 
 /// The agent's: memory is measured here.
 #[global_allocator]

@@ -12,16 +12,19 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Of one process since its start.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
+pub struct Usage {
     /// User and system time.
-    pub(crate) cpu_ms: f64,
+    pub cpu_ms: f64,
     /// Anonymous resident memory (`RssAnon`): without the pages of the program's own files.
-    pub(crate) rss_kb: f64,
+    pub rss_kb: f64,
 }
 
 impl Usage {
     /// Of the process `pid`.
-    pub(crate) fn of(pid: u32) -> Result<Self> {
+    ///
+    /// # Errors
+    /// There is no such process, or the kernel says something else than expected.
+    pub fn of(pid: u32) -> Result<Self> {
         let stat = read(pid, "stat")?;
         // Fields 14 and 15 (proc_pid_stat(5)); the name in field 2 may hold blanks.
         let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
@@ -64,7 +67,10 @@ fn read(pid: u32, file: &str) -> Result<String> {
 }
 
 /// Waits until the network namespace of `pid` has sent no UDP datagram for a while; returns when the last one was sent.
-pub(crate) fn quiet(pid: u32, deadline: Instant) -> Result<Instant> {
+///
+/// # Errors
+/// It goes on after `deadline`, or the process is gone.
+pub fn quiet(pid: u32, deadline: Instant) -> Result<Instant> {
     let (mut seen, mut last) = (sent(pid)?, Instant::now());
     while last.elapsed() < QUIET {
         if Instant::now() > deadline {
@@ -80,7 +86,10 @@ pub(crate) fn quiet(pid: u32, deadline: Instant) -> Result<Instant> {
 }
 
 /// UDP datagrams sent in the network namespace of `pid`.
-pub(crate) fn sent(pid: u32) -> Result<u64> {
+///
+/// # Errors
+/// There is no such process.
+pub fn sent(pid: u32) -> Result<u64> {
     let snmp = read(pid, "net/snmp")?;
     let mut udp = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, values) = (
@@ -94,8 +103,27 @@ pub(crate) fn sent(pid: u32) -> Result<u64> {
     value.with_context(|| format!("expected OutDatagrams in /proc/{pid}/net/snmp"))
 }
 
+/// Processor, cores, memory, kernel.
+#[must_use]
+pub fn machine() -> String {
+    let file = |path| fs::read_to_string(path).unwrap_or_default();
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        let value = line.and_then(|line| line.split_once(':'));
+        value.map_or("?", |(_, value)| value.trim()).to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "{}, {cores} cores, {} memory, Linux {}",
+        value(&file("/proc/cpuinfo"), "model name"),
+        value(&file("/proc/meminfo"), "MemTotal"),
+        file("/proc/sys/kernel/osrelease").trim(),
+    )
+}
+
 /// The middle one, or the mean of the two in the middle.
-pub(crate) fn median(values: &[f64]) -> f64 {
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -26,27 +26,30 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// What the process is told.
 #[derive(Args, Debug)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// The hub, or the spokes.
     #[arg(long)]
-    pub(crate) hub: bool,
+    pub hub: bool,
     /// Its role in all handshakes.
     #[arg(long, value_enum)]
-    pub(crate) side: Side,
+    pub side: Side,
     /// What is negotiated.
     #[arg(long, value_enum)]
-    pub(crate) case: Case,
+    pub case: Case,
     /// Number of pairs.
     #[arg(long)]
-    pub(crate) sas: usize,
+    pub sas: usize,
     /// Where the CA is.
     #[arg(long)]
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
 }
 
 /// Runs one process: `ready` on standard output when it serves; the initiator begins at the first line on standard input;
 /// `up SECONDS FINGERPRINT` when all pairs have their CHILD_SA; ends when standard input does.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+///
+/// # Errors
+/// Those of its socket, or not all pairs are up in time.
+pub fn run(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -57,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
-fn say(line: &str) -> Result<()> {
+pub(crate) fn say(line: &str) -> Result<()> {
     println!("{line}");
     Ok(std::io::stdout().flush()?)
 }
@@ -78,13 +81,13 @@ struct Node {
 
 /// When which endpoint's timeout is due.
 #[derive(Default)]
-struct Due {
+pub(crate) struct Due {
     order: BTreeSet<(Instant, usize)>,
     at: HashMap<usize, Instant>,
 }
 
 impl Due {
-    fn set(&mut self, endpoint: usize, at: Option<Instant>) {
+    pub(crate) fn set(&mut self, endpoint: usize, at: Option<Instant>) {
         if self.at.get(&endpoint).copied() == at {
             return;
         }
@@ -97,7 +100,7 @@ impl Due {
         }
     }
 
-    fn next(&self) -> Option<(Instant, usize)> {
+    pub(crate) fn next(&self) -> Option<(Instant, usize)> {
         self.order.first().copied()
     }
 }
@@ -123,26 +126,16 @@ impl Node {
         if node.hub {
             let mut endpoint = endpoint(plan::HUB_NAME, arguments, ca.as_ref())?;
             for n in 0..arguments.sas {
-                endpoint.put_peer(
-                    peer(
-                        plan::spoke_name(n),
-                        plan::hub(),
-                        plan::spoke(n),
-                        n,
-                        arguments.case,
-                    ),
-                    now,
-                )?;
+                let (name, auth) = (plan::spoke_name(n), auth(n, arguments.case));
+                endpoint.put_peer(peer(&name, plan::hub(), plan::spoke(n), auth), now)?;
             }
             node.endpoints.push(endpoint);
         } else {
             for n in 0..arguments.sas {
                 let mut endpoint = endpoint(&plan::spoke_name(n), arguments, ca.as_ref())?;
-                let name = plan::HUB_NAME.to_owned();
-                endpoint.put_peer(
-                    peer(name, plan::spoke(n), plan::hub(), n, arguments.case),
-                    now,
-                )?;
+                let auth = auth(n, arguments.case);
+                let hub = peer(plan::HUB_NAME, plan::spoke(n), plan::hub(), auth);
+                endpoint.put_peer(hub, now)?;
                 node.endpoints.push(endpoint);
             }
         }
@@ -305,11 +298,20 @@ impl Case {
     }
 }
 
-fn peer(name: String, local: SocketAddr, remote: SocketAddr, n: usize, case: Case) -> PeerConfig {
-    let auth = match case {
+fn auth(n: usize, case: Case) -> PeerAuth {
+    match case {
         Case::Psk => PeerAuth::Psk(psk(n)),
         Case::Ecdsa | Case::EcdsaMlKem768 => PeerAuth::Certificate,
-    };
+    }
+}
+
+/// UDP of any port between two hosts, as between two nodes of a mesh.
+pub(crate) fn peer(
+    name: &str,
+    local: SocketAddr,
+    remote: SocketAddr,
+    auth: PeerAuth,
+) -> PeerConfig {
     let any = |at: SocketAddr| TrafficSelector {
         protocol: 17,
         start_port: 0,
@@ -331,7 +333,7 @@ fn psk(n: usize) -> SecretBytes {
 }
 
 /// Lines of standard input.
-fn lines() -> tokio::sync::mpsc::Receiver<String> {
+pub(crate) fn lines() -> tokio::sync::mpsc::Receiver<String> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use espalier_testnet::Netns;
 
-use crate::measure::{Usage, quiet, sent};
-use crate::plan::{Case, Side};
-use crate::wire::Wire;
+use espalier_bench_ike::measure::{Usage, quiet, sent};
+use espalier_bench_ike::plan::{Case, Side};
+use espalier_bench_ike::wire::Wire;
 
 /// A round takes seconds; one that takes this long hangs.
 const LIMIT: Duration = Duration::from_secs(180);

@@ -15,19 +15,21 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 /// IKE's own port: nothing translates addresses between the namespaces.
-pub(crate) const PORT: u16 = 500;
+pub const PORT: u16 = 500;
+/// Where IKE and ESP of a mesh are (RFC 3948).
+pub const NAT_T_PORT: u16 = 4500;
 /// The hub's address.
-pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// First two octets of all spokes' addresses.
 const SPOKES: [u8; 2] = [10, 78];
 /// Their network's prefix.
-pub(crate) const SPOKES_PREFIX: u8 = 16;
+pub const SPOKES_PREFIX: u8 = 16;
 /// The hub's name.
-pub(crate) const HUB_NAME: &str = "hub";
+pub const HUB_NAME: &str = "hub";
 
 /// How both sides authenticate and what they agree on. All with AES-256-GCM, PRF-HMAC-SHA2-256 and X25519.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Case {
+pub enum Case {
     /// A shared key per pair.
     Psk,
     /// ECDSA P-256 certificates.
@@ -39,10 +41,10 @@ pub(crate) enum Case {
 
 impl Case {
     /// All, in the order of the report.
-    pub(crate) const ALL: [Self; 3] = [Self::Psk, Self::Ecdsa, Self::EcdsaMlKem768];
+    pub const ALL: [Self; 3] = [Self::Psk, Self::Ecdsa, Self::EcdsaMlKem768];
 
     /// The name in the report and on the command line.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Psk => "psk",
             Self::Ecdsa => "ecdsa",
@@ -51,7 +53,7 @@ impl Case {
     }
 
     /// CPU milliseconds per handshake and side that the project wants to stay below.
-    pub(crate) fn target_cpu_ms(self) -> f64 {
+    pub fn target_cpu_ms(self) -> f64 {
         match self {
             Self::Psk => 0.2,
             Self::Ecdsa => 0.4,
@@ -60,7 +62,7 @@ impl Case {
     }
 
     /// What strongSwan calls the same IKE proposal.
-    pub(crate) fn strongswan_proposal(self) -> &'static str {
+    pub fn strongswan_proposal(self) -> &'static str {
         match self {
             Self::Psk | Self::Ecdsa => "aes256gcm16-prfsha256-x25519",
             Self::EcdsaMlKem768 => "aes256gcm16-prfsha256-x25519-ke1_mlkem768",
@@ -68,7 +70,7 @@ impl Case {
     }
 
     /// What strongSwan calls this way to authenticate.
-    pub(crate) fn strongswan_auth(self) -> &'static str {
+    pub fn strongswan_auth(self) -> &'static str {
         match self {
             Self::Psk => "psk",
             Self::Ecdsa | Self::EcdsaMlKem768 => "pubkey",
@@ -85,7 +87,7 @@ impl fmt::Display for Case {
 /// Who sends IKE_SA_INIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Side {
+pub enum Side {
     /// Sends it.
     Initiator,
     /// Answers it.
@@ -94,10 +96,10 @@ pub(crate) enum Side {
 
 impl Side {
     /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Initiator, Self::Responder];
+    pub const ALL: [Self; 2] = [Self::Initiator, Self::Responder];
 
     /// The name in the report and on the command line.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Initiator => "initiator",
             Self::Responder => "responder",
@@ -105,7 +107,7 @@ impl Side {
     }
 
     /// The other one.
-    pub(crate) fn other(self) -> Self {
+    pub fn other(self) -> Self {
         match self {
             Self::Initiator => Self::Responder,
             Self::Responder => Self::Initiator,
@@ -114,25 +116,25 @@ impl Side {
 }
 
 /// The spokes' network.
-pub(crate) fn spokes() -> Ipv4Addr {
+pub fn spokes() -> Ipv4Addr {
     let [a, b] = SPOKES;
     Ipv4Addr::new(a, b, 0, 0)
 }
 
 /// Name of spoke `n`, from 0.
-pub(crate) fn spoke_name(n: usize) -> String {
+pub fn spoke_name(n: usize) -> String {
     format!("spoke-{n:05}")
 }
 
 /// Address and port of spoke `n`. At most 65,535 of them.
-pub(crate) fn spoke(n: usize) -> SocketAddr {
+pub fn spoke(n: usize) -> SocketAddr {
     let [a, b] = SPOKES;
     let [.., c, d] = (n + 1).to_be_bytes();
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), PORT)
 }
 
 /// Which spoke has this address.
-pub(crate) fn spoke_at(address: IpAddr) -> Option<usize> {
+pub fn spoke_at(address: IpAddr) -> Option<usize> {
     match address {
         IpAddr::V4(v4) => {
             let [.., c, d] = v4.octets();
@@ -143,7 +145,7 @@ pub(crate) fn spoke_at(address: IpAddr) -> Option<usize> {
 }
 
 /// Address and port of the hub.
-pub(crate) fn hub() -> SocketAddr {
+pub fn hub() -> SocketAddr {
     SocketAddr::new(HUB.into(), PORT)
 }
 

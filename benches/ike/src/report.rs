@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::measure::median;
-use crate::plan::{Case, Side};
+use espalier_bench_ike::measure::{machine, median};
+use espalier_bench_ike::plan::{Case, Side};
+
 use crate::{charon, ours};
 
 /// Wanted at most: memory per SA.
@@ -252,21 +253,4 @@ fn print_row(group: &[&Sample], side: Side) {
         ),
         format!("{TARGET_RATIO}x"),
     );
-}
-
-/// Processor, cores, memory, kernel.
-fn machine() -> String {
-    let file = |path| fs::read_to_string(path).unwrap_or_default();
-    let value = |text: &str, key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key));
-        let value = line.and_then(|line| line.split_once(':'));
-        value.map_or("?", |(_, value)| value.trim()).to_owned()
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "{}, {cores} cores, {} memory, Linux {}",
-        value(&file("/proc/cpuinfo"), "model name"),
-        value(&file("/proc/meminfo"), "MemTotal"),
-        file("/proc/sys/kernel/osrelease").trim(),
-    )
 }

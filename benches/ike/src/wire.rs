@@ -15,16 +15,19 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// Where the processes run.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub struct Wire {
     /// One address.
-    pub(crate) hub: Netns,
+    pub hub: Netns,
     /// One address per spoke.
-    pub(crate) spokes: Netns,
+    pub spokes: Netns,
 }
 
 impl Wire {
     /// Makes both. They go with this value, and with the sandbox.
-    pub(crate) fn new() -> Result<Self> {
+    ///
+    /// # Errors
+    /// The kernel refuses, or this is no sandbox.
+    pub fn new() -> Result<Self> {
         let (hub, spokes) = (Netns::new("hub")?, Netns::new("spokes")?);
         let end = |netns, name| VethEnd { netns, name };
         veth(end(&hub, "eth0"), end(&spokes, "eth0"), MTU)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ const SETTLE: Duration = Duration::from_millis(30);
 const RESCAN: Duration = Duration::from_secs(15);
 /// A manifest is small; a larger file is a mistake.
 const MAX_FILE: u64 = 16 << 20;
+
+/// Every file with its text, or why it cannot be read.
+type Files = BTreeMap<String, Result<String, String>>;
 
 /// Why a folder cannot be a source.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,12 @@ impl FolderSource {
         })?;
         let mut store = Store::default();
         let (sender, snapshots) = watch::channel(store.update(&files));
-        tokio::spawn(follow(folder, store, sender, poked, watcher));
+        let followed = Followed {
+            seen: digest(&files),
+            folder,
+            store,
+        };
+        tokio::spawn(followed.follow(sender, poked, watcher));
         Ok(Self { snapshots })
     }
 
@@ -103,30 +112,55 @@ fn watch_folder(
     Ok(watcher)
 }
 
-async fn follow(
+/// A folder that is looked at again and again.
+struct Followed {
     folder: PathBuf,
-    mut store: Store,
-    sender: watch::Sender<MeshSnapshot>,
-    mut poked: mpsc::Receiver<()>,
-    watcher: notify::RecommendedWatcher,
-) {
-    loop {
-        tokio::select! {
-            () = sender.closed() => break,
-            Some(()) = poked.recv() => tokio::time::sleep(SETTLE).await,
-            () = tokio::time::sleep(RESCAN) => {}
+    store: Store,
+    /// Of the files that the store was last given: what is the same is not parsed again.
+    seen: u64,
+}
+
+impl Followed {
+    async fn follow(
+        mut self,
+        sender: watch::Sender<MeshSnapshot>,
+        mut poked: mpsc::Receiver<()>,
+        watcher: notify::RecommendedWatcher,
+    ) {
+        loop {
+            tokio::select! {
+                () = sender.closed() => break,
+                Some(()) = poked.recv() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep(RESCAN) => {}
+            }
+            // What happened while it settled is read below.
+            let _ = poked.try_recv();
+            self.look(&sender);
         }
-        // What happened while it settled is read below.
-        let _ = poked.try_recv();
-        match read_folder(&folder) {
-            Ok(files) => publish(&sender, store.update(&files)),
+        drop(watcher);
+    }
+
+    fn look(&mut self, sender: &watch::Sender<MeshSnapshot>) {
+        match read_folder(&self.folder) {
+            Ok(files) => {
+                let now = digest(&files);
+                if now != self.seen {
+                    self.seen = now;
+                    publish(sender, self.store.update(&files));
+                }
+            }
             // Never act on a partial list: what is in force stays.
             Err(e) => {
-                warn!(folder = %folder.display(), error = %e, "folder of manifests cannot be read; nothing changes")
+                warn!(folder = %self.folder.display(), error = %e, "folder of manifests cannot be read; nothing changes")
             }
         }
     }
-    drop(watcher);
+}
+
+fn digest(files: &Files) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    files.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn publish(sender: &watch::Sender<MeshSnapshot>, snapshot: MeshSnapshot) {
@@ -141,7 +175,7 @@ fn publish(sender: &watch::Sender<MeshSnapshot>, snapshot: MeshSnapshot) {
 }
 
 /// Every manifest by file name. Fails only when the folder as a whole cannot be listed.
-fn read_folder(folder: &Path) -> std::io::Result<BTreeMap<String, Result<String, String>>> {
+fn read_folder(folder: &Path) -> std::io::Result<Files> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -1,5 +1,6 @@
 //! What an admin writes: the `EncryptionPolicy` resource and Node objects, and the sources they come from.
 
+mod claims;
 mod crd;
 mod external;
 mod folder;

@@ -1,13 +1,14 @@
 //! All objects together: what is in force, and what is wrong with the rest.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use espalier_peers::{Mode, NodeSpec};
 use ipnet::IpNet;
 
+use crate::claims::Claims;
 use crate::external::ExternalGateway;
 use crate::manifest::{Object, parse};
 use crate::protection::Protection;
@@ -82,7 +83,7 @@ pub struct Store {
     files: BTreeMap<String, BTreeMap<Key, Object>>,
     policy: Option<Policy>,
     /// Names of the nodes in force: of two that conflict the older one stays.
-    in_force: Vec<String>,
+    in_force: HashSet<String>,
 }
 
 impl Store {
@@ -202,25 +203,24 @@ impl Store {
                 }
             }
         }
-        candidates
-            .sort_by_key(|(file, node)| (!self.in_force.contains(&node.name), &node.name, *file));
-        let mut nodes: Vec<(&String, &NodeSpec)> = Vec::new();
+        let in_force = |node: &NodeSpec| self.in_force.contains(&node.name);
+        candidates.sort_by_cached_key(|(file, node)| (!in_force(node), &node.name, *file));
+        let mut claims = Claims::default();
         for (file, node) in candidates {
-            match conflict(node, &nodes, policy) {
-                None => nodes.push((file, node)),
-                Some(what) => {
-                    let place = format!("{file}, Node {}", node.name);
-                    problems.push(Problem {
-                        place,
-                        key: Some(("Node", node.name.clone())),
-                        what,
-                    });
-                }
+            let taken = match outside(node, policy) {
+                None => claims.take(file, node),
+                Some(what) => Err(what),
+            };
+            if let Err(what) = taken {
+                let place = format!("{file}, Node {}", node.name);
+                problems.push(Problem {
+                    place,
+                    key: Some(("Node", node.name.clone())),
+                    what,
+                });
             }
         }
-        let mut nodes: Vec<NodeSpec> = nodes.into_iter().map(|(_, node)| node.clone()).collect();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        nodes
+        claims.into_nodes()
     }
 }
 
@@ -282,8 +282,8 @@ fn missing_policy(consequence: &str) -> Problem {
     }
 }
 
-/// Why `node` cannot stand beside `others`.
-fn conflict(node: &NodeSpec, others: &[(&String, &NodeSpec)], policy: &Policy) -> Option<String> {
+/// Why the policy has no place for `node`.
+fn outside(node: &NodeSpec, policy: &Policy) -> Option<String> {
     for cidr in &node.pod_cidrs {
         if !policy
             .cluster_cidrs
@@ -301,37 +301,5 @@ fn conflict(node: &NodeSpec, others: &[(&String, &NodeSpec)], policy: &Policy) -
             ));
         }
     }
-    others.iter().find_map(|(file, other)| {
-        clash(node, other).map(|what| {
-            format!(
-                "{what} (Node {} in {file}); this one is left out",
-                other.name
-            )
-        })
-    })
-}
-
-fn clash(node: &NodeSpec, other: &NodeSpec) -> Option<String> {
-    if node.name == other.name {
-        return Some("metadata.name: there is another node of the same name".to_owned());
-    }
-    if let Some(address) = node
-        .addresses
-        .iter()
-        .find(|address| other.addresses.contains(address))
-    {
-        return Some(format!("status.addresses: {address} is another node's"));
-    }
-    let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    let found = node.pod_cidrs.iter().find_map(|a| {
-        other
-            .pod_cidrs
-            .iter()
-            .find(|b| overlap(a, b))
-            .map(|b| (a, b))
-    })?;
-    Some(format!(
-        "spec.podCIDRs: {} overlaps {} of another node",
-        found.0, found.1
-    ))
+    None
 }

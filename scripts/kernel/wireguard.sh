@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# wireguard.sh: prints a folder with Debian's wireguard-go and wg, which are fetched once and not installed.
+set -euo pipefail
+. "$(dirname "$(realpath "$0")")/../debian.sh"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-kernels
+mkdir -p "$cache"
+newest=$(find "$cache" -maxdepth 1 -name 'wireguard-go-*' ! -name '*.new' | sort -V | tail -n 1)
+if [[ -n $newest ]]; then
+  echo "$newest"
+  exit
+fi
+
+work=$(mktemp -d -p "$cache" fetch.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+suite_options bookworm "$work/apt"
+(cd "$work" && apt-get "${options[@]}" download wireguard-go wireguard-tools > /dev/null)
+for package in "$work"/*.deb; do dpkg -x "$package" "$work/root"; done
+version=$(dpkg-deb -f "$(find "$work" -maxdepth 1 -name 'wireguard-go_*.deb')" Version)
+mkdir "$work/new"
+cp "$work/root/usr/bin/wireguard-go" "$work/root/usr/bin/wg" "$work/new/"
+target=$cache/wireguard-go-${version//[^A-Za-z0-9.+~-]/_}
+mv "$work/new" "$target"
+echo "$target"
