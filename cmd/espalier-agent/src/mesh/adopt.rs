@@ -17,7 +17,8 @@ use super::{Kernel, Mesh};
 #[derive(Debug, Default)]
 pub(super) struct Found {
     kernel: Option<KernelState>,
-    sas: Vec<SaInfo>,
+    /// `None`: the data plane does not answer, and what policies name is all that is known.
+    sas: Option<Vec<SaInfo>>,
 }
 
 impl Found {
@@ -31,7 +32,9 @@ impl Found {
             .first()
             .and_then(|cidr| kernel.paths.get(cidr));
         let protect = kernel.protects.get(&remote);
-        let pinned = protect.is_some_and(|protect| protect.spi.is_some());
+        let pinned = protect
+            .and_then(|protect| protect.spi)
+            .is_some_and(|spi| self.may_have_outbound(&spec.name, spi));
         Observed {
             sends: match path {
                 Some(_) if pinned => Sends::Esp,
@@ -43,18 +46,26 @@ impl Found {
             },
             accepts_clear: path.is_some()
                 && (!kernel.base_block || kernel.accepting.contains(&remote)),
-            esp: pinned
-                || self
-                    .sas
-                    .iter()
-                    .any(|sa| sa.peer.0 == spec.name && seals(sa)),
+            esp: pinned || self.sas_of(&spec.name).any(seals),
         }
+    }
+
+    fn sas_of<'a>(&'a self, peer: &'a str) -> impl Iterator<Item = &'a SaInfo> + Clone {
+        let all = self.sas.iter().flatten();
+        all.filter(move |sa| sa.peer.0 == peer)
+    }
+
+    /// A policy may name a state that is gone (flushed, expired): such a pair does not encrypt, it is blocked.
+    fn may_have_outbound(&self, peer: &str, spi: u32) -> bool {
+        let is_it = |sa: &SaInfo| (sa.direction, sa.spi.0) == (Direction::Out, spi);
+        self.sas.is_none() || self.sas_of(peer).any(is_it)
     }
 
     /// Hands the SAs of a peer to it. What a policy names is what seals; where the data plane does not answer, it is all that is
     /// known.
     pub(super) fn give_sas(&self, peer: &mut PeerState) {
-        let own = self.sas.iter().filter(|sa| sa.peer.0 == peer.spec.name);
+        let name = peer.spec.name.clone();
+        let own = self.sas_of(&name);
         let kernel = self.kernel.as_ref();
         let protect = kernel.and_then(|kernel| kernel.protects.get(&peer.addresses.1));
         let named = protect
@@ -70,7 +81,7 @@ impl Found {
         if let Some(protect) = protect {
             peer.reqid = Reqid(protect.reqid);
         }
-        if let (Some(protect), true) = (protect, self.sas.is_empty()) {
+        if let (Some(protect), true) = (protect, self.sas.is_none()) {
             peer.active = protect.spi.map(Spi);
             let out = peer.active.map(|spi| Adopted {
                 direction: Direction::Out,
@@ -114,10 +125,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             Ok(_) => {}
         }
         let dump = self.plane_dump().await;
-        let sas = dump.map(|dump| dump.sas).unwrap_or_default();
         Found {
             kernel: kernel.ok(),
-            sas,
+            sas: dump.map(|dump| dump.sas),
         }
     }
 
@@ -126,7 +136,10 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Some(Dump { sas, .. }) = self.plane_dump().await else {
             return;
         };
-        let found = Found { kernel: None, sas };
+        let found = Found {
+            kernel: None,
+            sas: Some(sas),
+        };
         let now = Instant::now();
         for peer in self.peers.values_mut().filter(|peer| peer.sas.is_empty()) {
             found.give_sas(peer);

@@ -169,6 +169,27 @@ async fn a_restarted_agent_adopts_kernel_states_even_without_their_process() {
     world.until("replaced", replaced).await;
 }
 
+/// Somebody flushed the states while no agent ran: the policies that name them are no SAs, and the pair is not said to encrypt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_whose_state_is_gone_is_not_adopted() {
+    let mut world = two_kernels().await;
+    let before = world.nodes[0].lock().route("b").protect.unwrap();
+    {
+        let mut state = world.nodes[0].lock();
+        let remote = state.route("b").remote;
+        state.sas.clear();
+        state.active.clear();
+        let cidr = "10.244.1.0/24".parse().unwrap();
+        state.observed.paths.insert(cidr, RoutePath::Encrypted);
+        state.observed.protects.insert(remote, before);
+    }
+    world.restart(0).await;
+    world.agents[0].settle_world().await;
+    let route = world.nodes[0].lock().route("b");
+    assert_ne!(route.path, RoutePath::Encrypted);
+    assert_eq!(route.protect.and_then(|protect| protect.spi), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ah_is_installed_and_named_as_such() {
     let ah = policy(|policy| policy.protection.protocol = Protocol::Ah);
