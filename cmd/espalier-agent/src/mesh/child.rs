@@ -268,10 +268,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let now = Instant::now();
         peer.way.heard(spi.0, now);
         // On a raw SA it may be a probe, which is no sign that the peer seals its pods' packets.
-        if peer.sas.iter().any(|sa| sa.spi_in == spi && sa.raw) {
-            return self.confirm(name, |sa| sa.spi_in == spi).await;
+        if !peer.sas.iter().any(|sa| sa.spi_in == spi && sa.raw) {
+            peer.pair.heard_esp(now);
         }
-        peer.pair.heard_esp(now);
         self.confirm(name, |sa| sa.spi_in == spi).await;
     }
 
