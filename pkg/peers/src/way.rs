@@ -85,6 +85,8 @@ pub struct Way {
     state: State,
     /// The newest raw SA: inbound and outbound SPI.
     raw: Option<(u32, u32)>,
+    /// The outbound SPI of the newest raw SA that the other end is known to have.
+    opened: Option<u32>,
     /// An authenticated packet came in on it.
     heard: bool,
     /// The other end's last word.
@@ -105,6 +107,7 @@ impl Way {
             begins,
             state: State::Idle,
             raw: None,
+            opened: None,
             heard: false,
             told: Said::default(),
             fallen: false,
@@ -113,7 +116,8 @@ impl Way {
         }
     }
 
-    /// A raw SA was made and is installed at this end. Where raw works it is as good as its predecessor.
+    /// A raw SA was made and is installed at this end. Where raw works it is as good as its predecessor. Probes wait until
+    /// [`Way::opens`] names it, or a packet on it came in.
     pub fn made_raw(&mut self, spi_in: u32, spi_out: u32, now: Instant) {
         (self.raw, self.heard) = (Some((spi_in, spi_out)), false);
         if !matches!(self.state, State::Raw { .. }) {
@@ -122,6 +126,13 @@ impl Way {
             self.next_probe = now;
         }
         self.step(now);
+    }
+
+    /// The other end is known to have installed the SA that this end sends with by this SPI.
+    pub fn opens(&mut self, spi_out: u32) {
+        if self.raw.is_some_and(|(_, own)| own == spi_out) {
+            self.opened = Some(spi_out);
+        }
     }
 
     /// The pair's SA is in UDP because both ends agreed on that, or a NAT wants it: there is nothing to try.
@@ -136,7 +147,8 @@ impl Way {
 
     /// There are no SAs any more. That raw has failed is not forgotten.
     pub fn lost(&mut self, now: Instant) {
-        (self.raw, self.heard, self.told) = (None, false, Said::default());
+        (self.raw, self.opened) = (None, None);
+        (self.heard, self.told) = (false, Said::default());
         if self.fallen {
             self.fall_back(now);
         } else {
@@ -147,13 +159,16 @@ impl Way {
 
     /// An authenticated packet came in on an inbound SA.
     pub fn heard(&mut self, spi_in: u32, now: Instant) {
-        self.heard |= self.raw.is_some_and(|(own, _)| own == spi_in);
+        if let Some((_, spi_out)) = self.raw.filter(|(own, _)| *own == spi_in) {
+            (self.heard, self.opened) = (true, Some(spi_out));
+        }
         self.step(now);
     }
 
     /// The other end announced.
     pub fn told(&mut self, said: Said, now: Instant) {
         self.told = said;
+        self.opens(said.hears);
         self.step(now);
     }
 
@@ -237,9 +252,14 @@ impl Way {
             }
             State::Fallback { retry } => (Some(retry), false),
         };
-        let probe = probes.then_some(self.next_probe);
+        let probe = (probes && self.may_probe()).then_some(self.next_probe);
         let drained = self.udp.flatten();
         [main, probe, drained].into_iter().flatten().min()
+    }
+
+    /// A probe on an SA that the other end is still to install would be an error there.
+    fn may_probe(&self) -> bool {
+        self.raw.is_none_or(|(_, out)| self.opened == Some(out))
     }
 
     /// Whether to send a probe through the newest raw SA now; if so, the next one is due later.
@@ -249,7 +269,7 @@ impl Way {
             State::Raw { asked, .. } => asked.is_some(),
             State::Idle | State::Fallback { .. } => false,
         };
-        let due = asks && now >= self.next_probe;
+        let due = asks && self.may_probe() && now >= self.next_probe;
         if due {
             self.next_probe = now + self.limits.probe;
         }
@@ -289,10 +309,11 @@ impl Way {
         }
     }
 
-    /// The newest raw outbound SA, which probes go through.
-    #[must_use]
-    pub fn tried(&self) -> Option<u32> {
-        self.raw.map(|(_, spi_out)| spi_out)
+    /// The raw outbound SAs that probes go through, the best first: the newest that the other end is known to have, then one that
+    /// it surely has as soon as it asks.
+    pub fn tried(&self) -> impl Iterator<Item = u32> {
+        let newest = self.raw.map(|(_, spi_out)| spi_out);
+        self.opened.into_iter().chain(newest)
     }
 
     /// What to tell the other end.

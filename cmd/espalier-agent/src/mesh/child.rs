@@ -283,6 +283,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             return;
         };
         sa.confirmed = true;
+        peer.way.opens(sa.spi_out.0);
         let spi_in = sa.spi_in.0;
         self.switch_to_best(name).await;
         self.parts

@@ -173,7 +173,7 @@ impl PeerState {
         };
         // Without an SA that seals it still says whose states may open.
         let known = (self.reqid.0 != 0).then_some(known);
-        let tried = self.way.tried().filter(|spi| self.has_outbound(*spi));
+        let tried = self.way.tried().find(|spi| self.has_outbound(*spi));
         PeerRoute {
             remote: self.addresses.1,
             mac: vtep_mac(&self.spec.name),

@@ -16,7 +16,12 @@ impl PeerState {
     /// An SA of number 0 was installed.
     pub(super) fn note_first_child(&mut self, raw: bool, now: Instant) {
         match self.sas.last() {
-            Some(sa) if raw => self.way.made_raw(sa.spi_in.0, sa.spi_out.0, now),
+            Some(sa) if raw => {
+                self.way.made_raw(sa.spi_in.0, sa.spi_out.0, now);
+                if sa.confirmed {
+                    self.way.opens(sa.spi_out.0);
+                }
+            }
             _ => self.way.made_udp_only(now),
         }
     }

@@ -25,6 +25,8 @@ enum Letter {
     Said(Said),
     /// A raw SA, by the SPIs of the sender and the receiver.
     Raw(u32, u32),
+    /// The sender has installed the raw SA that the receiver sends with by this SPI.
+    Opens(u32),
     Udp,
 }
 
@@ -34,6 +36,8 @@ struct End {
     /// The UDP SA is there; asked for.
     udp: (bool, bool),
     inbox: VecDeque<(Instant, Letter)>,
+    /// Inbound SPIs of raw SAs.
+    opened: Vec<u32>,
     /// Last raw packet in, and raw packets out since the last look.
     heard_at: Option<Instant>,
     sent: bool,
@@ -61,6 +65,7 @@ impl Sim {
             said: Said::default(),
             udp: (false, false),
             inbox: VecDeque::new(),
+            opened: Vec::new(),
             heard_at: None,
             sent: false,
         };
@@ -82,6 +87,7 @@ impl Sim {
     fn rekey(&mut self, by: usize) {
         self.spi += 2;
         let (own, other) = (self.spi, self.spi + 1);
+        self.ends[1 - by].opened.push(other);
         self.ends[1 - by].way.made_raw(other, own, self.now);
         let due = self.now + LATENCY;
         let letter = Letter::Raw(own, other);
@@ -115,7 +121,15 @@ impl Sim {
             let (_, letter) = self.ends[me].inbox.pop_front().unwrap();
             match letter {
                 Letter::Said(said) => self.ends[me].way.told(said, now),
-                Letter::Raw(own, other) => self.ends[me].way.made_raw(own, other, now),
+                Letter::Raw(own, other) => {
+                    self.ends[me].opened.push(own);
+                    self.ends[me].way.made_raw(own, other, now);
+                    // The responder installed before it answered.
+                    self.ends[me].way.opens(other);
+                    let opens = (now + LATENCY, Letter::Opens(own));
+                    self.ends[1 - me].inbox.push_back(opens);
+                }
+                Letter::Opens(spi) => self.ends[me].way.opens(spi),
                 Letter::Udp => self.ends[me].udp.0 = true,
             }
         }
@@ -128,6 +142,8 @@ impl Sim {
         self.packets
             .retain(|(due, to, ..)| !(*due <= now && *to == me));
         for (_, _, spi, asks) in here {
+            let opened = self.ends[me].opened.contains(&spi);
+            assert!(opened, "a packet on an SA that is still to be installed");
             self.ends[me].heard_at = Some(now);
             self.ends[me].way.heard(spi, now);
             if asks {
@@ -138,7 +154,7 @@ impl Sim {
 
     fn send_raw(&mut self, me: usize, asks: bool) {
         self.ends[me].sent = true;
-        let Some(spi) = self.ends[me].way.tried() else {
+        let Some(spi) = self.ends[me].way.tried().next() else {
             return;
         };
         if self.passes[me] {
