@@ -140,9 +140,9 @@ impl Way {
         *self = Self::new(self.begins, self.limits, now);
     }
 
-    /// A restarted agent found that packets go raw.
-    pub fn found_raw(&mut self, now: Instant) {
-        self.state = raw_since(now);
+    /// A restarted agent found that packets go raw, by this SPI.
+    pub fn found_raw(&mut self, spi_out: u32, now: Instant) {
+        (self.state, self.opened) = (raw_since(now), Some(spi_out));
     }
 
     /// There are no SAs any more. That raw has failed is not forgotten.

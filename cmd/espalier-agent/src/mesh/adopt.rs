@@ -91,9 +91,9 @@ impl Found {
             });
             peer.adopted = out.into_iter().collect();
         }
-        let seals_raw = |sa: &Adopted| sa.raw && Some(sa.spi) == peer.active;
-        if peer.adopted.iter().any(seals_raw) {
-            peer.way.found_raw(Instant::now());
+        let seals_raw = |sa: &&Adopted| sa.raw && Some(sa.spi) == peer.active;
+        if let Some(sa) = peer.adopted.iter().find(seals_raw) {
+            peer.way.found_raw(sa.spi.0, Instant::now());
         }
         if !peer.adopted.is_empty() {
             info!(peer = %peer.spec.name, sas = peer.adopted.len(), "adopted SAs; a handshake will replace them");

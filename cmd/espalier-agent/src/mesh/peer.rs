@@ -173,7 +173,8 @@ impl PeerState {
         };
         // Without an SA that seals it still says whose states may open.
         let known = (self.reqid.0 != 0).then_some(known);
-        let tried = self.way.tried().find(|spi| self.has_outbound(*spi));
+        let usable = |spi: &u32| self.has_outbound(*spi) || self.has_adopted(Spi(*spi));
+        let tried = self.way.tried().find(usable);
         PeerRoute {
             remote: self.addresses.1,
             mac: vtep_mac(&self.spec.name),
@@ -198,6 +199,11 @@ impl PeerState {
 
     fn has_outbound(&self, spi: u32) -> bool {
         self.sas.iter().any(|sa| sa.spi_out.0 == spi)
+    }
+
+    fn has_adopted(&self, spi: Spi) -> bool {
+        let is_it = |sa: &Adopted| (sa.direction, sa.spi) == (Direction::Out, spi);
+        self.adopted.iter().any(is_it)
     }
 
     /// How a policy's template names the states of this outbound SA.
@@ -248,10 +254,7 @@ impl PeerState {
         };
         // Until there is something in the place of what broke, it stays: a pair under Permissive does not go clear for that.
         let kept = self.active.filter(|spi| self.has_outbound(spi.0));
-        let adopted = self.active.filter(|spi| {
-            let is_active = |sa: &Adopted| (sa.direction, sa.spi) == (Direction::Out, *spi);
-            self.adopted.iter().any(is_active)
-        });
+        let adopted = self.active.filter(|spi| self.has_adopted(*spi));
         newest.map(|sa| sa.spi_out).or(kept).or(adopted)
     }
 }

@@ -315,7 +315,7 @@ fn what_failed_is_remembered_when_all_sas_go() {
 fn a_quiet_pair_is_not_asked() {
     let now = Instant::now();
     let mut way = Way::new(true, LIMITS, now);
-    way.found_raw(now);
+    way.found_raw(1, now);
     for second in 0..100 {
         let now = now + Duration::from_secs(second);
         way.traffic(false, None, now);
