@@ -23,3 +23,11 @@ suite_options() {
     -o Dir::Cache="$folder" -o Acquire::Check-Valid-Until=false -o Acquire::Retries=3 -o APT::Sandbox::User=root)
   apt-get "${options[@]}" update > /dev/null
 }
+
+# in_cache NAME: the newest folder NAME-VERSION of what was fetched, in `found`, if there is one; sets `cache`, where they are.
+in_cache() {
+  cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-kernels
+  mkdir -p "$cache"
+  found=$(find "$cache" -maxdepth 1 -name "$1-*" ! -name '*.new' | sort -V | tail -n 1)
+  [[ -n $found ]]
+}

@@ -9,21 +9,37 @@ binaries=(espalier-agent espalier-dataplane espalier-cni espalier-cli)
 build() {
   cargo build --locked --quiet -p espalier-e2e-kernel $(printf -- '-p %s ' "${binaries[@]}")
 }
+# program PACKAGE TEST: builds a test program, prints where it is.
+program() {
+  cargo test --locked --quiet -p "$1" --test "$2" --no-run --message-format=json |
+    grep -oE '"executable":"[^"]+"' | grep "/$2-" | cut -d'"' -f4
+}
+# Tests of crates that need a kernel with IPsec.
+of_crates() {
+  tests=(
+    --tests "xfrm=$(program espalier-xfrm kernel)"
+    --tests "overlay=$(program espalier-overlay xfrm)"
+    --tests "dataplane=$(program espalier-dataplane kernel)"
+  )
+}
 
 case $part in
   test)
     scripts/packages.sh kernel
     build
+    of_crates
     # The tests of e2e/ are cases, too.
-    mesh=$(cargo test --locked --quiet -p espalier-e2e --test mesh --no-run --message-format=json |
-      grep -oE '"executable":"[^"]+"' | cut -d'"' -f4)
-    exec target/debug/espalier-e2e-kernel run --mesh "$mesh" "$@"
+    tests+=(--tests "mesh=$(program espalier-e2e mesh)")
+    exec target/debug/espalier-e2e-kernel run "${tests[@]}" "$@"
     ;;
   matrix)
     scripts/packages.sh kernel-matrix
     build
-    exec target/debug/espalier-e2e-kernel run --core --out target/kernel-matrix \
-      --kernel uml-bookworm --kernel uml-trixie --kernel uml-sid --kernel qemu-sid "$@"
+    of_crates
+    if [[ " $* " != *" --kernel "* ]]; then
+      set -- --kernel uml-bookworm --kernel uml-trixie --kernel uml-sid --kernel qemu-sid "$@"
+    fi
+    exec target/debug/espalier-e2e-kernel run "${tests[@]}" --core --out target/kernel-matrix "$@"
     ;;
   *) sed -n 2,3p "$0" >&2 && exit 2 ;;
 esac

@@ -20,7 +20,7 @@ part() {
   printf -- '-- %s: %d s\n' "$name" $((SECONDS - start))
 }
 
-# Adds up what the runners' closing lines say, those of nextest and of cargo test. A failed test's own output, which nextest
+# Adds up what the runners' closing lines say, those of nextest, of cargo test and of our own. A failed test's own output, which nextest
 # shows indented, is not counted again.
 count() {
   local out=$1 succeeded=$2 ok not
@@ -33,7 +33,7 @@ count() {
 }
 
 closing_lines() {
-  grep -E '^(test result: | *Summary )' "$1"
+  grep -E '^(test result: | *Summary |[0-9]+ passed, [0-9]+ failed$)' "$1"
 }
 
 scripts/packages.sh test || exit 1
@@ -44,6 +44,7 @@ part "purity" make --no-print-directory pure
 part "tests" make --no-print-directory unit
 part "dependencies" make --no-print-directory deny
 part "demo" make --no-print-directory demo
+part "kernel" make --no-print-directory kernel-test
 
 if ((failed)); then printf 'failed: %s\n' "${bad[*]}"; fi
 printf '%d passed, %d failed\n' "$passed" "$failed"

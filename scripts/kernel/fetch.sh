@@ -1,15 +1,12 @@
 #!/usr/bin/env bash
 # fetch.sh uml|qemu SUITE: prints the folder of a guest kernel of that Debian suite, which boot.sh starts. `uml` is user-mode
-# Linux, `qemu` the kernel for clouds with a small root file system of the same suite. What is in the cache is used again, without a look at the mirror; remove it to get the
-# newest.
+# Linux, `qemu` the kernel for clouds with a small root file system of the same suite. What is in the cache is used again, without
+# a look at the mirror; remove it to get the newest.
 set -euo pipefail
 kind=${1:?uml or qemu} suite=${2:?suite}
 . "$(dirname "$(realpath "$0")")/../debian.sh"
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-kernels
-mkdir -p "$cache"
-newest=$(find "$cache" -maxdepth 1 -name "$kind-$suite-*" ! -name '*.new' | sort -V | tail -n 1)
-if [[ -n $newest ]]; then
-  echo "$newest"
+if in_cache "$kind-$suite"; then
+  echo "$found"
   exit
 fi
 

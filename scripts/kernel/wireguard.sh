@@ -2,11 +2,8 @@
 # wireguard.sh: prints a folder with Debian's wireguard-go and wg, which are fetched once and not installed.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../debian.sh"
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-kernels
-mkdir -p "$cache"
-newest=$(find "$cache" -maxdepth 1 -name 'wireguard-go-*' ! -name '*.new' | sort -V | tail -n 1)
-if [[ -n $newest ]]; then
-  echo "$newest"
+if in_cache wireguard-go; then
+  echo "$found"
   exit
 fi
 

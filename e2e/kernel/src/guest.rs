@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use espalier_guest::Daemon;
 
 use crate::matrix::{self, Expected};
+use crate::programs::Tests;
 use crate::report::{Measured, Outcome, Row};
 
 /// What the host tells.
@@ -28,8 +29,7 @@ pub(crate) struct Plan {
     pub(crate) place: PathBuf,
     pub(crate) cases: Vec<String>,
     pub(crate) bin: PathBuf,
-    /// Test program of `e2e/`.
-    pub(crate) mesh: Option<PathBuf>,
+    pub(crate) tests: Vec<Tests>,
     /// Of this guest.
     pub(crate) folder: PathBuf,
     /// JSON lines.
@@ -41,8 +41,8 @@ pub(crate) struct Plan {
 
 /// A packet every so many milliseconds in every flow: the guest has one slow processor.
 const INTERVAL: &str = "10";
-/// Limit of a test of `e2e/`, which has one of its own below this.
-const MESH_LIMIT: Duration = Duration::from_secs(240);
+/// Limit of a test of a program; those of `e2e/` have one of their own below this.
+const TEST_LIMIT: Duration = Duration::from_secs(480);
 
 /// Works the plan off; rows go to its file.
 ///
@@ -107,7 +107,7 @@ fn one(plan: &Plan, name: &str) -> Result<Row> {
                 .arg(&folder);
             (command, case.limit())
         }
-        None => (mesh_test(plan, name)?, MESH_LIMIT),
+        None => (test(plan, name)?, TEST_LIMIT),
     };
     command
         .env(espalier_e2e::BINARIES, &plan.bin)
@@ -118,7 +118,7 @@ fn one(plan: &Plan, name: &str) -> Result<Row> {
     let rows: Vec<Row> = espalier_guest::read(&row);
     match (rows.into_iter().next(), ended) {
         (Some(row), _) => Ok(row),
-        (None, Ok(well)) if matrix::find(name).is_none() => Ok(mesh_row(plan, name, well)),
+        (None, Ok(well)) if matrix::find(name).is_none() => Ok(test_row(plan, name, well)),
         (None, Ok(_)) => Ok(failed(
             plan,
             name,
@@ -128,22 +128,20 @@ fn one(plan: &Plan, name: &str) -> Result<Row> {
     }
 }
 
-fn mesh_test(plan: &Plan, name: &str) -> Result<Command> {
-    let program = plan.mesh.as_ref().context("no test program of e2e/")?;
-    let test = name.strip_prefix(matrix::MESH).unwrap_or(name);
-    let mut command = Command::new(program);
-    command.args([test, "--exact", "--nocapture"]);
-    Ok(command)
+fn test(plan: &Plan, name: &str) -> Result<Command> {
+    let mut programs = plan.tests.iter();
+    let found = programs.find_map(|tests| tests.command(name));
+    found.with_context(|| format!("no test program has {name}"))
 }
 
-fn mesh_row(plan: &Plan, name: &str, well: bool) -> Row {
+fn test_row(plan: &Plan, name: &str, well: bool) -> Row {
     let output = plan.folder.join(name.replace("::", "-")).join("output.txt");
     let text = std::fs::read_to_string(&output).unwrap_or_default();
     if well && text.contains("1 passed") {
         return Row {
             result: Outcome::Pass,
             measured: Measured::default(),
-            ..failed(plan, name, "a test of e2e/".to_owned())
+            ..failed(plan, name, "a test program's".to_owned())
         };
     }
     let panic = text

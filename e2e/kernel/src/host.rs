@@ -10,7 +10,8 @@ use espalier_guest::Guest;
 
 use crate::cases;
 use crate::guest::Plan;
-use crate::matrix::{self, Case, Expected, Kernel, Set};
+use crate::matrix::{Case, Expected, Kernel, Set};
+use crate::programs::{self, Tests};
 use crate::report::{self, Outcome, Row};
 
 /// What to run, and where things are.
@@ -34,9 +35,9 @@ pub(crate) struct Options {
     /// On every kernel its core cases only.
     #[arg(long)]
     core: bool,
-    /// The tests of `e2e/` as cases, too: their test program.
-    #[arg(long)]
-    mesh: Option<PathBuf>,
+    /// A test program whose tests are cases, too, GROUP::TEST: those that are ignored elsewhere, or else all.
+    #[arg(long, value_name = "GROUP=PROGRAM", value_parser = programs::parse)]
+    tests: Vec<Tests>,
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
@@ -110,19 +111,21 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         .iter()
         .filter(|case| by_default(options, kernel, case));
     let own = own.map(|case| case.name.to_owned());
-    let mesh = match &options.mesh {
-        Some(program) if kernel == Kernel::UmlBookworm => mesh_tests(program)?,
-        _ => Vec::new(),
-    };
+    let (mut programs, mut others) = (Vec::new(), Vec::new());
+    for tests in options.tests.iter().filter(|tests| kernel.has_tests(tests)) {
+        let tests = tests.find()?;
+        others.extend(tests.names());
+        programs.push(tests);
+    }
     let wanted = |case: &String| {
         options.case.is_empty() || options.case.iter().any(|pattern| fits(case, pattern))
     };
     Ok(Plan {
         kernel: format!("{} {}", kernel.name(), version.to_string_lossy()),
         place,
-        cases: own.chain(mesh).filter(wanted).collect(),
+        cases: own.chain(others).filter(wanted).collect(),
         bin: absolute(&options.bin)?,
-        mesh: options.mesh.as_deref().map(absolute).transpose()?,
+        tests: programs,
         rows: folder.join("rows.jsonl"),
         folder,
         scripts,
@@ -144,7 +147,7 @@ fn fits(case: &str, pattern: &str) -> bool {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("finding {}", path.display()))
 }
 
@@ -162,19 +165,6 @@ fn fetch(scripts: &Path, kernel: Kernel) -> Result<PathBuf> {
     );
     let said = String::from_utf8(output.stdout)?;
     Ok(said.trim().into())
-}
-
-/// Names of all tests of that program, with `mesh::` before them.
-fn mesh_tests(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new(program)
-        .args(["--list", "--format", "terse"])
-        .output();
-    let output = output.with_context(|| format!("starting {}", program.display()))?;
-    let said = String::from_utf8(output.stdout)?;
-    let names = said.lines().filter_map(|line| line.strip_suffix(": test"));
-    Ok(names
-        .map(|name| format!("{}{name}", matrix::MESH))
-        .collect())
 }
 
 /// Boots a guest for a plan; returns the rows that it left.

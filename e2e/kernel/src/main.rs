@@ -11,6 +11,7 @@ mod guest;
 mod host;
 mod load;
 mod matrix;
+mod programs;
 mod report;
 mod tap;
 

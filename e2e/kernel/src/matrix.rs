@@ -7,9 +7,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{self, Run};
+use crate::programs::Tests;
 
-/// Before the names of the tests of `e2e/`.
-pub(crate) const MESH: &str = "mesh::";
+/// The group of the tests of `e2e/`, which take long.
+const MESH: &str = "mesh";
 
 /// A guest kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -39,6 +40,15 @@ impl Kernel {
     /// Whether the case is meant for it.
     pub(crate) fn has(self, case: &Case) -> bool {
         (self == Self::QemuSid) == (case.set == Set::PerCpu)
+    }
+
+    /// Whether the tests of that program are: a guest that does not see this machine's files has no test programs.
+    pub(crate) fn has_tests(self, tests: &Tests) -> bool {
+        match self {
+            Self::UmlBookworm => true,
+            Self::UmlTrixie | Self::UmlSid => tests.group != MESH,
+            Self::QemuSid => false,
+        }
     }
 }
 

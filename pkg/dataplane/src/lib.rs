@@ -3,6 +3,7 @@
 //! Everything here is idempotent: putting a peer or an SA that is already there the same way changes nothing, removing one
 //! that is gone succeeds. A data plane outlives the agent; [`Dataplane::dump`] tells a restarted agent what to adopt.
 
+pub mod check;
 mod types;
 
 pub use types::{

@@ -52,11 +52,18 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// XFRM ACQUIRE.
     pub(super) fn acquire(&mut self, name: &str) {
         debug!(peer = name, "a packet wants an SA");
-        if let Some(peer) = self.peers.get_mut(name) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        if peer.sas.is_empty() {
             peer.demanded.get_or_insert_with(|| {
                 info!(peer = name, "an SA is made on demand");
-                Instant::now()
+                now
             });
+        } else {
+            // What its policy names is gone, and the data plane is still to find out.
+            self.next_traffic_poll = now;
         }
     }
 

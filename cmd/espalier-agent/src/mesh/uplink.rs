@@ -150,9 +150,14 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
     }
 
-    /// The kernel ended an SA at its own limit. Those of IKE have the same limit there; an adopted one has nobody else.
+    /// The kernel ended an SA: at its limit, since the clock jumped beyond that, or because somebody removed it. One that IKE still
+    /// counts on is replaced at once; an adopted one has nobody else.
     async fn expired(&mut self, name: &str, direction: Direction, spi: Spi) {
-        info!(peer = name, ?direction, %spi, "an SA came to its limit in the kernel");
+        info!(peer = name, ?direction, %spi, "an SA is gone from the kernel");
+        if let Some(spi_in) = self.pair_of(name, direction, spi) {
+            let now = Instant::now();
+            self.parts.endpoint.rekey_child_sa(spi_in, now);
+        }
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };

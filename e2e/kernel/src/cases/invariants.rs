@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use espalier_e2e::{
-    Attacker, Family, INJECTED_PORT, MARKER, Mode, Node, Plane, Pod, Setup, Shape, on_path,
-    policies, send_numbered_to, until,
+    Attacker, Family, INJECTED_PORT, MARKER, Mode, Node, Plane, Pod, Setup, Shape, exchange_on,
+    on_path, policies, send_numbered_to, until,
 };
 use espalier_testnet::Netns;
 
@@ -65,6 +65,7 @@ fn flushed(ground: &mut Ground<'_>, setup: Setup) -> Result<String> {
     ground.measured.clear_packets = Some(on.mesh.watch.now()?.since(&before).clear);
     nothing_clear(ground.measured)?;
     on.mesh.node(3)?.start()?;
+    heals(&on)?;
     on.works()?;
     let seen = on.mesh.watch.now()?.since(&before);
     ground.measured.clear_packets = Some(seen.clear);
@@ -73,6 +74,19 @@ fn flushed(ground: &mut Ground<'_>, setup: Setup) -> Result<String> {
         "{} ESP packets, {} IKE messages",
         seen.esp, seen.ike
     ))
+}
+
+/// An agent that is back before its data plane reports what the policies say, whether or not their states are there: what counts
+/// is that packets arrive.
+fn heals(on: &Populated) -> Result<()> {
+    let family = first_family(on);
+    for other in &on.pods[..2] {
+        until("packets after the restart", || {
+            let passed = exchange_on(family, &on.pods[2], other, 5);
+            Ok(passed.map_err(|error| format!("{error:#}")))
+        })?;
+    }
+    Ok(())
 }
 
 /// From node 3's pod to all others, to it, and to nodes that nobody ever saw, for as long as the others may take to react.

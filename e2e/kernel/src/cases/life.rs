@@ -15,7 +15,7 @@ const TOGGLES: usize = 10;
 /// XFRMA_REPLAY_ESN_MAX: 4096 packets.
 const WINDOW: u32 = 4096;
 /// Not below what the agent allows: soft lifetimes have a jitter, and a shorter one would test the limits instead.
-const REKEY_SECONDS: u32 = 10;
+pub(super) const REKEY_SECONDS: u32 = 10;
 
 /// Pings and flows between pods on raw ESP, nothing else.
 pub(crate) fn basic(ground: &mut Ground<'_>) -> Result<String> {

@@ -43,6 +43,8 @@ pub(crate) const ALL: &[Case] = &[
     core("toggles", life::toggles),
     core("basic", life::basic),
     core("dataplane_killed", faults::dataplane_killed),
+    core("reboot", faults::reboot),
+    core("states_flushed_under_load", faults::flushed_under_load),
     core("udp", forms::udp),
     core("mixed_vxlan_kernel_first", forms::mixed_vxlan),
     core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
@@ -59,6 +61,9 @@ pub(crate) const ALL: &[Case] = &[
     once("mtu_is_constant_vxlan", shapes::mtu_vxlan),
     once("mtu_is_constant_ipip", shapes::mtu_ipip),
     once("mtu_is_constant_native", shapes::mtu_native),
+    core("path_mtu_vxlan", shapes::path_mtu_vxlan),
+    core("path_mtu_ipip", shapes::path_mtu_ipip),
+    core("path_mtu_native", shapes::path_mtu_native),
     once("on_demand", life::on_demand),
     core("s1_all_dead_and_flushed", invariants::s1_flushed),
     core("s1_all_dead_and_flushed_ipv6", invariants::s1_flushed_ipv6),
@@ -71,6 +76,10 @@ pub(crate) const ALL: &[Case] = &[
     core("s3_keys_are_unique", keys::s3),
     core("s4_counters_never_go_back", keys::s4),
     core("s7_host_traffic_needs_no_tunnel", invariants::s7),
+    Case {
+        alone: true,
+        ..once("clock_jumps", faults::clock_jumps)
+    },
     Case {
         alone: true,
         ..once("s8_no_esp_is_not_ready", invariants::s8)

@@ -1,12 +1,15 @@
 //! IP versions and sizes.
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use espalier_e2e::{Family, Mode, Pod, Setup, Shape, on_path};
+use espalier_e2e::{Cluster, Family, GATEWAY, Mode, Pod, Setup, Shape, on_path, until};
+use espalier_testnet::sysctl;
 
-use crate::ground::{Ground, Populated};
+use crate::ground::{Ground, Populated, ip};
 use crate::load::{Load, nothing_clear};
 
 const LOAD: Duration = Duration::from_secs(2);
@@ -100,4 +103,88 @@ fn mtu_of(pod: &Pod) -> Result<u32> {
     let mut words = said.split_whitespace().skip_while(|word| *word != "mtu");
     let mtu = words.nth(1).context("no MTU")?;
     Ok(mtu.parse()?)
+}
+
+/// What a router on the way lets pass, less than the hosts' own MTU.
+const NARROW: u32 = 1300;
+const TCP_PORT: u16 = 7100;
+const TRANSFER: usize = 1 << 20;
+const TRANSFER_LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn path_mtu_vxlan(ground: &mut Ground<'_>) -> Result<String> {
+    path_mtu(ground, "overlay: VXLAN", "dont")
+}
+
+/// Linux's `ipip` sets DF on what it sends, so a pod must go by what ICMP tells it.
+pub(crate) fn path_mtu_ipip(ground: &mut Ground<'_>) -> Result<String> {
+    path_mtu(ground, "overlay: IPIP", "want")
+}
+
+pub(crate) fn path_mtu_native(ground: &mut Ground<'_>) -> Result<String> {
+    path_mtu(ground, "overlay: None", "dont")
+}
+
+/// From one moment on the hosts reach each other through a router with a smaller MTU, which says so by ICMP: pods' packets of
+/// any size still pass, and nothing of them in clear. `df`: ping's -M.
+fn path_mtu(ground: &mut Ground<'_>, overlay: &str, df: &str) -> Result<String> {
+    let on = ground.required(2, &[overlay])?;
+    let before = on.mesh.watch.now()?;
+    put_router_between(&on.mesh)?;
+    let size = (mtu_of(&on.pods[0])? - PING_HEADERS).to_string();
+    for (from, to) in [(0, 1), (1, 0)] {
+        let address = on.pods[to].address.into();
+        until("large packets through the router", || {
+            let passed = on.ping(from, address, &["-M", df, "-s", &size]);
+            Ok(passed.map_err(|error| format!("{error:#}")))
+        })?;
+        transfer(&on.pods[from], &on.pods[to])?;
+    }
+    ground.measured.clear_packets = Some(on.mesh.watch.now()?.since(&before).clear);
+    nothing_clear(ground.measured)?;
+    Ok(format!("{TRANSFER} bytes of TCP each way"))
+}
+
+fn put_router_between(mesh: &Cluster) -> Result<()> {
+    mesh.gateway.run(|| {
+        sysctl("ipv4/ip_forward", "1")?;
+        sysctl("ipv4/conf/all/send_redirects", "0")?;
+        sysctl("ipv4/conf/eth0/send_redirects", "0")
+    })??;
+    for (node, peer) in [(1, 2), (2, 1)] {
+        let peer = mesh.setup.shape.underlay(peer);
+        let narrow = format!("route add {peer} dev eth0 mtu {NARROW}");
+        let mut command = Command::new("ip");
+        mesh.gateway.output(command.args(narrow.split(' ')))?;
+        ip(
+            mesh.node_ref(node)?,
+            &format!("route add {peer} via {GATEWAY} dev eth0"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Bytes by TCP, all of which must arrive.
+fn transfer(from: &Pod, to: &Pod) -> Result<()> {
+    let at = SocketAddr::new(to.address.into(), TCP_PORT);
+    let listener = to.netns.run(|| TcpListener::bind(at))??;
+    let receive = std::thread::spawn(move || -> Result<usize> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(TRANSFER_LIMIT))?;
+        let mut all = Vec::new();
+        Ok(stream.read_to_end(&mut all)?)
+    });
+    let mut stream = from
+        .netns
+        .run(|| TcpStream::connect_timeout(&at, TRANSFER_LIMIT))??;
+    stream.set_write_timeout(Some(TRANSFER_LIMIT))?;
+    stream.write_all(&vec![0x5a; TRANSFER])?;
+    drop(stream);
+    let received = receive
+        .join()
+        .map_err(|_| anyhow::anyhow!("the receiver panicked"))??;
+    ensure!(
+        received == TRANSFER,
+        "{received} of {TRANSFER} bytes arrived"
+    );
+    Ok(())
 }

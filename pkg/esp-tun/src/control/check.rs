@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use espalier_dataplane_core::check::{self, require};
 use espalier_dataplane_core::{
-    Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
+    Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, SaMode, Suite,
 };
 use espalier_esp::{KeyError, MAX_WINDOW};
 use ipnet::IpNet;
@@ -19,30 +20,7 @@ pub(super) const SUITES: [Suite; 3] = [
 
 /// Checks a peer by itself and against the others.
 pub(super) fn peer<'p>(peer: &Peer, known: impl Iterator<Item = &'p Peer>) -> Result<(), Error> {
-    require(!peer.id.0.is_empty(), "id", || {
-        "expected the Node's name, got none".into()
-    })?;
-    require(
-        peer.local.is_ipv4() == peer.remote.is_ipv4(),
-        "local",
-        || {
-            format!(
-                "expected the family of the remote address {}, got {}",
-                peer.remote, peer.local
-            )
-        },
-    )?;
-    require(peer.local != peer.remote, "remote", || {
-        format!("{} is this node's own address", peer.remote)
-    })?;
-    if let Overlay::Vxlan { vni, port } = peer.overlay {
-        require(vni < 1 << 24, "overlay.vni", || {
-            format!("expected 24 bits, got {vni:#x}")
-        })?;
-        require(port != 0, "overlay.port", || {
-            "expected a UDP port, got 0".into()
-        })?;
-    }
+    check::peer(peer)?;
     require(peer.overlay != Overlay::Native, "overlay", || {
         "the userspace data plane frames as VXLAN or IPIP, got native routing (tunnel mode); choose one of these or the kernel data plane".into()
     })?;
@@ -112,17 +90,8 @@ fn overlap(one: &IpNet, other: &IpNet) -> bool {
 
 /// Checks an SA by itself; the peer's UDP port.
 pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
-    require(sa.spi.0 >= 256, "spi", || {
-        format!("0 to 255 are reserved (RFC 4303 §2.1), got {}", sa.spi.0)
-    })?;
+    check::sa(sa)?;
     can(sa)?;
-    let (expected, got) = (sa.suite.key_material_len(), sa.key.len());
-    require(got == expected, "key", || {
-        format!(
-            "{:?} needs {expected} bytes of key and salt, got {got}",
-            sa.suite
-        )
-    })?;
     if sa.direction == Direction::In {
         let window = sa.replay_window;
         require((1..=MAX_WINDOW).contains(&window), "replay_window", || {
@@ -165,26 +134,9 @@ fn can(sa: &Sa) -> Result<(), Error> {
     })
 }
 
-pub(super) fn spi_taken(spi: Spi, by: &PeerId) -> Error {
-    Error::Invalid {
-        field: "spi",
-        why: format!(
-            "{spi} belongs to another inbound SA of peer {by}; remove that first or choose another"
-        ),
-    }
-}
-
 pub(super) fn key(error: KeyError) -> Error {
     Error::Invalid {
         field: "key",
         why: error.to_string(),
-    }
-}
-
-fn require(fits: bool, field: &'static str, why: impl FnOnce() -> String) -> Result<(), Error> {
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::Invalid { field, why: why() })
     }
 }

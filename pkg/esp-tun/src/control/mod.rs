@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use espalier_dataplane_core::check::spi_taken;
 use espalier_dataplane_core::{Direction, Error, Peer, PeerId, Sa, SaInfo, Spi};
 use tracing::info;
 
@@ -80,7 +81,7 @@ impl Control {
             .get(&sa.spi)
             .filter(|_| sa.direction == Direction::In)
         {
-            return Err(check::spi_taken(sa.spi, &other.sa.peer));
+            return Err(spi_taken(sa.spi, &other.sa.peer));
         }
         self.used.claim(&sa)?;
         let (peer, spi, direction) = (sa.peer.clone(), sa.spi, sa.direction);

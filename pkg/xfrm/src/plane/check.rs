@@ -1,58 +1,28 @@
 //! What does not fit is refused with the field's name before anything changes.
 
+use espalier_dataplane_core::check::{self, require};
 use espalier_dataplane_core::{
-    Capabilities, Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, SaMode, Spi,
+    Capabilities, Direction, Encapsulation, Error, Peer, Sa, SaMode, Spi,
 };
 
-/// Checks a peer by itself.
+/// Checks a peer.
 pub(super) fn peer(peer: &Peer) -> Result<(), Error> {
-    require(!peer.id.0.is_empty(), "id", || {
-        "expected the Node's name, got none".into()
-    })?;
+    check::peer(peer)?;
     require(crate::reqid::of_stranger(&peer.id).is_none(), "id", || {
         format!(
             "{} is what states without a known peer are listed under; rename the Node",
             peer.id
         )
-    })?;
-    require(
-        peer.local.is_ipv4() == peer.remote.is_ipv4(),
-        "local",
-        || {
-            format!(
-                "expected the family of the remote address {}, got {}",
-                peer.remote, peer.local
-            )
-        },
-    )?;
-    require(peer.local != peer.remote, "remote", || {
-        format!("{} is this node's own address", peer.remote)
-    })?;
-    if let Overlay::Vxlan { vni, port } = peer.overlay {
-        require(vni < 1 << 24, "overlay", || {
-            format!("expected a VNI of 24 bits, got {vni:#x}")
-        })?;
-        require(port != 0, "overlay", || "expected a UDP port, got 0".into())?;
-    }
-    Ok(())
+    })
 }
 
 /// Checks an SA by itself and against what the kernel can; `port` is the UDP port that this process holds.
 pub(super) fn sa(sa: &Sa, can: &Capabilities, port: u16) -> Result<(), Error> {
-    require(sa.spi.0 >= 256, "spi", || {
-        format!("0 to 255 are reserved (RFC 4303 §2.1), got {}", sa.spi.0)
-    })?;
+    check::sa(sa)?;
     require(can.suites.contains(&sa.suite), "suite", || {
         format!(
             "this kernel has {:?}, got {:?}; configure one of these, or load what the notes of the data plane name",
             can.suites, sa.suite
-        )
-    })?;
-    let (expected, got) = (sa.suite.key_material_len(), sa.key.len());
-    require(got == expected, "key", || {
-        format!(
-            "{:?} needs {expected} bytes of key and salt, got {got}",
-            sa.suite
         )
     })?;
     require(can.tunnel || sa.mode == SaMode::Transport, "mode", || {
@@ -106,16 +76,6 @@ fn encapsulation(sa: &Sa, can: &Capabilities, port: u16) -> Result<(), Error> {
     })
 }
 
-/// The SPI is in use by an SA of ours that is another one.
-pub(super) fn spi_taken(spi: Spi, by: &PeerId) -> Error {
-    Error::Invalid {
-        field: "spi",
-        why: format!(
-            "{spi} belongs to another inbound SA of peer {by}; remove that first or choose another"
-        ),
-    }
-}
-
 /// The SPI is in use by somebody else's state.
 pub(super) fn spi_foreign(spi: Spi, reqid: u32) -> Error {
     Error::Invalid {
@@ -133,13 +93,5 @@ pub(super) fn vanished(spi: Spi) -> Error {
         why: format!(
             "the inbound SA {spi} was removed from the kernel by somebody else; a second life would forget which packets came (S4), negotiate a new SA"
         ),
-    }
-}
-
-fn require(fits: bool, field: &'static str, why: impl FnOnce() -> String) -> Result<(), Error> {
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::Invalid { field, why: why() })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use espalier_dataplane_core::check::spi_taken;
 use espalier_dataplane_core::{
     Direction, Dump, Error as Refusal, Event, Overlay, Peer, PeerId, PeerStats, Sa, SaInfo, Spi,
 };
@@ -184,7 +185,7 @@ impl Inner {
             (_, true) => Ok(()),
             (Direction::Out, false) => Err(Refusal::SpiReused(sa.spi)),
             (Direction::In, false) if same => Err(check::vanished(sa.spi)),
-            (Direction::In, false) => Err(check::spi_taken(sa.spi, &sa.peer)),
+            (Direction::In, false) => Err(spi_taken(sa.spi, &sa.peer)),
         }
     }
 
@@ -196,7 +197,7 @@ impl Inner {
         match refused.errno() {
             Some(Errno::EEXIST) => match self.sad.get(&name.id)? {
                 Some(other) if PEERS.contains(&other.reqid) => {
-                    Err(check::spi_taken(state.spi, &self.owner(other.reqid)))
+                    Err(spi_taken(state.spi, &self.owner(other.reqid)))
                 }
                 other => Err(check::spi_foreign(
                     state.spi,

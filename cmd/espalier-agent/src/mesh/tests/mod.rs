@@ -407,3 +407,23 @@ async fn on_demand_pairs_are_closed_until_a_packet_asks_and_given_up_when_idle()
     world.until("closed again", idle).await;
     assert!(world.nodes.iter().all(|node| node.lock().sas.is_empty()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sa_that_is_gone_from_the_kernel_is_replaced_at_once() {
+    let mut world = World::new([Some(kernel(1)), Some(kernel(2))], &policy(|_| ())).await;
+    world.until("made", |world| sealing(world, true)).await;
+    let old = world.agents[0].peers["b"].sas.clone();
+    let gone = PlaneFact::Event(Event::Expired {
+        peer: PeerId("b".to_owned()),
+        direction: Direction::Out,
+        spi: old[0].spi_out,
+    });
+    world.agents[0].take_plane_fact(gone).await;
+    let replaced = |world: &World| {
+        (0..2).all(|i| {
+            let active = world.agents[i].peers[NAMES[1 - i]].active;
+            active.is_some_and(|spi| spi != old[0].spi_out && spi != old[0].spi_in)
+        })
+    };
+    world.until("replaced", replaced).await;
+}
