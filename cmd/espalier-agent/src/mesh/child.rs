@@ -263,7 +263,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         self.told_way(name, said.way);
         // What this node initiated the peer opens before it answers, and may still seal with an older one: that shows by its
         // acknowledgement or by ESP only.
-        self.confirm(name, |sa| !sa.confirmed && sa.spi_out == Spi(said.opens))
+        self.confirm(name, |peer| peer.confirm_announced(Spi(said.opens)))
             .await;
     }
 
@@ -278,15 +278,12 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if !peer.sas.iter().any(|sa| sa.spi_in == spi && sa.raw) {
             peer.pair.heard_esp(now);
         }
-        self.confirm(name, |sa| sa.spi_in == spi).await;
+        self.confirm(name, |peer| peer.confirm_used(spi)).await;
     }
 
     /// The peer has both SAs of a pair: from now on this node seals with it, and older ones may go.
-    async fn confirm(&mut self, name: &str, which: impl Fn(&SaPair) -> bool) {
-        let Some(peer) = self.peers.get_mut(name) else {
-            return;
-        };
-        let confirmed = peer.confirm(which);
+    async fn confirm(&mut self, name: &str, which: impl Fn(&mut PeerState) -> Vec<u32>) {
+        let confirmed = self.peers.get_mut(name).map(which).unwrap_or_default();
         if confirmed.is_empty() {
             return;
         }

@@ -38,6 +38,9 @@ impl PeerState {
     /// What the kernel would choose: the newest outbound SA of each CPU, and of none. `None`: there are no such SAs, or it could
     /// choose wrong.
     fn choice(&self) -> Option<BTreeSet<Spi>> {
+        if self.sas.iter().all(|sa| sa.cpu.is_none()) {
+            return None;
+        }
         let is_active = |sa: &&SaPair| Some(sa.spi_out) == self.active;
         let active = self.sas.iter().find(is_active)?;
         let fits = |sa: &SaPair| sa.raw == active.raw && sa.suite == active.suite;
@@ -47,7 +50,7 @@ impl PeerState {
         let cpus: BTreeSet<_> = self.sas.iter().map(|sa| sa.cpu).collect();
         let newest = cpus.iter().map(|cpu| self.newest_of(*cpu));
         let choice: BTreeSet<Spi> = newest.collect::<Option<_>>()?;
-        (cpus.len() > 1 && choice.contains(&active.spi_out)).then_some(choice)
+        choice.contains(&active.spi_out).then_some(choice)
     }
 
     /// If the kernel cannot take another one for it, and the peer opens it.
@@ -70,19 +73,38 @@ impl PeerState {
         })
     }
 
-    /// The peer has both SAs of this pair, and of those that it had asked for before. Their inbound SPIs.
-    pub(super) fn confirm(&mut self, which: impl Fn(&SaPair) -> bool) -> Vec<u32> {
-        let Some(at) = self.sas.iter().position(which) else {
+    /// The peer has announced that it opens this SA: it has those that it had asked for before, since it asks for one after the
+    /// other. Their inbound SPIs.
+    pub(super) fn confirm_announced(&mut self, opens: Spi) -> Vec<u32> {
+        let at = self.sas.iter().position(|sa| sa.spi_out == opens);
+        self.confirm_asked(at.map_or(0, |at| at + 1))
+    }
+
+    /// The peer seals with this SA.
+    pub(super) fn confirm_used(&mut self, spi_in: Spi) -> Vec<u32> {
+        let Some(at) = self.sas.iter().position(|sa| sa.spi_in == spi_in) else {
             return Vec::new();
         };
-        let asked = self.sas.get(at).is_some_and(|sa| sa.granted);
-        let upto = self.sas.iter_mut().take(at + 1).enumerate();
-        let theirs = upto.filter(|(i, sa)| *i == at || (asked && sa.granted && !sa.confirmed));
-        let confirm = |(_, sa): (usize, &mut SaPair)| {
+        let before = match self.sas.get_mut(at) {
+            Some(sa) => {
+                sa.confirmed = true;
+                if sa.granted { at } else { 0 }
+            }
+            None => 0,
+        };
+        let mut confirmed = self.confirm_asked(before);
+        confirmed.push(spi_in.0);
+        confirmed
+    }
+
+    fn confirm_asked(&mut self, upto: usize) -> Vec<u32> {
+        let sas = self.sas.iter_mut().take(upto);
+        let asked = sas.filter(|sa| sa.granted && !sa.confirmed);
+        let confirm = |sa: &mut SaPair| {
             sa.confirmed = true;
             sa.spi_in.0
         };
-        theirs.map(confirm).collect()
+        asked.map(confirm).collect()
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct SaPair {
     pub(crate) raw: bool,
     /// The peer is known to open `spi_out`: this node may seal with it.
     pub(crate) confirmed: bool,
-    /// The peer asked for it, and had those that it had asked for before.
+    /// The peer asked for it.
     pub(crate) granted: bool,
     /// For packets sent from this CPU (RFC 9611); `None`: from any.
     pub(crate) cpu: Option<u32>,

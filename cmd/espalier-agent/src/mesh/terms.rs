@@ -460,4 +460,25 @@ mod tests {
         }
         assert_eq!(plane_suite(ChildSuite::Ah(Integrity::HmacSha512)), None);
     }
+
+    #[test]
+    fn sas_of_single_cpus_are_had_where_they_help_and_not_by_the_thousand() {
+        let mut hello = hello(KERNEL, &Suite::ALL, true);
+        let of = |hello: &Hello, nodes| {
+            let terms = Terms {
+                cpus: cpus_among(nodes),
+                ..terms(hello, |_| {})
+            };
+            terms.per_cpu()
+        };
+        for (cpus, expected) in [(0, None), (1, None), (2, Some(2)), (64, Some(16))] {
+            hello.can.cpus = cpus;
+            assert_eq!(of(&hello, 3), expected);
+        }
+        for (nodes, expected) in [(0, Some(16)), (600, Some(8)), (4096, Some(2)), (5000, None)] {
+            assert_eq!(of(&hello, nodes), expected);
+        }
+        let never = terms(&hello, |protection| protection.per_cpu = PerCpu::Never);
+        assert_eq!(never.per_cpu(), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use espalier_e2e::{Mode, State, until_within};
+use espalier_e2e::{State, until_within};
 
 use crate::ground::{Ground, Populated, indexes};
 use crate::load::{Load, nothing_clear};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use espalier_api::PerCpu;
+use espalier_api::{PerCpu, UdpEncapsulation};
 use espalier_dataplane_core::{Direction, Hello};
 use espalier_overlay::RoutePath;
 
@@ -164,4 +164,34 @@ async fn they_are_raw_only_while_raw_passes() {
     world.until("in UDP", World::protected).await;
     world.passes = [true, true];
     world.until("by CPU", |world| by_cpu(world, 2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pairs_in_udp_have_them_too() {
+    let always = policy(|policy| policy.protection.udp_encapsulation = UdpEncapsulation::Always);
+    let hellos = [with_cpus(1, 2), with_cpus(2, 2)];
+    let mut world = World::new(hellos, &always).await;
+    world.until("by CPU", |world| by_cpu(world, 2)).await;
+}
+
+/// Both ends ask at the same time, so that one announcement tells of SAs of several exchanges.
+#[tokio::test(flavor = "multi_thread")]
+async fn rekeys_of_both_ends_at_once_leave_nothing_behind() {
+    let mut world = pair([3, 3]).await;
+    world.until("by CPU", |world| by_cpu(world, 3)).await;
+    let old = [0, 1].map(|index| spis(&world, index));
+    for index in [0, 1] {
+        let sas = world.agents[index].peers[NAMES[1 - index]].sas.clone();
+        for (at, sa) in sas.iter().enumerate() {
+            if at % 2 == index {
+                let endpoint = &mut world.agents[index].parts.endpoint;
+                endpoint.rekey_child_sa(sa.spi_in.0, Instant::now());
+            }
+        }
+    }
+    let replaced = |world: &World| {
+        let replaced = |index: usize| old[index].difference(&spis(world, index)).count() >= 4;
+        replaced(0) && replaced(1) && by_cpu(world, 3)
+    };
+    world.until("replaced", replaced).await;
 }
