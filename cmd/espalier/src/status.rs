@@ -99,12 +99,17 @@ fn row(peer: &PeerStatus) -> [String; 13] {
     ]
 }
 
-/// Protocol, and what is around it.
+/// Protocol, what is around it, and how many CPUs have SAs of their own.
 fn via(peer: &PeerStatus) -> String {
+    let protocol = &peer.protocol;
+    let cpus = match peer.cpus {
+        0 => String::new(),
+        cpus => format!(", {cpus} CPUs"),
+    };
     match peer.encapsulation.as_str() {
         "" => "-".to_owned(),
-        "UDP" => format!("{} in UDP", peer.protocol),
-        way => format!("{} {way}", peer.protocol),
+        "UDP" => format!("{protocol} in UDP{cpus}"),
+        way => format!("{protocol} {way}{cpus}"),
     }
 }
 
@@ -265,6 +270,7 @@ struct Peer<'a> {
     spi_in: u32,
     spi_out: u32,
     sas: u32,
+    cpus: u32,
     age_s: u64,
     packets_in: u64,
     packets_out: u64,
@@ -324,6 +330,7 @@ impl<'a> From<&'a PeerStatus> for Peer<'a> {
             spi_in: peer.spi_in,
             spi_out: peer.spi_out,
             sas: peer.sas,
+            cpus: peer.cpus,
             age_s: peer.age_s,
             packets_in: peer.packets_in,
             packets_out: peer.packets_out,

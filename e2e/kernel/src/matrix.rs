@@ -87,7 +87,9 @@ impl Case {
     /// It has ended by then, with everything that it waits for.
     pub(crate) fn limit(&self) -> Duration {
         match self.name {
-            "rekeys" | "esp_dropped_falls_back_to_udp" => Duration::from_secs(600),
+            "rekeys" | "esp_dropped_falls_back_to_udp" | "per_cpu_states" => {
+                Duration::from_secs(600)
+            }
             _ => Duration::from_secs(300),
         }
     }

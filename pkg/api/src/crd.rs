@@ -49,6 +49,10 @@ pub struct EncryptionPolicySpec {
     /// What encrypts. Auto: what the node's espalier-dataplane found; with another value, a node with another kind is not ready.
     #[serde(default)]
     pub dataplane: DataplaneKind,
+    /// SAs of single CPUs (RFC 9611) beside the one of all, where both nodes' kernels have them: as many as the node with fewer
+    /// CPUs has, at most 16. Auto: so; Never: one SA pair per peer.
+    #[serde(default, rename = "perCPU")]
+    pub per_cpu: PerCpu,
     /// When SAs are replaced; default: as the agent was started, without limit of volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rekey: Option<RekeySpec>,
@@ -131,6 +135,16 @@ pub enum UdpEncapsulation {
     /// UDP only.
     Always,
     /// Raw only.
+    Never,
+}
+
+/// See [`EncryptionPolicySpec::per_cpu`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PerCpu {
+    /// Where both nodes can.
+    #[default]
+    Auto,
+    /// Nowhere.
     Never,
 }
 

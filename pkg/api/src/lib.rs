@@ -9,8 +9,8 @@ mod protection;
 mod snapshot;
 
 pub use crd::{
-    DataplaneKind, EncryptionPolicy, EncryptionPolicySpec, Establish, OverlayKind, PolicyMode,
-    Protocol, RekeySpec, SuiteName, UdpEncapsulation,
+    DataplaneKind, EncryptionPolicy, EncryptionPolicySpec, Establish, OverlayKind, PerCpu,
+    PolicyMode, Protocol, RekeySpec, SuiteName, UdpEncapsulation,
 };
 pub use espalier_peers::NodeSpec;
 pub use external::{ExternalAuth, ExternalGateway, ExternalPeer, ExternalPeerSpec};

@@ -1,8 +1,8 @@
 //! How packets are protected: the part of a policy that says by what, and what of it cannot work together.
 
 use crate::crd::{
-    DataplaneKind, EncryptionPolicySpec, Establish, OverlayKind, Protocol, RekeySpec, SuiteName,
-    UdpEncapsulation,
+    DataplaneKind, EncryptionPolicySpec, Establish, OverlayKind, PerCpu, Protocol, RekeySpec,
+    SuiteName, UdpEncapsulation,
 };
 
 /// Suites of a policy that names none.
@@ -32,6 +32,8 @@ pub struct Protection {
     pub establish: Establish,
     /// What must encrypt.
     pub dataplane: DataplaneKind,
+    /// SAs of single CPUs.
+    pub per_cpu: PerCpu,
     /// When SAs are replaced.
     pub rekey: RekeySpec,
 }
@@ -45,6 +47,7 @@ impl Default for Protection {
             udp_encapsulation: UdpEncapsulation::default(),
             establish: Establish::default(),
             dataplane: DataplaneKind::default(),
+            per_cpu: PerCpu::default(),
             rekey: RekeySpec::default(),
         }
     }
@@ -63,6 +66,7 @@ impl Protection {
             udp_encapsulation: spec.udp_encapsulation,
             establish: spec.establish,
             dataplane: spec.dataplane,
+            per_cpu: spec.per_cpu,
             rekey: spec.rekey.unwrap_or_default(),
         };
         protection.check_suites()?;

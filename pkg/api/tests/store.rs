@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use espalier_api::{
-    DataplaneKind, Establish, MeshSnapshot, OverlayKind, Protection, Protocol, RekeySpec, Store,
-    SuiteName, UdpEncapsulation,
+    DataplaneKind, Establish, MeshSnapshot, OverlayKind, PerCpu, Protection, Protocol, RekeySpec,
+    Store, SuiteName, UdpEncapsulation,
 };
 use espalier_peers::Mode;
 
@@ -307,7 +307,7 @@ fn protection_has_defaults_and_every_field_is_read() {
         Protection::default()
     );
     let text = "protocol: AH, overlay: None, suites: [AES-256-GMAC, ChaCha20-Poly1305], udpEncapsulation: Never, \
-                establish: OnDemand, dataplane: Kernel, rekey: {interval: 10, bytes: 1000000, packets: 1000}";
+                establish: OnDemand, dataplane: Kernel, perCPU: Never, rekey: {interval: 10, bytes: 1000000, packets: 1000}";
     let snapshot = Folder::good().put("policy.yaml", &protected(text));
     assert_eq!(snapshot.problems, []);
     let expected = Protection {
@@ -317,6 +317,7 @@ fn protection_has_defaults_and_every_field_is_read() {
         udp_encapsulation: UdpEncapsulation::Never,
         establish: Establish::OnDemand,
         dataplane: DataplaneKind::Kernel,
+        per_cpu: PerCpu::Never,
         rekey: RekeySpec {
             interval: Some(10),
             bytes: Some(1_000_000),

@@ -171,7 +171,7 @@ pub struct Sa {
     pub encapsulation: Encapsulation,
     /// Seconds after which it is removed even when no agent is there to do so; 0: never.
     pub hard_seconds: u32,
-    /// For packets of this CPU only (RFC 9611); `None`: for all that have none of their own.
+    /// For packets that this node sends from this CPU only (RFC 9611); `None`: from all that have none of their own.
     pub cpu: Option<u32>,
 }
 
@@ -255,6 +255,8 @@ pub struct SaInfo {
     pub drops: u64,
     /// Milliseconds since the last packet, if there was one.
     pub idle_ms: Option<u64>,
+    /// As [`Sa::cpu`].
+    pub cpu: Option<u32>,
 }
 
 /// Counters of one peer.

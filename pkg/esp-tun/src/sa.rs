@@ -123,6 +123,7 @@ impl Counters {
             bytes: self.bytes.load(Ordering::Relaxed),
             drops: self.drops.load(Ordering::Relaxed),
             idle_ms: (packets > 0).then_some(idle),
+            cpu: sa.cpu,
         }
     }
 }

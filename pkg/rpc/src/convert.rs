@@ -409,6 +409,7 @@ impl From<core::SaInfo> for proto::SaInfo {
             drops: sa.drops,
             idle_ms: sa.idle_ms,
             udp: udp_ports(sa.encapsulation),
+            cpu: sa.cpu,
         }
     }
 }
@@ -429,6 +430,7 @@ impl TryFrom<proto::SaInfo> for core::SaInfo {
             bytes: sa.bytes,
             drops: sa.drops,
             idle_ms: sa.idle_ms,
+            cpu: sa.cpu,
         })
     }
 }

@@ -107,6 +107,7 @@ fn info(sa: &Sa) -> SaInfo {
         bytes: 0,
         drops: 0,
         idle_ms: None,
+        cpu: sa.cpu,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use espalier_api::Establish;
 use espalier_dataplane_core::{
     Dataplane, Direction, Dump, Encapsulation, PeerId, Reqid, SaInfo, Spi,
 };
@@ -19,6 +20,8 @@ pub(super) struct Found {
     kernel: Option<KernelState>,
     /// `None`: the data plane does not answer, and what policies name is all that is known.
     sas: Option<Vec<SaInfo>>,
+    /// A policy without SPI is none that waits for a packet.
+    eager: bool,
 }
 
 impl Found {
@@ -32,9 +35,14 @@ impl Found {
             .first()
             .and_then(|cidr| kernel.paths.get(cidr));
         let protect = kernel.protects.get(&remote);
-        let pinned = protect
-            .and_then(|protect| protect.spi)
-            .is_some_and(|spi| self.may_have_outbound(&spec.name, spi));
+        let pinned = protect.is_some_and(|protect| match protect.spi {
+            Some(spi) => self.may_have_outbound(&spec.name, spi),
+            // The kernel chooses by CPU, or there is no SA yet.
+            None => match self.sas {
+                Some(_) => self.sas_of(&spec.name).any(seals),
+                None => self.eager,
+            },
+        });
         Observed {
             sends: match path {
                 Some(_) if pinned => Sends::Esp,
@@ -72,7 +80,9 @@ impl Found {
             .and_then(|protect| protect.spi)
             .or(peer.active.map(|spi| spi.0));
         peer.adopted = own.clone().map(adopted).collect();
-        peer.active = own.clone().find(|sa| seals(sa)).map(|sa| sa.spi);
+        // Of those that the kernel chose from the newest is pinned now, which is for every CPU.
+        let sealing = own.clone().filter(|sa| seals(sa));
+        peer.active = sealing.min_by_key(|sa| sa.age_s).map(|sa| sa.spi);
         let is_out =
             |spi: u32| move |sa: &Adopted| (sa.direction, sa.spi.0) == (Direction::Out, spi);
         if let Some(spi) = named.filter(|spi| peer.adopted.iter().any(is_out(*spi))) {
@@ -88,6 +98,7 @@ impl Found {
                 spi,
                 ah: protect.ah,
                 raw: false,
+                cpu: None,
             });
             peer.adopted = out.into_iter().collect();
         }
@@ -107,11 +118,13 @@ fn adopted(sa: &SaInfo) -> Adopted {
         spi: sa.spi,
         ah: sa.suite.is_ah(),
         raw: sa.encapsulation == Encapsulation::Raw,
+        cpu: sa.cpu,
     }
 }
 
+/// For packets of every CPU.
 fn seals(sa: &SaInfo) -> bool {
-    sa.direction == Direction::Out && sa.active
+    sa.direction == Direction::Out && sa.active && sa.cpu.is_none()
 }
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
@@ -128,6 +141,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         Found {
             kernel: kernel.ok(),
             sas: dump.map(|dump| dump.sas),
+            eager: self.terms.protection.establish == Establish::Eager,
         }
     }
 
@@ -137,8 +151,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             return;
         };
         let found = Found {
-            kernel: None,
             sas: Some(sas),
+            ..Found::default()
         };
         let now = Instant::now();
         for peer in self.peers.values_mut().filter(|peer| peer.sas.is_empty()) {

@@ -17,6 +17,8 @@ use super::{Kernel, Mesh};
 const REPLAY_WINDOW: u32 = 8192;
 /// How long packets sealed with adopted SAs may still be under way once the peer seals with newer ones.
 const ADOPTED_DRAIN: Duration = Duration::from_secs(2);
+/// And how long the peer has to make SAs for the CPUs that adopted ones are for: as long as IKE waits for it.
+const ADOPTED_PATIENCE: Duration = Duration::from_secs(60);
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Acts on every event IKE has. Must be done before its datagrams are sent: a response promises an installed SA.
@@ -80,9 +82,12 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             raw,
             // An initiator's is confirmed by the response itself: the responder installed first.
             confirmed: child.role == Role::Initiator,
+            granted: child.role == Role::Responder,
+            cpu: child.id.cpu,
+            installed: Instant::now(),
         });
         peer.said = None; // this node's inbound SPI is news
-        if child.id.number != FALLBACK {
+        if child.id.number != FALLBACK && child.id.cpu.is_none() {
             peer.note_first_child(raw, Instant::now());
         }
         if let Some(data) = announcement {
@@ -132,6 +137,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     async fn install(&mut self, name: &str, child: &ChildSa) -> Result<Suite, Error> {
         let suite = self.suite_of(child)?;
         self.put_in_plane(name).await?;
+        self.pin(name);
         let kernel = self.uplink.is_kernel();
         let lifetime = self.rekeying().child_hard.as_secs();
         for (direction, spi, keys) in [
@@ -159,7 +165,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 } else {
                     0
                 },
-                cpu: None,
+                // What comes in is opened by any CPU.
+                cpu: child.id.cpu.filter(|_| direction == Direction::Out),
             };
             self.parts.plane.install_sa(sa).await?;
         }
@@ -256,7 +263,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         self.told_way(name, said.way);
         // What this node initiated the peer opens before it answers, and may still seal with an older one: that shows by its
         // acknowledgement or by ESP only.
-        self.confirm(name, |sa| !sa.confirmed && sa.spi_out == Spi(said.opens))
+        self.confirm(name, |peer| peer.confirm_announced(Spi(said.opens)))
             .await;
     }
 
@@ -271,24 +278,23 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if !peer.sas.iter().any(|sa| sa.spi_in == spi && sa.raw) {
             peer.pair.heard_esp(now);
         }
-        self.confirm(name, |sa| sa.spi_in == spi).await;
+        self.confirm(name, |peer| peer.confirm_used(spi)).await;
     }
 
     /// The peer has both SAs of a pair: from now on this node seals with it, and older ones may go.
-    async fn confirm(&mut self, name: &str, which: impl Fn(&super::peer::SaPair) -> bool) {
-        let Some(peer) = self.peers.get_mut(name) else {
+    async fn confirm(&mut self, name: &str, which: impl Fn(&mut PeerState) -> Vec<u32>) {
+        let confirmed = self.peers.get_mut(name).map(which).unwrap_or_default();
+        if confirmed.is_empty() {
             return;
-        };
-        let Some(sa) = peer.sas.iter_mut().find(|sa| which(sa)) else {
-            return;
-        };
-        sa.confirmed = true;
-        peer.way.opens(sa.spi_out.0);
-        let spi_in = sa.spi_in.0;
+        }
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.note_opened(&confirmed);
+        }
         self.switch_to_best(name).await;
-        self.parts
-            .endpoint
-            .confirm_child(&Identity(name.into()), spi_in, Instant::now());
+        let (id, now) = (Identity(name.into()), Instant::now());
+        for spi_in in confirmed {
+            self.parts.endpoint.confirm_child(&id, spi_in, now);
+        }
         self.expire_adopted(name);
     }
 
@@ -307,8 +313,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             .get_mut(name)
             .filter(|peer| !peer.adopted.is_empty())
         {
-            peer.drop_adopted_at
-                .get_or_insert(Instant::now() + ADOPTED_DRAIN);
+            // The peer seals with adopted SAs of single CPUs until it has newer ones of these CPUs.
+            let replaced = peer.replaces_adopted();
+            let wait = if replaced {
+                ADOPTED_DRAIN
+            } else {
+                ADOPTED_PATIENCE
+            };
+            let at = Instant::now() + wait;
+            let at = peer.drop_adopted_at.map_or(at, |due| due.min(at));
+            peer.drop_adopted_at = Some(at);
         }
     }
 

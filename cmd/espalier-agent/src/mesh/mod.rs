@@ -3,6 +3,7 @@
 
 mod adopt;
 mod child;
+mod cpus;
 mod demand;
 mod kernel;
 mod peer;

@@ -1,5 +1,6 @@
 //! One peer as the agent holds it, and how it looks to IKE, the data plane and the kernel.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,11 @@ pub(crate) struct SaPair {
     pub(crate) raw: bool,
     /// The peer is known to open `spi_out`: this node may seal with it.
     pub(crate) confirmed: bool,
+    /// The peer asked for it.
+    pub(crate) granted: bool,
+    /// For packets sent from this CPU (RFC 9611); `None`: from any.
+    pub(crate) cpu: Option<u32>,
+    pub(crate) installed: Instant,
 }
 
 /// An SA that was found at start.
@@ -38,6 +44,8 @@ pub(crate) struct Adopted {
     pub(crate) ah: bool,
     /// Directly in IP.
     pub(crate) raw: bool,
+    /// As [`SaPair::cpu`].
+    pub(crate) cpu: Option<u32>,
 }
 
 /// The data plane's counters at the last look.
@@ -73,8 +81,10 @@ pub(crate) struct PeerState {
     pub(crate) drop_adopted_at: Option<Instant>,
     /// This node lost its SAs (it started, or its data plane did): the peer may still use the old ones, so it begins at once.
     pub(crate) lost_sas: bool,
-    /// The outbound SA that seals now.
+    /// The outbound SA that seals now; never one of a single CPU.
     pub(crate) active: Option<Spi>,
+    /// What the kernel chooses from by CPU, as it was told; `None`: the policy pins the active SA ([`super::cpus`]).
+    pub(crate) chooses: Option<BTreeSet<Spi>>,
     /// The data plane knows this peer as it is.
     pub(crate) in_plane: bool,
     /// The data plane was told which SA seals.
@@ -113,6 +123,7 @@ impl PeerState {
             drop_adopted_at: None,
             lost_sas: false,
             active: None,
+            chooses: None,
             in_plane: false,
             switched: false,
             waiting: Vec::new(),
@@ -141,6 +152,7 @@ impl PeerState {
         self.lost_sas = true;
         (self.in_plane, self.switched) = (false, false);
         (self.active, self.said, self.drop_adopted_at) = (None, None, None);
+        self.chooses = None;
         self.pair.ike_down(now);
         self.pair.set_esp(false, now);
         self.way.lost(now);
@@ -186,7 +198,7 @@ impl PeerState {
                 Sends::Esp => RoutePath::Encrypted,
             },
             accept_clear: view.accepts_clear,
-            protect: self.active.map(|spi| self.protect(spi)).or(known),
+            protect: self.active.map(|spi| self.sealing(spi)).or(known),
             trial: tried.map(|spi| self.protect(Spi(spi))),
         }
     }
@@ -207,7 +219,7 @@ impl PeerState {
     }
 
     /// How a policy's template names the states of this outbound SA.
-    fn protect(&self, spi: Spi) -> Protect {
+    pub(super) fn protect(&self, spi: Spi) -> Protect {
         let negotiated = self.sas.iter().find(|sa| sa.spi_out == spi);
         let adopted = |sa: &&Adopted| (sa.direction, sa.spi) == (Direction::Out, spi);
         let ah = match negotiated {
@@ -246,7 +258,8 @@ impl PeerState {
     /// The newest outbound SA this node may seal with; an adopted one that seals now is as good until there is a newer one.
     /// `tries`: raw ones only where raw is known to pass.
     pub(crate) fn best(&self, tries: bool) -> Option<Spi> {
-        let mut confirmed = self.sas.iter().rev().filter(|sa| sa.confirmed);
+        let usable = |sa: &&SaPair| sa.confirmed && sa.cpu.is_none();
+        let mut confirmed = self.sas.iter().rev().filter(usable);
         let newest = match (tries, self.way.uses_raw()) {
             (false, _) => confirmed.next(),
             (true, true) => confirmed.clone().find(|sa| sa.raw).or(confirmed.next()),

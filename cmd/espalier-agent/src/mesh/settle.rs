@@ -45,8 +45,10 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         for peer in self.peers.values_mut() {
             peer.pair.step(now);
         }
+        self.pin_changed();
         if self.settle_kernel(now) {
             self.remove_unused().await;
+            self.let_choose(now);
             self.settle_ike(now);
             self.announce(now);
             let asked = self.due_probes(now);
@@ -81,7 +83,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// True when the kernel is as it should be.
-    fn settle_kernel(&mut self, now: Instant) -> bool {
+    pub(super) fn settle_kernel(&mut self, now: Instant) -> bool {
         let Some(desired) = self.desired() else {
             return true;
         };

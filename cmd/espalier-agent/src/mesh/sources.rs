@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::adopt::Found;
 use super::peer::PeerState;
 use super::removals::Removal;
-use super::terms::{Ends, Terms};
+use super::terms::{Ends, Terms, cpus_among};
 use super::{Kernel, Mesh};
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
@@ -62,6 +62,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         Terms {
             protection: self.snapshot.policy.protection.clone(),
             can: self.uplink.can(),
+            cpus: cpus_among(self.snapshot.nodes.len()),
         }
     }
 

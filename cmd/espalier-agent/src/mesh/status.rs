@@ -237,6 +237,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 .or(tried)
                 .unwrap_or_default(),
             sas: u32::try_from(sas.len()).unwrap_or(u32::MAX),
+            cpus: if sends_esp { peer.cpus() } else { 0 },
         }
     }
 }

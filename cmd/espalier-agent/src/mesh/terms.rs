@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use espalier_api::{DataplaneKind, OverlayKind, Protection, Protocol, SuiteName, UdpEncapsulation};
+use espalier_api::{
+    DataplaneKind, OverlayKind, PerCpu, Protection, Protocol, SuiteName, UdpEncapsulation,
+};
 use espalier_dataplane_core::{Capabilities, Encapsulation, Hello, Overlay, SaMode, Suite};
 use espalier_ike::{
     ChildConfig, ChildSa, ChildSuite, Encapsulations, EspSuite, Integrity, TrafficSelector,
@@ -19,11 +21,24 @@ const IPV6: u8 = 41;
 /// Selectors may name any protocol.
 const ANY: u8 = 0;
 
+/// SAs of single CPUs with one peer, at most: each is negotiated and replaced by itself.
+const CPUS_MAX: usize = 16;
+/// With all peers together: two states each, of some 2 kB of the kernel's memory.
+const CPUS_OF_ALL: usize = 8192;
+
+/// How many SAs of single CPUs a peer may have in a mesh of so many nodes. In steps: it does not change with every node.
+pub(crate) fn cpus_among(nodes: usize) -> u32 {
+    let each = CPUS_OF_ALL / nodes.next_power_of_two();
+    u32::try_from(each.min(CPUS_MAX)).unwrap_or_default()
+}
+
 /// What holds on this node for all peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Terms {
     pub(crate) protection: Protection,
     pub(crate) can: Capabilities,
+    /// SAs of single CPUs with one peer, at most: [`cpus_among`].
+    pub(crate) cpus: u32,
 }
 
 /// Both ends of a pair, with their addresses towards each other.
@@ -42,6 +57,7 @@ impl Terms {
             transport: self.mode() == SaMode::Transport,
             suites: self.suites().map(child_suite).collect(),
             esn: self.can.esn,
+            per_cpu: self.per_cpu(),
             encapsulations: Some(Encapsulations {
                 raw: self.raw(),
                 udp: self.udp(),
@@ -57,8 +73,16 @@ impl Terms {
                 raw: false,
                 udp: true,
             }),
+            per_cpu: None,
             ..self.child(ends)
         }
+    }
+
+    /// How many SAs of single CPUs (RFC 9611) to have with a peer, and to grant it.
+    fn per_cpu(&self) -> Option<u32> {
+        let wanted = self.protection.per_cpu == PerCpu::Auto;
+        let cpus = self.can.cpus.min(self.cpus);
+        (wanted && cpus > 1).then_some(cpus)
     }
 
     /// Raw ESP is used where it passes, else UDP.
@@ -321,6 +345,7 @@ mod tests {
         Terms {
             protection,
             can: hello.can.clone(),
+            cpus: cpus_among(2),
         }
     }
 
@@ -434,5 +459,26 @@ mod tests {
             assert_eq!(plane_suite(child_suite(suite)), Some(suite));
         }
         assert_eq!(plane_suite(ChildSuite::Ah(Integrity::HmacSha512)), None);
+    }
+
+    #[test]
+    fn sas_of_single_cpus_are_had_where_they_help_and_not_by_the_thousand() {
+        let mut hello = hello(KERNEL, &Suite::ALL, true);
+        let of = |hello: &Hello, nodes| {
+            let terms = Terms {
+                cpus: cpus_among(nodes),
+                ..terms(hello, |_| {})
+            };
+            terms.per_cpu()
+        };
+        for (cpus, expected) in [(0, None), (1, None), (2, Some(2)), (64, Some(16))] {
+            hello.can.cpus = cpus;
+            assert_eq!(of(&hello, 3), expected);
+        }
+        for (nodes, expected) in [(0, Some(16)), (600, Some(8)), (4096, Some(2)), (5000, None)] {
+            assert_eq!(of(&hello, nodes), expected);
+        }
+        let never = terms(&hello, |protection| protection.per_cpu = PerCpu::Never);
+        assert_eq!(never.per_cpu(), None);
     }
 }

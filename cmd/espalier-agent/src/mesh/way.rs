@@ -26,6 +26,13 @@ impl PeerState {
         }
     }
 
+    /// The peer has the SAs with these inbound SPIs.
+    pub(super) fn note_opened(&mut self, spis: &[u32]) {
+        for sa in self.sas.iter().filter(|sa| spis.contains(&sa.spi_in.0)) {
+            self.way.opens(sa.spi_out.0);
+        }
+    }
+
     /// What the data plane's counters say of this peer's SAs. Silence is counted from what changed here: what a kernel says of its last
     /// use is not the same everywhere.
     pub(super) fn note_counters(&mut self, sas: &[&SaInfo], now: Instant) {

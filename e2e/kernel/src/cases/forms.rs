@@ -1,6 +1,5 @@
 //! How a packet looks on the wire: protocols, suites, overlays, encapsulations.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -237,19 +236,4 @@ fn all_are(states: &[State], mode: &str) -> Result<()> {
     let all = !states.is_empty() && states.iter().all(|state| state.mode == mode);
     ensure!(all, "expected states of mode {mode}, found {states:?}");
     Ok(())
-}
-
-/// Each processor has an SA of its own in each direction (RFC 9611).
-pub(crate) fn per_cpu(ground: &mut Ground<'_>) -> Result<String> {
-    let processors = std::thread::available_parallelism()?.get();
-    ensure!(processors > 1, "the guest has one processor");
-    let mesh = ground.prepare(2, Mode::Required, &[])?;
-    let on = ground.populate(mesh)?;
-    let (states, tally) = loaded(ground, on)?;
-    let cpus: BTreeSet<u32> = states.iter().filter_map(|state| state.cpu).collect();
-    ensure!(
-        cpus.len() == processors,
-        "expected states of {processors} processors, found those of {cpus:?}: {states:?}"
-    );
-    Ok(format!("states of processors {cpus:?}; {tally:?}"))
 }

@@ -1,6 +1,7 @@
 //! The cases, by what they are about.
 
 mod adopt;
+mod cpus;
 mod faults;
 mod forms;
 mod invariants;
@@ -91,7 +92,7 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "per_cpu_states",
         set: Set::PerCpu,
-        run: forms::per_cpu,
+        run: cpus::per_cpu,
         alone: false,
     },
 ];

@@ -308,6 +308,12 @@ impl Endpoint {
             limits::CHILD_REFUSED_RETRY
         };
         self.put_off(Timer::MakeChild(spi, id), wait, now);
+        // Nor will it take another one of these.
+        let alike = |other: &ChildId| other.number == id.number && other.cpu.is_some();
+        let missing = self.missing_children(spi).into_iter();
+        for other in missing.filter(|other| full && alike(other)) {
+            self.put_off(Timer::MakeChild(spi, other), wait, now);
+        }
         let path = self.sas.get(&spi).map(|sa| sa.path);
         if let (Some(peer), Some(path), false) = (self.peer_of(spi), path, full) {
             let failure = Failure::ChildRefused {

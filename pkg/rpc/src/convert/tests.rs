@@ -139,6 +139,7 @@ fn a_dump_survives_the_wire() {
         bytes: 3,
         drops: 4,
         idle_ms: Some(5),
+        cpu: Some(0),
     };
     let dump = core::Dump {
         peers: vec![(
@@ -151,6 +152,7 @@ fn a_dump_survives_the_wire() {
         sas: vec![
             core::SaInfo {
                 idle_ms: None,
+                cpu: None,
                 encapsulation: sa().encapsulation,
                 ..info.clone()
             },

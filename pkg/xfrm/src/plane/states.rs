@@ -303,5 +303,6 @@ pub(super) fn row(
         bytes: state.bytes,
         drops: state.drops,
         idle_ms: told.or(counted),
+        cpu: state.cpu,
     }
 }

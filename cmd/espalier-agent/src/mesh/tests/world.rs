@@ -14,7 +14,7 @@ use espalier_dataplane_core::{
 };
 use espalier_ike::{Config, Endpoint, Identity, Path};
 use espalier_ike_io::{IkeIo, OsRng, unix_now};
-use espalier_overlay::{Applied, Desired, Engine, Observed, PeerRoute};
+use espalier_overlay::{Applied, Desired, Engine, Observed, PeerRoute, RoutePath};
 use espalier_peers::{Mode, WayLimits};
 use tokio::sync::{mpsc, watch};
 
@@ -60,7 +60,22 @@ impl State {
     fn sealing(&self) -> Vec<u32> {
         let peers = self.desired.iter().flat_map(|d| d.peers.values());
         let protects = peers.filter_map(|peer| peer.protect);
-        protects.filter_map(|protect| protect.spi).collect()
+        let pinned = protects.filter_map(|protect| protect.spi);
+        pinned.chain(self.chosen()).collect()
+    }
+
+    /// What the kernel chooses where no SPI is pinned: the newest of each CPU, and of none. There is one peer.
+    pub(super) fn chosen(&self) -> Vec<u32> {
+        let peers = self.desired.iter().flat_map(|d| d.peers.values());
+        let mut open = peers.filter(|peer| peer.path == RoutePath::Encrypted);
+        if !open.any(|peer| peer.protect.is_some_and(|p| p.spi.is_none())) {
+            return Vec::new();
+        }
+        let outbound = self.sas.iter().filter(|sa| sa.direction == Direction::Out);
+        let newest: BTreeMap<_, _> = outbound.map(|sa| (sa.cpu, sa.spi.0)).collect();
+        // With the first on demand it has no choice.
+        let by_cpu = newest.keys().any(Option::is_some);
+        newest.into_values().filter(|_| by_cpu).collect()
     }
 
     /// Outbound SPIs that the kernel's policies name.
@@ -81,7 +96,7 @@ impl State {
         sas.any(|sa| (sa.direction, sa.spi) == (direction, Spi(spi)))
     }
 
-    fn find(&self, direction: Direction, spi: u32) -> Sa {
+    pub(super) fn find(&self, direction: Direction, spi: u32) -> Sa {
         let mut sas = self.sas.iter();
         let found = sas.find(|sa| (sa.direction, sa.spi) == (direction, Spi(spi)));
         found.expect("a policy names a state that is there").clone()
@@ -117,6 +132,7 @@ impl Dataplane for Node {
             bytes: 0,
             drops: 0,
             idle_ms: None,
+            cpu: sa.cpu,
         };
         let peers = state.peers.values().cloned();
         Ok(Dump {
@@ -147,6 +163,8 @@ impl Dataplane for Node {
         let mut state = self.answering()?;
         assert!(state.peers.contains_key(&sa.peer), "put the peer first");
         assert_eq!(sa.key.len(), sa.suite.key_material_len());
+        let chosen = sa.direction == Direction::Out && state.chosen().len() > 1;
+        assert!(!chosen, "the kernel would take {} at once", sa.spi);
         state.sas.push(sa);
         Ok(())
     }
@@ -165,8 +183,11 @@ impl Dataplane for Node {
 
     async fn remove_sa(&self, direction: Direction, spi: Spi) -> Result<(), Error> {
         let mut state = self.answering()?;
-        let named = direction == Direction::Out && state.pinned().contains(&spi.0);
+        let out = direction == Direction::Out;
+        let named = out && state.pinned().contains(&spi.0);
         assert!(!named, "a policy still names {spi}");
+        let used = out && state.chosen().contains(&spi.0);
+        assert!(!used, "the kernel has chosen {spi}");
         state
             .sas
             .retain(|sa| (sa.direction, sa.spi) != (direction, spi));
@@ -488,7 +509,7 @@ impl World {
                 .as_ref()
                 .and_then(|d| d.peers.get(NAMES[1 - i]).cloned());
             route.is_some_and(|route| {
-                route.path == espalier_overlay::RoutePath::Encrypted
+                route.path == RoutePath::Encrypted
                     && route.protect.is_some_and(|protect| protect.spi.is_some())
             })
         })
