@@ -42,12 +42,14 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         self.settle_ways(now);
         self.drop_adopted(now).await;
         self.fill_plane().await;
+        self.fill_gateways(now).await;
         for peer in self.peers.values_mut() {
             peer.pair.step(now);
         }
         if self.settle_kernel(now) {
             self.remove_unused().await;
             self.settle_ike(now);
+            self.settle_gateways(now);
             self.announce(now);
             let asked = self.due_probes(now);
             self.asked.extend(asked);
@@ -147,6 +149,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             framing: self.terms.framing(),
             engine: self.uplink.engine(),
             deny_clear: strict,
+            externals: self.external_routes(),
             peers: peers
                 .map(|((name, peer), (_, view))| {
                     let idle = self.is_idle(peer, view);

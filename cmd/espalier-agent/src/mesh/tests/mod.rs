@@ -1,5 +1,6 @@
 //! What the agent does to a kernel data plane, and in which order.
 
+mod external;
 mod world;
 
 use espalier_api::{Establish, Protocol, UdpEncapsulation};
