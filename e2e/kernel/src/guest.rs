@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) bin: PathBuf,
     /// Test program of `e2e/`.
     pub(crate) mesh: Option<PathBuf>,
+    /// Root file system with strongSwan.
+    pub(crate) strongswan: Option<PathBuf>,
     /// Of this guest.
     pub(crate) folder: PathBuf,
     /// JSON lines.

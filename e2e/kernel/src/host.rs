@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// The tests of `e2e/` as cases, too: their test program.
     #[arg(long)]
     mesh: Option<PathBuf>,
+    /// Root file system with strongSwan, for cases with a foreign gateway.
+    #[arg(long)]
+    strongswan: Option<PathBuf>,
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
@@ -122,6 +125,7 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         place,
         cases: own.chain(mesh).filter(wanted).collect(),
         bin: absolute(&options.bin)?,
+        strongswan: options.strongswan.as_deref().map(absolute).transpose()?,
         mesh: options.mesh.as_deref().map(absolute).transpose()?,
         rows: folder.join("rows.jsonl"),
         folder,

@@ -12,6 +12,7 @@ mod host;
 mod load;
 mod matrix;
 mod report;
+mod site;
 mod tap;
 
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! The cases, by what they are about.
 
 mod adopt;
+mod external;
 mod faults;
 mod forms;
 mod invariants;
@@ -75,6 +76,10 @@ pub(crate) const ALL: &[Case] = &[
         alone: true,
         ..once("s8_no_esp_is_not_ready", invariants::s8)
     },
+    core("external_gateway", external::gateway),
+    once("external_gateway_certificate", external::certificate),
+    core("external_gateway_s1_nothing_in_clear", external::s1),
+    once("external_gateway_udp", external::udp),
     core("foreign_states_survive", adopt::foreign_survive),
     core("quiet_agent_writes_nothing", adopt::quiet),
     once("node_removed_while_the_agent_is_down", adopt::node_removed),
