@@ -7,7 +7,7 @@ use espalier_dataplane_core::{Dataplane, Direction, Encapsulation, Error, Event,
 use espalier_ike::{ChildSa, Event as IkeEvent, Identity, Role};
 use tracing::{debug, info, warn};
 
-use super::{ANSWER_ARRIVES, Gateway, TunnelSa, selectors};
+use super::{ANSWER_ARRIVES, Gateway, OLD_OPENS, TunnelSa, selectors};
 use crate::mesh::child::{ADOPTED_DRAIN, Form};
 use crate::mesh::terms::plane_suite;
 use crate::mesh::{Kernel, Mesh};
@@ -137,14 +137,22 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     async fn tunnel_down(&mut self, name: &str, spi_in: Spi, spi_out: Spi) {
         info!(gateway = name, %spi_in, %spi_out, "tunnel ends");
+        let now = Instant::now();
         if let Some(gateway) = self.gateways.get_mut(name) {
             gateway.sas.retain(|sa| sa.spi_in != spi_in);
             gateway.waiting.retain(|child| child.spi_in != spi_in.0);
             // An end deletes an old one when it has a new one.
-            gateway.confirm(Instant::now());
+            gateway.confirm(now);
             self.switch_gateway(name).await;
         }
-        self.remove_later(name, [(Direction::In, spi_in), (Direction::Out, spi_out)]);
+        self.remove_later(name, [(Direction::Out, spi_out)]);
+        match self.gateways.get_mut(name) {
+            Some(gateway) if gateway.has_sas() => {
+                gateway.draining.push((spi_in, now + OLD_OPENS));
+                self.parts.endpoint.reserve_spi(spi_in.0);
+            }
+            _ => self.remove_later(name, [(Direction::In, spi_in)]),
+        }
     }
 
     /// Takes what is about a gateway, and gives back what is about somebody else.
@@ -196,6 +204,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         gateway
             .adopted
             .retain(|sa| (sa.direction, sa.spi) != (direction, spi));
+        if direction == Direction::In {
+            gateway.draining.retain(|(old, _)| *old != spi);
+        }
         if gateway.pair_of(direction, spi).is_some() {
             let id = Identity(name.into());
             self.parts.endpoint.disconnect(&id, Instant::now());

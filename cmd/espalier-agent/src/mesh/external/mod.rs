@@ -24,6 +24,9 @@ use super::peer::Adopted;
 /// An SA that the gateway made is used for sealing after this, if nothing shows sooner that the gateway has the answer: it says
 /// nothing after it.
 const ANSWER_ARRIVES: Duration = Duration::from_secs(1);
+/// An inbound SA that was replaced opens for this long after its DELETE was sent: a gateway that answered a rekey seals with the old
+/// SA until that DELETE arrives (strongSwan).
+const OLD_OPENS: Duration = Duration::from_secs(5);
 
 /// A tunnel mode SA pair in the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub(crate) struct Gateway {
     /// What was sealed with at start, as the policies say.
     found: Option<Tunnel>,
     drop_adopted_at: Option<Instant>,
+    /// Inbound SAs that were replaced, and until when they open.
+    draining: Vec<(Spi, Instant)>,
     /// The outbound SA that seals now.
     active: Option<Spi>,
     /// The data plane knows the gateway as it is.
@@ -77,6 +82,7 @@ impl Gateway {
             adopted: Vec::new(),
             found: None,
             drop_adopted_at: None,
+            draining: Vec::new(),
             active: None,
             in_plane: false,
             switched: false,
@@ -160,7 +166,8 @@ impl Gateway {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let now = Instant::now();
         let newest = self.sas.last().map(|sa| sa.confirmed_at);
-        let times = [newest.filter(|at| *at > now), self.drop_adopted_at];
+        let drained = self.draining.first().map(|(_, at)| *at);
+        let times = [newest.filter(|at| *at > now), self.drop_adopted_at, drained];
         times.into_iter().flatten().min()
     }
 
@@ -183,6 +190,7 @@ impl Gateway {
         self.tell_plane_again();
         self.sas.clear();
         self.adopted.clear();
+        self.draining.clear();
         self.waiting.clear();
         (self.active, self.found, self.drop_adopted_at) = (None, None, None);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use espalier_api::ExternalGateway;
-use espalier_dataplane_core::{Dataplane, Error};
+use espalier_dataplane_core::{Dataplane, Direction, Error};
 use espalier_ike::{Connect, Identity, IkeStatus};
 use espalier_overlay::ExternalRoute;
 use tracing::{debug, info, warn};
@@ -14,7 +14,7 @@ use crate::mesh::{Kernel, Mesh};
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Before the kernel's policies are settled: what they will name is there.
     pub(in crate::mesh) async fn fill_gateways(&mut self, now: Instant) {
-        self.drop_adopted_tunnels(now);
+        self.drop_drained(now);
         if !self.uplink.answers() {
             return;
         }
@@ -74,17 +74,20 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
     }
 
-    /// Gives up what was found at start and has drained.
-    fn drop_adopted_tunnels(&mut self, now: Instant) {
+    /// Gives up what was replaced, or found at start, and has drained.
+    fn drop_drained(&mut self, now: Instant) {
         let mut gone = Vec::new();
         for (name, gateway) in &mut self.gateways {
             if gateway.drop_adopted_at.is_some_and(|at| at <= now) {
                 (gateway.drop_adopted_at, gateway.found) = (None, None);
-                gone.push((name.clone(), std::mem::take(&mut gateway.adopted)));
+                let adopted = std::mem::take(&mut gateway.adopted).into_iter();
+                gone.extend(adopted.map(|sa| (name.clone(), sa.direction, sa.spi)));
             }
+            let drained = gateway.draining.extract_if(.., |(_, at)| *at <= now);
+            gone.extend(drained.map(|(spi, _)| (name.clone(), Direction::In, spi)));
         }
-        for (name, sas) in gone {
-            self.remove_later(&name, sas.iter().map(|sa| (sa.direction, sa.spi)));
+        for (name, direction, spi) in gone {
+            self.remove_later(&name, [(direction, spi)]);
         }
     }
 

@@ -284,6 +284,9 @@ async fn of_a_rekey_by_the_gateway_the_new_sa_seals_when_the_gateway_has_it() {
         .await;
     let gone = |site: &Site| !site.node.lock().has(Direction::Out, old);
     site.until("the old one is gone", gone).await;
+    let few = |site: &Site| site.node.lock().sas.len() == 2;
+    assert!(!few(&site), "what is under way to it is still opened");
+    site.until("nothing old is left", few).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
