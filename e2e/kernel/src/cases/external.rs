@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use espalier_e2e::{
-    MARKER, Mode, Node, POD_PORT, Pod, encrypted, on_path, policies, send_numbered, until,
+    MARKER, Mode, Node, POD_PORT, Plane, Pod, encrypted, on_path, policies, send_numbered, until,
 };
 use espalier_rpc::agent::PeerStatus;
 
@@ -198,6 +198,39 @@ pub(crate) fn certificate(ground: &mut Ground<'_>) -> Result<String> {
     let tally = loaded(ground, &joined)?;
     tally.only_raw_esp()?;
     Ok(format!("{tally:?}"))
+}
+
+/// Beside tunnels between the nodes themselves.
+pub(crate) fn native(ground: &mut Ground<'_>) -> Result<String> {
+    let mut joined = Joined::up(ground, Auth::Psk, &["overlay: None"])?;
+    let tally = loaded(ground, &joined)?;
+    tally.only_raw_esp()?;
+    joined.on.works()?;
+    Ok(format!("{tally:?}"))
+}
+
+/// S8: nodes whose data plane has no tunnels refuse the gateway, say so, and close its networks; the mesh works.
+pub(crate) fn s8(ground: &mut Ground<'_>) -> Result<String> {
+    let mut mesh = ground.prepare(2, Mode::Required, &[])?;
+    for node in &mut mesh.nodes {
+        node.plane = Some(Plane::Userspace);
+    }
+    let mut site = Site::new(ground, &mut mesh, Auth::Psk)?;
+    site.start()?;
+    let mut on = ground.populate(mesh)?;
+    for index in [1, 2] {
+        let words = ["ExternalPeer berlin", "userspace", "--dataplane kernel"];
+        on.mesh.await_problem(index, &words)?;
+        tunnel(on.mesh.node(index)?, |peer| on_path(peer, "Blocked"))?;
+    }
+    on.works()?;
+    let joined = Joined { on, site };
+    let tap = Tap::start(&joined.on.mesh.bridge)?;
+    let injected = closed(&joined, &tap)?;
+    ground.measured.clear_packets = Some(0);
+    Ok(format!(
+        "{injected} clear packets of the gateway, none arrived"
+    ))
 }
 
 pub(crate) fn udp(ground: &mut Ground<'_>) -> Result<String> {

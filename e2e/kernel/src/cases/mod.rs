@@ -80,6 +80,8 @@ pub(crate) const ALL: &[Case] = &[
     once("external_gateway_certificate", external::certificate),
     core("external_gateway_s1_nothing_in_clear", external::s1),
     once("external_gateway_udp", external::udp),
+    once("external_gateway_native", external::native),
+    once("external_gateway_s8_userspace_refuses", external::s8),
     core("foreign_states_survive", adopt::foreign_survive),
     core("quiet_agent_writes_nothing", adopt::quiet),
     once("node_removed_while_the_agent_is_down", adopt::node_removed),
