@@ -5,8 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 part=${1:?test or matrix}
 shift
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-interop
+# Of the cases `external_gateway…`.
+gateway=(--strongswan "$cache/bookworm-strongswan")
 binaries=(espalier-agent espalier-dataplane espalier-cni espalier-cli)
 build() {
+  scripts/interop/fetch.sh "$cache" bookworm-strongswan
   cargo build --locked --quiet -p espalier-e2e-kernel $(printf -- '-p %s ' "${binaries[@]}")
 }
 # program PACKAGE TEST: builds a test program, prints where it is.
@@ -30,7 +34,7 @@ case $part in
     of_crates
     # The tests of e2e/ are cases, too.
     tests+=(--tests "mesh=$(program espalier-e2e mesh)")
-    exec target/debug/espalier-e2e-kernel run "${tests[@]}" "$@"
+    exec target/debug/espalier-e2e-kernel run "${gateway[@]}" "${tests[@]}" "$@"
     ;;
   matrix)
     scripts/packages.sh kernel-matrix
@@ -39,7 +43,7 @@ case $part in
     if [[ " $* " != *" --kernel "* ]]; then
       set -- --kernel uml-bookworm --kernel uml-trixie --kernel uml-sid --kernel qemu-sid "$@"
     fi
-    exec target/debug/espalier-e2e-kernel run "${tests[@]}" --core --out target/kernel-matrix "$@"
+    exec target/debug/espalier-e2e-kernel run "${gateway[@]}" "${tests[@]}" --core --out target/kernel-matrix "$@"
     ;;
   *) sed -n 2,3p "$0" >&2 && exit 2 ;;
 esac

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# fetch.sh CACHE: the foreign implementations, each in a root file system of its own, from the Debian
+# fetch.sh CACHE [NAME]: the foreign implementations, each in a root file system of its own, from the Debian
 # mirror that this machine uses. What is there already stays; the names carry suite and contents.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../debian.sh"
-cache=${1:?folder}
+cache=${1:?folder} only=${2:-}
 mkdir -p "$cache"
 mirror=$(debian_mirror)
 
 # root NAME SUITE PACKAGES
 root() {
   local name=$1 start=$SECONDS
-  [[ ! -e $cache/$name ]] || return 0
+  [[ ! -e $cache/$name && ${only:-$name} == "$name" ]] || return 0
   rm -rf "$cache/$name.new"
   mmdebstrap --quiet --variant=apt --include="$3" --aptopt='Acquire::Check-Valid-Until "false"' \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' "$2" "$cache/$name.new" "$mirror"

@@ -85,7 +85,10 @@ fn row(peer: &PeerStatus) -> [String; 13] {
     [
         peer.name.clone(),
         peer.address.clone(),
-        peer.effective_mode.clone(),
+        match peer.kind.as_str() {
+            "external" => peer.kind.clone(),
+            _ => peer.effective_mode.clone(),
+        },
         path,
         peer.ike.clone(),
         or_dash(peer.suite.clone()),
@@ -146,7 +149,10 @@ fn abilities(status: &StatusReply) -> String {
 }
 
 fn problems(status: &StatusReply, text: &mut String) {
+    // What the node says of an external gateway is not said twice.
+    let said = |peer: &&PeerStatus| status.problems.contains(&peer.problem);
     let of_peers = status.peers.iter().filter(|peer| !peer.problem.is_empty());
+    let of_peers = of_peers.filter(|peer| !said(peer));
     let of_peers = of_peers.map(|peer| format!("{}: {}", peer.name, peer.problem));
     let of_node = status.problems.iter().cloned();
     for (index, problem) in of_node.chain(of_peers).enumerate() {
@@ -255,6 +261,7 @@ impl<'a> From<&'a Capabilities> for Can<'a> {
 #[derive(Serialize)]
 struct Peer<'a> {
     name: &'a str,
+    kind: &'a str,
     address: &'a str,
     pod_cidrs: &'a [String],
     effective_mode: &'a str,
@@ -315,6 +322,7 @@ impl<'a> From<&'a PeerStatus> for Peer<'a> {
     fn from(peer: &'a PeerStatus) -> Self {
         Self {
             name: &peer.name,
+            kind: &peer.kind,
             address: &peer.address,
             pod_cidrs: &peer.pod_cidrs,
             effective_mode: &peer.effective_mode,
@@ -435,6 +443,27 @@ mod tests {
         assert_eq!(json["drops"]["replayed"], 3);
         assert_eq!(json["peers"][0]["encapsulation"], "UDP");
         assert_eq!(json["can"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn external_gateways_are_told_apart_and_their_problems_are_said_once() {
+        let mut status = mesh_of_two();
+        let refused = "ExternalPeer berlin: needs tunnel mode";
+        status.peers.push(PeerStatus {
+            name: "berlin".into(),
+            kind: "external".into(),
+            effective_mode: "Required".into(),
+            path: "Blocked".into(),
+            problem: refused.into(),
+            ..PeerStatus::default()
+        });
+        status.problems.push(refused.into());
+        let text = table(&status);
+        let row = text.lines().find(|line| line.starts_with("berlin"));
+        assert!(row.unwrap().contains("external"), "{text}");
+        assert_eq!(text.matches(refused).count(), 1, "{text}");
+        let json = serde_json::to_value(Node::from(&status)).unwrap();
+        assert_eq!(json["peers"][2]["kind"], "external");
     }
 
     #[test]

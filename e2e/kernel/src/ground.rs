@@ -123,7 +123,11 @@ impl Populated {
 
     /// Echo requests from one pod to an address, all answered; `more` are further flags of ping.
     pub(crate) fn ping(&self, from: usize, to: IpAddr, more: &[&str]) -> Result<()> {
-        let pod = self.pods.get(from).context("no such pod")?;
+        Self::ping_from(self.pods.get(from).context("no such pod")?, to, more)
+    }
+
+    /// The same from a pod that need not be of the mesh.
+    pub(crate) fn ping_from(pod: &Pod, to: IpAddr, more: &[&str]) -> Result<()> {
         let mut command = Command::new("ping");
         command
             .args(["-n", "-c", "3", "-i", "0.2", "-W", "5"])

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) cases: Vec<String>,
     pub(crate) bin: PathBuf,
     pub(crate) tests: Vec<Tests>,
+    /// Root file system with strongSwan.
+    pub(crate) strongswan: Option<PathBuf>,
     /// Of this guest.
     pub(crate) folder: PathBuf,
     /// JSON lines.

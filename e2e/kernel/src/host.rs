@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// A test program whose tests are cases, too, GROUP::TEST: those that are ignored elsewhere, or else all.
     #[arg(long, value_name = "GROUP=PROGRAM", value_parser = programs::parse)]
     tests: Vec<Tests>,
+    /// Root file system with strongSwan, for cases with a foreign gateway.
+    #[arg(long)]
+    strongswan: Option<PathBuf>,
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
@@ -126,6 +129,7 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         cases: own.chain(others).filter(wanted).collect(),
         bin: absolute(&options.bin)?,
         tests: programs,
+        strongswan: options.strongswan.as_deref().map(absolute).transpose()?,
         rows: folder.join("rows.jsonl"),
         folder,
         scripts,

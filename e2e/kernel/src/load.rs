@@ -23,10 +23,14 @@ pub(crate) struct Load {
 impl Load {
     /// Returns when packets of all flows arrive; what counts begins then.
     pub(crate) fn start(ground: &Populated) -> Result<Self> {
-        let (mesh, pods) = (&ground.mesh, &ground.pods);
+        Self::between(&ground.mesh, pairs(&ground.pods))
+    }
+
+    /// Flows from the first to the second of each pair.
+    pub(crate) fn between(mesh: &Cluster, pairs: Vec<(&Pod, &Pod)>) -> Result<Self> {
         let mut flows = Vec::new();
         for family in mesh.setup.shape.pods {
-            for (from, to) in pairs(pods) {
+            for (from, to) in &pairs {
                 let port = FIRST_PORT + u16::try_from(flows.len())?;
                 flows.push(Flow::start_on(*family, from, to, port)?);
             }

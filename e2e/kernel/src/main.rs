@@ -13,6 +13,7 @@ mod load;
 mod matrix;
 mod programs;
 mod report;
+mod site;
 mod tap;
 
 use std::process::ExitCode;

@@ -189,6 +189,11 @@ impl Frame {
         self.bytes.windows(MARKER.len()).any(|part| part == MARKER)
     }
 
+    /// Its outermost source.
+    pub(crate) fn is_from(&self, source: Ipv4Addr) -> bool {
+        self.ip().is_some_and(|(from, ..)| from == source)
+    }
+
     fn ip(&self) -> Option<(IpAddr, IpAddr, u8, &[u8])> {
         let packet = self.bytes.get(14..)?;
         match self.bytes.get(12..14)? {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use espalier_peers::NodeSpec;
 use ipnet::IpNet;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -75,8 +76,13 @@ impl ExternalGateway {
         self.nodes.is_empty() || self.nodes.iter().any(|name| name == node)
     }
 
-    /// What is wrong beside this policy and these other gateways, which are in force: field, found, remedy.
-    pub(crate) fn conflict(&self, policy: &Policy, others: &[(&String, &Self)]) -> Option<String> {
+    /// What is wrong beside this policy, these nodes and these other gateways, which are in force: field, found, remedy.
+    pub(crate) fn conflict(
+        &self,
+        policy: &Policy,
+        nodes: &[NodeSpec],
+        others: &[(&String, &Self)],
+    ) -> Option<String> {
         let clusters = &policy.cluster_cidrs;
         let inside = |cidr: &&IpNet| clusters.iter().any(|cluster| overlap(cluster, cidr));
         if let Some(cidr) = self.remote_cidrs.iter().find(inside) {
@@ -84,6 +90,49 @@ impl ExternalGateway {
                 "spec.remoteCIDRs: {cidr} overlaps the policy's clusterCIDRs; pods are reached by the mesh"
             ));
         }
+        let clash = nodes.iter().find_map(|node| self.clash_with_node(node));
+        clash.or_else(|| self.conflict_with(others))
+    }
+
+    /// What of its networks can be closed without harm to the mesh, when it is not in force itself.
+    #[must_use]
+    pub fn apart_from(&self, clusters: &[IpNet], nodes: &[NodeSpec]) -> Vec<IpNet> {
+        let in_mesh = |cidr: &&IpNet| {
+            let mut addresses = nodes.iter().flat_map(|node| &node.addresses);
+            clusters.iter().any(|cluster| overlap(cluster, cidr))
+                || addresses.any(|address| cidr.contains(address))
+        };
+        let all = self.remote_cidrs.iter();
+        all.filter(|cidr| !in_mesh(cidr)).copied().collect()
+    }
+
+    /// IKE, the data plane and key files know peers by name; and what goes to nodes is host traffic.
+    fn clash_with_node(&self, node: &NodeSpec) -> Option<String> {
+        let name = &node.name;
+        if self.name == *name {
+            return Some(format!(
+                "metadata.name: Node {name} has this name, and its PSK file, too; choose another"
+            ));
+        }
+        if self.identity == *name {
+            return Some(format!(
+                "spec.identity: {name} is a Node's name; give the gateway an identity of its own"
+            ));
+        }
+        if node.addresses.contains(&self.gateway) {
+            return Some(format!(
+                "spec.gateway: {} is an address of Node {name}; pods there are reached by the mesh",
+                self.gateway
+            ));
+        }
+        let holds = |cidr: &&IpNet| node.addresses.iter().any(|address| cidr.contains(address));
+        let cidr = self.remote_cidrs.iter().find(holds)?;
+        Some(format!(
+            "spec.remoteCIDRs: {cidr} holds an address of Node {name}; choose ranges without nodes"
+        ))
+    }
+
+    fn conflict_with(&self, others: &[(&String, &Self)]) -> Option<String> {
         others.iter().find_map(|(file, other)| {
             self.clash(other).map(|what| {
                 let name = &other.name;
@@ -98,6 +147,9 @@ impl ExternalGateway {
         }
         if self.gateway == other.gateway {
             return Some(format!("spec.gateway: {} is another one's", self.gateway));
+        }
+        if self.identity == other.identity {
+            return Some(format!("spec.identity: {} is another one's", self.identity));
         }
         let theirs = |cidr: &&IpNet| other.remote_cidrs.iter().any(|other| overlap(other, cidr));
         let cidr = self.remote_cidrs.iter().find(theirs)?;
@@ -233,19 +285,49 @@ mod tests {
             cluster_cidrs: vec!["192.168.5.0/24".parse().unwrap()],
             ..Policy::default()
         };
-        let conflict = one.conflict(&policy, &[]).unwrap();
+        let conflict = one.conflict(&policy, &[], &[]).unwrap();
         assert!(conflict.contains("clusterCIDRs"), "{conflict}");
         let mut other = ExternalGateway {
             name: "paris".into(),
+            identity: "gw.paris.example".into(),
             gateway: "203.0.113.8".parse().unwrap(),
             ..one.clone()
         };
         let file = "b.yaml".to_owned();
-        let clash = |other: &ExternalGateway| one.conflict(&Policy::default(), &[(&file, other)]);
+        let clash =
+            |other: &ExternalGateway| one.conflict(&Policy::default(), &[], &[(&file, other)]);
         assert!(clash(&other).unwrap().contains("spec.remoteCIDRs"));
         other.remote_cidrs = vec!["172.16.0.0/12".parse().unwrap()];
         assert_eq!(clash(&other), None);
         other.gateway = one.gateway;
         assert!(clash(&other).unwrap().contains("spec.gateway"));
+        other.gateway = "203.0.113.8".parse().unwrap();
+        other.identity.clone_from(&one.identity);
+        assert!(clash(&other).unwrap().contains("spec.identity"));
+    }
+
+    #[test]
+    fn conflicts_with_nodes_are_named_and_their_networks_are_not_closed() {
+        let one = read_with(|_| ()).unwrap();
+        let node = |name: &str, address: &str| NodeSpec {
+            name: name.to_owned(),
+            uid: None,
+            addresses: vec![address.parse().unwrap()],
+            pod_cidrs: Vec::new(),
+        };
+        let clash = |node| one.conflict(&Policy::default(), &[node], &[]);
+        for (node, field) in [
+            (node("berlin", "10.0.0.1"), "metadata.name"),
+            (node("gw.berlin.example", "10.0.0.1"), "spec.identity"),
+            (node("a", "203.0.113.7"), "spec.gateway"),
+            (node("a", "192.168.0.1"), "spec.remoteCIDRs"),
+        ] {
+            let text = clash(node).unwrap();
+            assert!(text.starts_with(field), "{text}");
+        }
+        assert_eq!(clash(node("a", "10.0.0.1")), None);
+        let nodes = [node("a", "192.168.0.1")];
+        assert_eq!(one.apart_from(&[], &nodes), []);
+        assert_eq!(one.apart_from(&[], &[]), one.remote_cidrs);
     }
 }

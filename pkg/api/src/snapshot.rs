@@ -63,6 +63,8 @@ pub struct MeshSnapshot {
     pub nodes: Vec<NodeSpec>,
     /// Gateways outside of the mesh, by name.
     pub externals: Vec<ExternalGateway>,
+    /// Gateways that are not in force beside the rest: nothing goes to their networks, least of all in clear.
+    pub left_out: Vec<ExternalGateway>,
     /// What is not in force.
     pub problems: Vec<Problem>,
 }
@@ -102,11 +104,12 @@ impl Store {
         };
         let nodes = self.choose_nodes(&policy, &mut problems);
         self.in_force = nodes.iter().map(|node| node.name.clone()).collect();
-        let externals = self.choose_externals(&policy, &mut problems);
+        let (externals, left_out) = self.choose_externals(&policy, &nodes, &mut problems);
         MeshSnapshot {
             policy,
             nodes,
             externals,
+            left_out,
             problems,
         }
     }
@@ -163,12 +166,13 @@ impl Store {
         self.policy.clone()
     }
 
-    /// Of two gateways that conflict the first by name holds.
+    /// Of two gateways that conflict the first by name holds; the others are left out.
     fn choose_externals(
         &self,
         policy: &Policy,
+        nodes: &[NodeSpec],
         problems: &mut Vec<Problem>,
-    ) -> Vec<ExternalGateway> {
+    ) -> (Vec<ExternalGateway>, Vec<ExternalGateway>) {
         let objects = self
             .files
             .iter()
@@ -181,17 +185,21 @@ impl Store {
             .collect();
         candidates.sort_by_key(|(file, peer)| (&peer.name, *file));
         let mut chosen: Vec<(&String, &ExternalGateway)> = Vec::new();
+        let mut left_out = Vec::new();
         for (file, peer) in candidates {
-            match peer.conflict(policy, &chosen) {
-                None => chosen.push((file, peer)),
-                Some(what) => problems.push(Problem {
-                    place: format!("{file}, ExternalPeer {}", peer.name),
-                    key: Some(("ExternalPeer", peer.name.clone())),
-                    what,
-                }),
-            }
+            let Some(what) = peer.conflict(policy, nodes, &chosen) else {
+                chosen.push((file, peer));
+                continue;
+            };
+            left_out.push(peer.clone());
+            problems.push(Problem {
+                place: format!("{file}, ExternalPeer {}", peer.name),
+                key: Some(("ExternalPeer", peer.name.clone())),
+                what,
+            });
         }
-        chosen.into_iter().map(|(_, peer)| peer.clone()).collect()
+        let chosen = chosen.into_iter().map(|(_, peer)| peer.clone()).collect();
+        (chosen, left_out)
     }
 
     fn choose_nodes(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Vec<NodeSpec> {

@@ -13,14 +13,16 @@ use crate::{
     socket::{EXCLUSIVE, PLAIN},
 };
 
-/// A routing rule that drops what comes in by an interface with a source in a network. Packets to the host itself are routed
-/// by the local table before any such rule is asked.
+/// A routing rule that drops what has a source in a network. Packets to the host itself are routed by the local table before any
+/// such rule is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DropRule {
-    /// Name of the interface.
-    pub interface: String,
+    /// Name of the interface that they come in by; `None`: any.
+    pub interface: Option<String>,
     /// Sources.
     pub source: IpNet,
+    /// Destinations; `None`: any.
+    pub destination: Option<IpNet>,
     /// The rule with the smallest number is asked first.
     pub priority: u32,
     /// Who made it (FRA_PROTOCOL).
@@ -36,31 +38,40 @@ impl DropRule {
         message.header.action = RuleAction::Blackhole;
         message.attributes = vec![
             RuleAttribute::Source(network),
-            RuleAttribute::Iifname(self.interface.clone()),
             RuleAttribute::Priority(self.priority),
             RuleAttribute::Protocol(RouteProtocol::from(self.protocol)),
         ];
+        let interface = self.interface.iter().cloned().map(RuleAttribute::Iifname);
+        message.attributes.extend(interface);
+        if let Some(destination) = self.destination {
+            message.header.dst_len = destination.prefix_len();
+            let to = RuleAttribute::Destination(destination.network());
+            message.attributes.push(to);
+        }
         message
     }
 
     /// None for rules that this type cannot express.
     fn parse(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
-        let (mut source, mut interface) = (None::<IpAddr>, None);
+        let (mut source, mut destination, mut interface) = (None::<IpAddr>, None::<IpAddr>, None);
         let (mut priority, mut protocol) = (0, 0);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Source(ip) => source = Some(*ip),
+                RuleAttribute::Destination(ip) => destination = Some(*ip),
                 RuleAttribute::Iifname(name) => interface = Some(name.clone()),
                 RuleAttribute::Priority(number) => priority = *number,
                 RuleAttribute::Protocol(who) => protocol = (*who).into(),
                 _ => {}
             }
         }
-        let drops = header.action == RuleAction::Blackhole && header.dst_len == 0;
+        let drops = header.action == RuleAction::Blackhole;
+        let destination = destination.map(|to| IpNet::new(to, header.dst_len));
         Some(Self {
-            interface: interface.filter(|_| drops)?,
-            source: IpNet::new(source?, header.src_len).ok()?,
+            interface,
+            source: IpNet::new(source.filter(|_| drops)?, header.src_len).ok()?,
+            destination: destination.transpose().ok()?,
             priority,
             protocol,
         })

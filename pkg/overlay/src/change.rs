@@ -45,6 +45,7 @@ impl Remembered {
             && old.cluster_cidrs == desired.cluster_cidrs
             && old.engine == desired.engine
             && old.deny_clear == desired.deny_clear
+            && old.externals == desired.externals
             && old.peers.len() == desired.peers.len();
         if !same {
             return None;

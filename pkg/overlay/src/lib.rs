@@ -14,6 +14,8 @@
 //!                     seal   host → host                  UDP 4789, Engine::Kernel, Encrypted out, demanded in (*)
 //!                   * allow  host ↔ host                  UDP 4789, pairs that accept clear   in, out
 //!                   * block  any ↔ any                    UDP 4789, IPv4 and IPv6             in, out
+//!                     seal   own pods ↔ external networks by the gateway's tunnel             out, demanded in, fwd
+//!                     block  own pods ↔ external networks                                     out, in, fwd
 //! ```
 //!
 //! [`Framing::Ipip`] has `espalier.ip` for `espalier.vx` and IP protocol 4 or 41 for UDP 4789; [`Framing::Native`] has no overlay
@@ -82,6 +84,31 @@ pub struct Desired {
     pub deny_clear: bool,
     /// The peers, by node name.
     pub peers: BTreeMap<String, PeerRoute>,
+    /// Gateways outside of the mesh, by name.
+    pub externals: BTreeMap<String, ExternalRoute>,
+}
+
+/// How networks behind a gateway outside of the mesh are reached: by its tunnel, or not at all. Whatever the mode is, nothing
+/// passes between them and this node's pods in clear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExternalRoute {
+    /// The networks.
+    pub remote_cidrs: Vec<IpNet>,
+    /// [`Engine::Kernel`] only: what seals and opens; `None`: nothing passes.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// Tunnel mode states with a gateway, as policies name them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// This node's address towards it.
+    pub local: IpAddr,
+    /// Its address.
+    pub gateway: IpAddr,
+    /// The states. The outbound one must be there before.
+    pub protect: Protect,
+    /// Pairs of networks of this node's pods and behind the gateway that it carries, as agreed with it.
+    pub selectors: Vec<(IpNet, IpNet)>,
 }
 
 /// Attributes of the VXLAN device.
@@ -183,6 +210,8 @@ pub struct Observed {
     pub accepting: BTreeSet<IpAddr>,
     /// What the kernel's policies seal with, by the hosts' underlay addresses.
     pub protects: BTreeMap<IpAddr, Protect>,
+    /// The tunnels with gateways outside of the mesh, by their addresses.
+    pub tunnels: BTreeMap<IpAddr, Tunnel>,
     /// Whether the base block stands in full: in all directions and families that one of the framings has.
     pub base_block: bool,
 }

@@ -83,6 +83,7 @@ impl Overlay {
             paths,
             accepting: found.accepting,
             protects: found.protects,
+            tunnels: found.tunnels,
             base_block: found.base,
         })
     }

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::{
     Desired, Engine, Error, Framing, NATIVE_METRIC, PROTOCOL, PeerRoute, RoutePath,
-    UNREACHABLE_METRIC,
+    UNREACHABLE_METRIC, policies::pairs_of,
 };
 
 /// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
@@ -237,8 +237,9 @@ pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Drop
         return Vec::new();
     };
     let rule = |cidr: &IpNet| DropRule {
-        interface: underlay.name.clone(),
+        interface: Some(underlay.name.clone()),
         source: *cidr,
+        destination: None,
         priority: BARE_RULE_PRIORITY,
         protocol: PROTOCOL,
     };
@@ -247,6 +248,28 @@ pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Drop
         Framing::Native => &desired.pod_cidrs,
     };
     refused.iter().map(|cidr| rule(&cidr.trunc())).collect()
+}
+
+/// Where the kernel has no policies: what closes the way between this node's pods and networks behind external gateways.
+pub(crate) fn external_rules(desired: &Desired) -> Vec<DropRule> {
+    let rule = |source, destination| DropRule {
+        interface: None,
+        source,
+        destination: Some(destination),
+        priority: BARE_RULE_PRIORITY,
+        protocol: PROTOCOL,
+    };
+    let externals = desired.externals.values();
+    let pairs = externals.flat_map(|e| pairs_of(&desired.pod_cidrs, &e.remote_cidrs));
+    let mut rules: Vec<DropRule> = Vec::new();
+    for (own, remote) in pairs {
+        for rule in [rule(own, remote), rule(remote, own)] {
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+    }
+    rules
 }
 
 /// Whether pods have IPv6 anywhere.
@@ -295,6 +318,7 @@ mod tests {
                 .iter()
                 .map(|(name, peer)| ((*name).to_owned(), peer.clone()))
                 .collect(),
+            externals: BTreeMap::new(),
         }
     }
 
@@ -375,5 +399,24 @@ mod tests {
             []
         );
         assert_eq!(fdb(&desired, 7), []);
+    }
+
+    #[test]
+    fn without_policies_rules_close_both_ways_to_external_networks() {
+        let mut desired = desired(&[]);
+        let external = crate::ExternalRoute {
+            remote_cidrs: vec!["192.168.0.0/16".parse().unwrap()],
+            tunnel: None,
+        };
+        desired.externals.insert("berlin".to_owned(), external);
+        let found: Vec<_> = external_rules(&desired)
+            .into_iter()
+            .map(|rule| format!("{} {}", rule.source, rule.destination.unwrap()))
+            .collect();
+        let expected = [
+            "10.244.1.0/24 192.168.0.0/16",
+            "192.168.0.0/16 10.244.1.0/24",
+        ];
+        assert_eq!(found, expected);
     }
 }

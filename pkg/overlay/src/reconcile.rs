@@ -78,7 +78,10 @@ impl Overlay {
         let before = self.writes();
         let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
-        let wanted = policies::wanted(desired, underlay.as_ref().map(|l| l.index));
+        let guarded = self.spd.exists().unwrap_or(true);
+        let mut wanted = policies::wanted(desired, underlay.as_ref().map(|l| l.index));
+        // Without policies routing rules close the way to external networks.
+        wanted.retain(|policy| guarded || !policies::is_external(policy));
         let mut stale = match self.spd.install(&wanted) {
             Ok(stale) => stale,
             Err(e) => {
@@ -95,7 +98,7 @@ impl Overlay {
             self.spd.remove(blocks, false)?;
             stale = others;
         }
-        let bare = self.bare_rules(desired, underlay.as_ref());
+        let bare = self.rules(desired, underlay.as_ref(), guarded);
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
             self.withdraw(desired, true)?;
@@ -136,9 +139,17 @@ impl Overlay {
     }
 
     /// Pod packets that come in by the underlay as they are, outside of the overlay, are nobody's: policies cannot tell where
-    /// a forwarded packet came in, rules can.
-    fn bare_rules(&mut self, desired: &Desired, underlay: Option<&Link>) -> Result<(), Error> {
-        let wanted = plan::bare_rules(desired, underlay);
+    /// a forwarded packet came in, rules can. `guarded`: the kernel has policies at all.
+    fn rules(
+        &mut self,
+        desired: &Desired,
+        underlay: Option<&Link>,
+        guarded: bool,
+    ) -> Result<(), Error> {
+        let mut wanted = plan::bare_rules(desired, underlay);
+        if !guarded {
+            wanted.extend(plan::external_rules(desired));
+        }
         let there = self.own_rules()?;
         for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
             self.route

@@ -36,6 +36,7 @@ pub(crate) fn desired(peers: usize) -> Desired {
         engine: Engine::Kernel,
         deny_clear: true,
         peers: (1..=peers).map(|n| (name(n), peer(n))).collect(),
+        externals: [].into(),
     }
 }
 

@@ -7,7 +7,7 @@ use espalier_api::Establish;
 use espalier_dataplane_core::{
     Dataplane, Direction, Dump, Encapsulation, PeerId, Reqid, SaInfo, Spi,
 };
-use espalier_overlay::{Observed as KernelState, RoutePath};
+use espalier_overlay::{Observed as KernelState, RoutePath, Tunnel};
 use espalier_peers::{NodeSpec, Observed, Sends};
 use tracing::{info, warn};
 
@@ -58,7 +58,17 @@ impl Found {
         }
     }
 
-    fn sas_of<'a>(&'a self, peer: &'a str) -> impl Iterator<Item = &'a SaInfo> + Clone {
+    /// The tunnel with the gateway at this address, as policies say.
+    pub(super) fn tunnel(&self, gateway: IpAddr) -> Option<&Tunnel> {
+        self.kernel.as_ref()?.tunnels.get(&gateway)
+    }
+
+    /// The data plane has told which SAs there are.
+    pub(super) fn knows_sas(&self) -> bool {
+        self.sas.is_some()
+    }
+
+    pub(super) fn sas_of<'a>(&'a self, peer: &'a str) -> impl Iterator<Item = &'a SaInfo> + Clone {
         let all = self.sas.iter().flatten();
         all.filter(move |sa| sa.peer.0 == peer)
     }
@@ -112,7 +122,7 @@ impl Found {
     }
 }
 
-fn adopted(sa: &SaInfo) -> Adopted {
+pub(super) fn adopted(sa: &SaInfo) -> Adopted {
     Adopted {
         direction: sa.direction,
         spi: sa.spi,
@@ -134,7 +144,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let kernel = self.parts.overlay.observe(&clusters);
         match &kernel {
             Err(e) => warn!(error = %e, "the kernel's state cannot be read; starting from nothing"),
-            Ok(found) if !found.protects.is_empty() => self.uplink.found_kernel(),
+            Ok(found) if !(found.protects.is_empty() && found.tunnels.is_empty()) => {
+                self.uplink.found_kernel();
+            }
             Ok(_) => {}
         }
         let dump = self.plane_dump().await;
@@ -159,6 +171,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             found.give_sas(peer);
             peer.pair.set_esp(peer.active.is_some(), now);
         }
+        let gateways = self.gateways.values_mut();
+        let lost = gateways.filter(|gateway| !gateway.has_sas());
+        lost.for_each(|gateway| gateway.take_found(&found));
     }
 
     /// The data plane's state; its peers that are no nodes any more are removed, and its inbound SPIs are reserved.
@@ -185,7 +200,11 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if self.snapshot.nodes.is_empty() {
             return;
         }
-        let known = |id: &PeerId| self.snapshot.nodes.iter().any(|node| node.name == id.0);
+        let known = |id: &PeerId| {
+            let mut gateways = self.snapshot.externals.iter();
+            gateways.any(|gateway| gateway.identity == id.0 && gateway.concerns(&self.parts.node))
+                || self.snapshot.nodes.iter().any(|node| node.name == id.0)
+        };
         for (peer, _) in dump.peers.iter().filter(|(peer, _)| !known(&peer.id)) {
             info!(peer = %peer.id, "removing a peer that is no node any more");
             if let Err(e) = self.parts.plane.remove_peer(peer.id.clone()).await {

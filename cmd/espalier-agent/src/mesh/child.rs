@@ -16,9 +16,17 @@ use super::{Kernel, Mesh};
 /// Packets, where the data plane can. More than a burst reorders over several cores and links.
 const REPLAY_WINDOW: u32 = 8192;
 /// How long packets sealed with adopted SAs may still be under way once the peer seals with newer ones.
-const ADOPTED_DRAIN: Duration = Duration::from_secs(2);
+pub(super) const ADOPTED_DRAIN: Duration = Duration::from_secs(2);
 /// And how long the peer has to make SAs for the CPUs that adopted ones are for: as long as IKE waits for it.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a negotiated SA pair is in the data plane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub(super) suite: Suite,
+    pub(super) mode: SaMode,
+    pub(super) encapsulation: Encapsulation,
+}
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Acts on every event IKE has. Must be done before its datagrams are sent: a response promises an installed SA.
@@ -27,6 +35,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let mut any = false;
         while let Some(event) = self.parts.endpoint.poll_event() {
             any = true;
+            let Some(event) = self.take_gateway_event(event).await else {
+                continue;
+            };
             match event {
                 Event::IkeUp { peer, took, role } => self.ike_up(&peer.0, took, role),
                 Event::ChildUp {
@@ -138,13 +149,29 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let suite = self.suite_of(child)?;
         self.put_in_plane(name).await?;
         self.pin(name);
+        let form = Form {
+            suite,
+            mode: self.terms.mode(),
+            encapsulation: self.terms.encapsulation(child),
+        };
+        self.install_pair(name, child, form).await?;
+        Ok(suite)
+    }
+
+    /// Both directions, the inbound one first; the data plane knows the peer.
+    pub(super) async fn install_pair(
+        &mut self,
+        name: &str,
+        child: &ChildSa,
+        form: Form,
+    ) -> Result<(), Error> {
         let kernel = self.uplink.is_kernel();
         let lifetime = self.rekeying().child_hard.as_secs();
         for (direction, spi, keys) in [
             (Direction::In, child.spi_in, &child.keys_in),
             (Direction::Out, child.spi_out, &child.keys_out),
         ] {
-            let key = if suite.is_ah() {
+            let key = if form.suite.is_ah() {
                 &keys.integrity
             } else {
                 &keys.key
@@ -153,12 +180,12 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 peer: PeerId(name.to_owned()),
                 direction,
                 spi: Spi(spi),
-                suite,
-                mode: self.terms.mode(),
+                suite: form.suite,
+                mode: form.mode,
                 key: key.clone(),
                 esn: child.esn,
                 replay_window: REPLAY_WINDOW.min(self.terms.can.max_replay_window),
-                encapsulation: self.terms.encapsulation(child),
+                encapsulation: form.encapsulation,
                 // The kernel's SAs outlive every process of ours.
                 hard_seconds: if kernel {
                     u32::try_from(lifetime).unwrap_or(u32::MAX)
@@ -170,7 +197,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             };
             self.parts.plane.install_sa(sa).await?;
         }
-        Ok(suite)
+        Ok(())
     }
 
     /// What was offered is what the data plane has, so that a peer cannot get anything else.

@@ -5,6 +5,7 @@ mod adopt;
 mod child;
 mod cpus;
 mod demand;
+mod external;
 mod kernel;
 mod peer;
 mod plane;
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::credentials::{KeyFiles, Keyring};
+use external::Gateway;
 use kernel::Kernel;
 use peer::PeerState;
 pub(crate) use plane::{PlaneFact, follow};
@@ -93,6 +95,8 @@ pub(crate) struct Mesh<D, K> {
     snapshot: MeshSnapshot,
     set: PeerSet,
     peers: BTreeMap<String, PeerState>,
+    /// By IKE identity.
+    gateways: BTreeMap<String, Gateway>,
     uplink: Uplink,
     terms: Terms,
     removals: Removals,
@@ -118,6 +122,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             snapshot: MeshSnapshot::default(),
             set: PeerSet::default(),
             peers: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             uplink: Uplink::default(),
             terms: Terms::default(),
             removals: Removals::default(),
@@ -213,6 +218,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             .into_iter()
             .flatten()
             .chain(pairs)
+            .chain(self.gateways.values().filter_map(Gateway::next_timeout))
             .fold(self.next_traffic_poll, Instant::min)
     }
 
@@ -226,6 +232,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             self.configure_ike(&name);
         }
+        self.configure_gateways();
     }
 
     fn configure_endpoint(&mut self) {

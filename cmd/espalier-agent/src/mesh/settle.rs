@@ -42,6 +42,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         self.settle_ways(now);
         self.drop_adopted(now).await;
         self.fill_plane().await;
+        self.fill_gateways(now).await;
         for peer in self.peers.values_mut() {
             peer.pair.step(now);
         }
@@ -50,6 +51,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             self.remove_unused().await;
             self.let_choose(now);
             self.settle_ike(now);
+            self.settle_gateways(now);
             self.announce(now);
             let asked = self.due_probes(now);
             self.asked.extend(asked);
@@ -149,6 +151,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             framing: self.terms.framing(),
             engine: self.uplink.engine(),
             deny_clear: strict,
+            externals: self.external_routes(),
             peers: peers
                 .map(|((name, peer), (_, view))| {
                     let idle = self.is_idle(peer, view);

@@ -55,6 +55,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
         self.set = set;
         changed.iter().for_each(|name| self.configure_ike(name));
+        self.take_gateways(&found);
         self.take_terms();
     }
 
@@ -76,6 +77,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if old.protection.rekey != self.terms.protection.rekey {
             self.configure_endpoint();
         }
+        self.configure_gateways();
         let anew = old.needs_other_sas(&self.terms);
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             self.configure_ike(&name);

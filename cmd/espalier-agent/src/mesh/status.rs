@@ -93,6 +93,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             self.keyring.problems.clone(),
             own,
             self.snapshot.problem_texts(),
+            self.gateway_problems(),
             port,
         ]
         .concat()
@@ -121,11 +122,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             mode: self.snapshot.policy.mode.to_string(),
             ready: not_ready.is_empty(),
             problems: self.problems(not_ready.clone()),
-            peers: self
-                .peers
-                .values()
-                .map(|peer| self.peer_status(peer, dump))
-                .collect(),
+            peers: self.peer_statuses(dump),
             leases: 0, // filled in by the pod side, which owns them
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
@@ -155,6 +152,13 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
     }
 
+    fn peer_statuses(&self, dump: Option<&Dump>) -> Vec<PeerStatus> {
+        let peers = self.peers.values().map(|peer| self.peer_status(peer, dump));
+        let gateways = self.gateways.values();
+        let gateways = gateways.map(|gateway| self.gateway_status(gateway, dump));
+        peers.chain(gateways).collect()
+    }
+
     fn peer_status(&self, peer: &PeerState, dump: Option<&Dump>) -> PeerStatus {
         let view = peer.pair.view();
         let name = &peer.spec.name;
@@ -182,6 +186,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let encrypted = sends_esp && in_use.is_none_or(|(suite, _)| suite.encrypts());
         PeerStatus {
             name: name.clone(),
+            kind: "node".to_owned(),
             address: peer.addresses.1.to_string(),
             pod_cidrs: peer
                 .spec

@@ -125,6 +125,22 @@ impl Terms {
             .filter(|suite| self.can.suites.contains(suite))
     }
 
+    /// What a tunnel with a gateway outside of the mesh may have: it is encrypted, whatever the mesh has.
+    pub(crate) fn tunnel_suites(&self) -> Vec<Suite> {
+        let usable = |suite: &Suite| suite.encrypts() && self.can.suites.contains(suite);
+        let wanted = self.protection.suites.iter().map(suite_named);
+        let wanted: Vec<Suite> = wanted.filter(usable).collect();
+        if wanted.is_empty() {
+            return Suite::ALL.into_iter().filter(usable).collect();
+        }
+        wanted
+    }
+
+    /// The same in IKE's words.
+    pub(crate) fn offered_to_gateways(&self) -> Vec<ChildSuite> {
+        self.tunnel_suites().into_iter().map(child_suite).collect()
+    }
+
     pub(crate) fn mode(&self) -> SaMode {
         match self.protection.overlay {
             OverlayKind::None => SaMode::Tunnel,
@@ -297,7 +313,7 @@ fn probes(address: IpAddr) -> TrafficSelector {
     }
 }
 
-fn whole(cidr: &IpNet) -> TrafficSelector {
+pub(crate) fn whole(cidr: &IpNet) -> TrafficSelector {
     TrafficSelector {
         start: cidr.network(),
         end: cidr.broadcast(),

@@ -10,7 +10,7 @@ use espalier_ike::Identity;
 use espalier_overlay::Engine;
 use tracing::{info, warn};
 
-use super::{Kernel, Mesh, PlaneFact, TRAFFIC_POLL};
+use super::{Gateway, Kernel, Mesh, PlaneFact, TRAFFIC_POLL};
 
 /// Said while the kernel encrypts and the process that drives it is away.
 const KERNEL_AWAY: &str = "kernel data plane process is away: no new SAs, UDP-encapsulated pairs are interrupted; is espalier-dataplane running?";
@@ -86,6 +86,13 @@ impl Uplink {
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     pub(super) async fn take_plane_fact(&mut self, fact: PlaneFact) {
+        let fact = match fact {
+            PlaneFact::Event(event) => match self.take_gateway_report(event).await {
+                Some(event) => PlaneFact::Event(event),
+                None => return,
+            },
+            other => other,
+        };
         match fact {
             PlaneFact::Up(hello) => self.plane_up(hello).await,
             PlaneFact::Down(why) => self.plane_down(&why),
@@ -121,11 +128,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         for peer in self.peers.values_mut() {
             (peer.in_plane, peer.switched) = (false, false);
         }
+        let gateways = self.gateways.values_mut();
+        gateways.for_each(Gateway::tell_plane_again);
         self.take_terms();
+        // What this one can is known now.
+        self.configure_gateways();
         if !replaced {
             self.adopt_sas().await;
         }
         self.install_waiting().await;
+        self.install_waiting_tunnels().await;
     }
 
     fn plane_down(&mut self, why: &str) {
@@ -147,6 +159,11 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             self.parts
                 .endpoint
                 .disconnect(&Identity(name.as_str().into()), now);
+        }
+        for (name, gateway) in &mut self.gateways {
+            gateway.forget_sas();
+            let id = Identity(name.as_str().into());
+            self.parts.endpoint.disconnect(&id, now);
         }
     }
 
@@ -212,6 +229,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     /// The inbound SPI of the pair that an SA belongs to; none for adopted ones, which are replaced soon anyway.
     fn pair_of(&self, peer: &str, direction: Direction, spi: Spi) -> Option<u32> {
+        if let Some(gateway) = self.gateways.get(peer) {
+            return gateway.pair_of(direction, spi);
+        }
         let mut pairs = self.peers.get(peer)?.sas.iter();
         let pair = pairs.find(|pair| match direction {
             Direction::In => pair.spi_in == spi,

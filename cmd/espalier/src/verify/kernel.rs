@@ -50,7 +50,9 @@ fn judge(state: &State, status: &StatusReply, underlay: &str) -> Result<Vec<Find
         .iter()
         .filter_map(|cidr| state.no_unreachable(*cidr))
         .collect();
-    for peer in &status.peers {
+    // Networks behind external gateways are reached by policies alone.
+    let nodes = status.peers.iter().filter(|peer| peer.kind != "external");
+    for peer in nodes {
         for cidr in cidrs(&peer.pod_cidrs)? {
             findings.extend(state.wrong_route(peer, cidr, underlay));
         }

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod cpus;
+mod external;
 mod faults;
 mod forms;
 mod invariants;
@@ -85,6 +86,12 @@ pub(crate) const ALL: &[Case] = &[
         alone: true,
         ..once("s8_no_esp_is_not_ready", invariants::s8)
     },
+    core("external_gateway", external::gateway),
+    once("external_gateway_certificate", external::certificate),
+    core("external_gateway_s1_nothing_in_clear", external::s1),
+    once("external_gateway_udp", external::udp),
+    once("external_gateway_native", external::native),
+    once("external_gateway_s8_userspace_refuses", external::s8),
     core("foreign_states_survive", adopt::foreign_survive),
     core("quiet_agent_writes_nothing", adopt::quiet),
     once("node_removed_while_the_agent_is_down", adopt::node_removed),

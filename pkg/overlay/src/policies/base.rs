@@ -143,7 +143,7 @@ fn between_pods(cluster_cidrs: &[IpNet]) -> impl Iterator<Item = (IpNet, IpNet)>
 }
 
 /// Every pair of one family.
-pub(super) fn pairs_of(from: &[IpNet], to: &[IpNet]) -> impl Iterator<Item = (IpNet, IpNet)> {
+pub(crate) fn pairs_of(from: &[IpNet], to: &[IpNet]) -> impl Iterator<Item = (IpNet, IpNet)> {
     let all = from
         .iter()
         .flat_map(move |from| to.iter().map(move |to| (from.trunc(), to.trunc())));

@@ -10,7 +10,7 @@ use espalier_netlink::{Action, Direction, InstalledPolicy, Mode, Policy, Protoco
 use ipnet::IpNet;
 
 use super::{BASE, NATIVE, PAIR};
-use crate::Protect;
+use crate::{Protect, Tunnel};
 
 /// What a complete list of our policies says.
 pub(crate) struct Found {
@@ -22,13 +22,15 @@ pub(crate) struct Found {
     pub(crate) protects: BTreeMap<IpAddr, Protect>,
     /// The pod CIDRs that a tunnel leads to.
     pub(crate) sealed: BTreeSet<IpNet>,
+    /// The tunnels with gateways outside of the mesh, by their addresses.
+    pub(crate) tunnels: BTreeMap<IpAddr, Tunnel>,
 }
 
 impl Found {
     pub(crate) fn of(list: &[InstalledPolicy]) -> Self {
         let policies = || list.iter().map(|p| p.policy);
         let pairs = || policies().filter(|p| matches!(p.priority, PAIR | NATIVE));
-        Self {
+        let mut found = Self {
             base: base(policies().filter(|p| p.priority == BASE)),
             accepting: pairs().filter_map(accepted).collect(),
             protects: pairs().filter_map(protected).collect(),
@@ -36,7 +38,10 @@ impl Found {
                 .filter(|p| p.priority == NATIVE && protected(*p).is_some())
                 .map(|p| p.destination)
                 .collect(),
-        }
+            tunnels: BTreeMap::new(),
+        };
+        policies().for_each(|policy| found.note_tunnel(&policy));
+        found
     }
 }
 

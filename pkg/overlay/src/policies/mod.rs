@@ -4,6 +4,7 @@
 //! after and writes the difference.
 
 mod base;
+mod external;
 mod found;
 mod pair;
 mod spd;
@@ -16,6 +17,8 @@ use tracing::debug;
 
 use crate::{Desired, plan};
 
+pub(crate) use base::pairs_of;
+pub(crate) use external::is_external;
 pub(crate) use found::Found;
 pub(crate) use pair::of_peer;
 pub(crate) use spd::{Put, Spd, in_order};
@@ -24,6 +27,10 @@ pub(crate) use spd::{Put, Spd, in_order};
 const LOCAL_PODS: u32 = 0x4553_5004;
 /// Native routing: this node's pods and a peer's.
 const NATIVE: u32 = 0x4553_5008;
+/// This node's pods and networks behind a gateway outside of the mesh: by its tunnel.
+const EXTERNAL: u32 = 0x4553_500c;
+/// The same pods and networks otherwise.
+const EXTERNAL_BASE: u32 = 0x4553_500e;
 /// Between pods by the underlay interface.
 const POD_TO_POD: u32 = 0x4553_5010;
 /// Pods' own packets that look like the overlay's.
@@ -41,14 +48,15 @@ const IPV4: u8 = 4;
 /// IPv6 in IP (RFC 2473).
 const IPV6: u8 = 41;
 
-/// The policies that should be, the allowing ones first. Without encrypted peers there are none while clear packets are not
-/// refused: plain nodes need no XFRM and pay nothing for it.
+/// The policies that should be, the allowing ones first. Without encrypted peers and external gateways there are none while clear
+/// packets are not refused: plain nodes need no XFRM and pay nothing for it.
 pub(crate) fn wanted(desired: &Desired, underlay: Option<u32>) -> Vec<Policy> {
     let mut all = base::of(desired, underlay);
     let owners = plan::owners(desired);
     for (name, peer) in &desired.peers {
         all.extend(of_peer(desired, peer, owners.pods_of(name)));
     }
+    all.extend(external::of(desired));
     let mut places = HashSet::with_capacity(all.len());
     all.retain(|policy| {
         let first = places.insert(policy.place());

@@ -31,14 +31,21 @@ impl Spd {
         self.socket.as_ref().map_or(0, Socket::writes)
     }
 
+    /// Whether this kernel has XFRM.
+    pub(crate) fn exists(&mut self) -> Result<bool, Error> {
+        match self.socket() {
+            Ok(_) => Ok(true),
+            Err(e) if e.errno() == Some(Errno::EPROTONOSUPPORT) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Ours, and only ours.
     pub(crate) fn list(&mut self) -> Result<Vec<InstalledPolicy>, Error> {
-        let socket = match self.socket() {
-            Ok(socket) => socket,
-            Err(e) if e.errno() == Some(Errno::EPROTONOSUPPORT) => return Ok(Vec::new()),
-            Err(e) => return Err(e.into()),
-        };
-        let mut list = socket.policies()?;
+        if !self.exists()? {
+            return Ok(Vec::new());
+        }
+        let mut list = self.socket()?.policies()?;
         list.retain(|p| PRIORITIES.contains(&p.policy.priority));
         Ok(list)
     }

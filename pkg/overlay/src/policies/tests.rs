@@ -39,6 +39,7 @@ fn desired(deny_clear: bool, path: RoutePath, accept_clear: bool) -> Desired {
         framing: Framing::Vxlan,
         deny_clear,
         peers: [("b".to_owned(), peer)].into(),
+        externals: BTreeMap::new(),
     }
 }
 
@@ -251,4 +252,99 @@ fn native_routing_ties_the_inner_source_to_the_peers_states() {
     let found = Found::of(&installed(&wanted(&native, Some(3))));
     assert_eq!(found.accepting.len(), 1);
     assert_eq!(found.protects.into_values().collect::<Vec<_>>(), [PROTECT]);
+}
+
+const OWN: &str = "10.244.1.0/24";
+const REMOTE: &str = "192.168.0.0/16";
+
+/// A gateway beside the peer, in a mode that refuses nothing.
+fn external(engine: Engine, selectors: &[(&str, &str)]) -> Desired {
+    let mut desired = desired(false, RoutePath::Clear, true);
+    desired.engine = engine;
+    let net = |text: &str| text.parse().unwrap();
+    let tunnel = crate::Tunnel {
+        local: desired.local,
+        gateway: "203.0.113.7".parse().unwrap(),
+        protect: PROTECT,
+        selectors: selectors.iter().map(|(a, b)| (net(a), net(b))).collect(),
+    };
+    let route = crate::ExternalRoute {
+        remote_cidrs: vec![net(REMOTE), net("2001:db8:5::/48")],
+        tunnel: (!selectors.is_empty()).then_some(tunnel),
+    };
+    desired.externals.insert("berlin".to_owned(), route);
+    desired
+}
+
+fn texts(desired: &Desired) -> Vec<String> {
+    let all = wanted(desired, Some(3));
+    assert!(all.iter().all(|p| PRIORITIES.contains(&p.priority)));
+    all.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn s1_without_a_tunnel_nothing_passes_to_external_networks_in_any_mode() {
+    for desired in [
+        external(Engine::None, &[]),
+        external(Engine::Tun("espalier.tun".to_owned()), &[(OWN, REMOTE)]),
+        external(Engine::Kernel, &[]),
+    ] {
+        let expected = [
+            "Block In 192.168.0.0/16 to 10.244.1.0/24",
+            "Block Out 10.244.1.0/24 to 192.168.0.0/16",
+            "Block Forward 192.168.0.0/16 to 10.244.1.0/24",
+        ];
+        assert_eq!(texts(&desired), expected);
+    }
+}
+
+#[test]
+fn a_tunnel_seals_what_was_agreed_and_the_rest_stays_closed() {
+    let whole = external(Engine::Kernel, &[(OWN, REMOTE)]);
+    let out = "by Esp Tunnel 192.0.2.1 to 203.0.113.7 reqid 1163067394 SPI c0000001";
+    let into = "by Esp Tunnel 203.0.113.7 to 192.0.2.1 reqid 1163067394";
+    assert_eq!(
+        texts(&whole),
+        [
+            format!("Allow In 192.168.0.0/16 to 10.244.1.0/24 {into}"),
+            format!("Allow Out 10.244.1.0/24 to 192.168.0.0/16 {out}"),
+            format!("Allow Forward 192.168.0.0/16 to 10.244.1.0/24 {into}"),
+        ]
+    );
+    let narrowed = external(Engine::Kernel, &[(OWN, "192.168.5.0/24")]);
+    let all = wanted(&narrowed, Some(3));
+    assert_eq!(all.len(), 6);
+    let (sealed, blocked) = all.split_at(3);
+    assert!(sealed.iter().all(|p| p.template.is_some()));
+    assert!(blocked.iter().all(|p| p.action == Action::Block));
+    assert!(sealed[0].priority < blocked[0].priority);
+    let net = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    assert!(
+        sealed
+            .iter()
+            .all(|p| p.source == net("192.168.5.0/24") || p.destination == net("192.168.5.0/24"))
+    );
+}
+
+#[test]
+fn another_gateways_block_does_not_stand_in_the_place_of_a_tunnel() {
+    let mut desired = external(Engine::Kernel, &[(OWN, REMOTE)]);
+    let closed = crate::ExternalRoute {
+        remote_cidrs: vec![REMOTE.parse().unwrap()],
+        tunnel: None,
+    };
+    desired.externals.insert("a-first".to_owned(), closed);
+    assert!(texts(&desired).iter().all(|text| text.contains("Tunnel")));
+}
+
+#[test]
+fn what_policies_say_of_tunnels_is_found_again() {
+    let desired = external(
+        Engine::Kernel,
+        &[(OWN, "192.168.5.0/24"), (OWN, "192.168.7.0/24")],
+    );
+    let found = Found::of(&installed(&wanted(&desired, None)));
+    let tunnel = desired.externals["berlin"].tunnel.clone();
+    assert_eq!(found.tunnels.into_values().next(), tunnel);
+    assert_eq!(found.protects, BTreeMap::new());
 }

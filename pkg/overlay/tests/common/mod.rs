@@ -153,6 +153,7 @@ impl Node {
             framing: Framing::Vxlan,
             deny_clear: false,
             peers: peers.iter().map(peer).collect(),
+            externals: [].into(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the agent does to a kernel data plane, and in which order.
 
 mod cpus;
+mod external;
 mod world;
 
 use espalier_api::{Establish, Protocol, UdpEncapsulation};

@@ -85,8 +85,11 @@ impl State {
             .iter()
             .flat_map(|desired| desired.peers.values());
         let protects = peers.flat_map(|peer| [peer.protect, peer.trial]);
+        let externals = self.desired.iter().flat_map(|d| d.externals.values());
+        let tunnels = externals.filter_map(|external| external.tunnel.as_ref());
         protects
             .flatten()
+            .chain(tunnels.map(|tunnel| tunnel.protect))
             .filter_map(|protect| protect.spi)
             .collect()
     }
@@ -280,6 +283,7 @@ pub(super) fn policy(change: impl FnOnce(&mut Policy)) -> MeshSnapshot {
         policy,
         nodes: vec![spec(0), spec(1)],
         externals: Vec::new(),
+        left_out: Vec::new(),
         problems: Vec::new(),
     }
 }
@@ -293,7 +297,7 @@ pub(super) struct World {
     folder: tempfile::TempDir,
 }
 
-fn agent(
+pub(super) fn agent(
     index: usize,
     node: &Node,
     folder: &std::path::Path,
@@ -337,6 +341,15 @@ fn agent(
     (mesh, policy)
 }
 
+pub(super) async fn start(agent: &mut Mesh<Node, Node>, node: &Node) {
+    let hello = node.lock().hello.clone();
+    agent.reload_keys();
+    if let Some(hello) = hello {
+        agent.take_plane_fact(PlaneFact::Up(hello)).await;
+    }
+    agent.take_snapshot().await;
+}
+
 impl World {
     /// Both agents have started; `None`: the data plane does not answer.
     pub(super) async fn new(hellos: [Option<Hello>; 2], snapshot: &MeshSnapshot) -> Self {
@@ -374,13 +387,7 @@ impl World {
     }
 
     async fn start(&mut self, index: usize) {
-        let hello = self.nodes[index].lock().hello.clone();
-        let agent = &mut self.agents[index];
-        agent.reload_keys();
-        if let Some(hello) = hello {
-            agent.take_plane_fact(PlaneFact::Up(hello)).await;
-        }
-        agent.take_snapshot().await;
+        start(&mut self.agents[index], &self.nodes[index]).await;
     }
 
     /// A new agent process; kernel and data plane stay.
