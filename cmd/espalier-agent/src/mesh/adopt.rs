@@ -167,7 +167,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             ..Found::default()
         };
         let now = Instant::now();
-        for peer in self.peers.values_mut().filter(|peer| peer.sas.is_empty()) {
+        for (_, peer) in self.peers.all_mut().filter(|(_, peer)| peer.sas.is_empty()) {
             found.give_sas(peer);
             peer.pair.set_esp(peer.active.is_some(), now);
         }

@@ -134,7 +134,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     pub(super) async fn install_waiting(&mut self) {
         let waiting: Vec<_> = self
             .peers
-            .iter_mut()
+            .all_mut()
             .flat_map(|(name, peer)| {
                 let name = name.clone();
                 peer.waiting.drain(..).map(move |sa| (name.clone(), sa))
@@ -354,18 +354,14 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// Gives up adopted SAs that have drained.
-    pub(super) async fn drop_adopted(&mut self, now: Instant) {
+    pub(super) async fn drop_adopted(&mut self, turn: &[String], now: Instant) {
         let tries = self.terms.tries();
-        let due = |peer: &&mut PeerState| {
-            let drained = peer.drop_adopted_at.is_some_and(|at| at <= now);
-            drained && !peer.needs_adopted(tries)
-        };
-        let drained: Vec<_> = self
-            .peers
-            .values_mut()
-            .filter(due)
-            .map(take_adopted)
-            .collect();
+        let mut drained = Vec::new();
+        self.peers.for_turn(turn, |_, peer| {
+            if peer.drop_adopted_at.is_some_and(|at| at <= now) && !peer.needs_adopted(tries) {
+                drained.push(take_adopted(peer));
+            }
+        });
         for (name, sas) in drained {
             self.remove_later(&name, sas.iter().map(|sa| (sa.direction, sa.spi)));
             self.switch_to_best(&name).await;

@@ -110,12 +110,12 @@ impl PeerState {
 
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Before the kernel is settled: what it chooses from is another now.
-    pub(super) fn pin_changed(&mut self) {
-        for peer in self.peers.values_mut().filter(|p| p.chooses.is_some()) {
-            if peer.chooses != peer.choice() {
+    pub(super) fn pin_changed(&mut self, turn: &[String]) {
+        self.peers.for_turn(turn, |_, peer| {
+            if peer.chooses.is_some() && peer.chooses != peer.choice() {
                 peer.chooses = None;
             }
-        }
+        });
     }
 
     /// Before a state is installed that must not be used yet.
@@ -127,19 +127,27 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// After the kernel was settled and what is unused removed: where it may choose, it does.
-    pub(super) fn let_choose(&mut self, now: Instant) {
+    pub(super) fn let_choose(&mut self, turn: &[String], now: Instant) {
         let removals = &self.removals;
-        let mut any = false;
-        for (name, peer) in self.peers.iter_mut().filter(|(_, p)| p.chooses.is_none()) {
+        let mut choosing = Vec::new();
+        self.peers.for_turn(turn, |name, peer| {
+            if peer.chooses.is_some() {
+                return;
+            }
             let waits =
                 |removal: &Removal| matches!(removal, Removal::Sa { peer, .. } if peer == name);
             peer.chooses = peer.choice().filter(|_| !removals.iter().any(waits));
             if let Some(choice) = &peer.chooses {
-                debug!(peer = %name, sas = choice.len(), "the kernel chooses SAs by CPU");
-                any = true;
+                debug!(
+                    peer = name,
+                    sas = choice.len(),
+                    "the kernel chooses SAs by CPU"
+                );
+                choosing.push(name.to_owned());
             }
-        }
-        if any {
+        });
+        if !choosing.is_empty() {
+            self.peers.change(choosing);
             self.settle_kernel(now);
         }
     }

@@ -70,7 +70,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     /// Gives up what nobody has used for long.
     pub(super) fn give_up_idle(&mut self, now: Instant) {
         let on_demand = self.on_demand();
-        for (name, peer) in &mut self.peers {
+        for (name, peer) in self.peers.all_mut() {
             let used = peer.seen.traffic_at;
             let last = peer.demanded.map_or(used, |at| at.max(used));
             if !on_demand.is(&peer.pair.view()) || now < last + IDLE {

@@ -8,6 +8,7 @@ mod demand;
 mod external;
 mod kernel;
 mod peer;
+mod peers;
 mod plane;
 mod probe;
 mod removals;
@@ -16,6 +17,7 @@ mod sources;
 mod status;
 mod terms;
 mod uplink;
+mod wanted;
 mod way;
 
 use std::collections::BTreeMap;
@@ -29,7 +31,6 @@ use espalier_api::{MeshSnapshot, RekeySpec};
 use espalier_dataplane_core::Dataplane;
 use espalier_ike::{Endpoint, Rekeying};
 use espalier_ike_io::{IkeIo, unix_now};
-use espalier_overlay::Desired;
 use espalier_peers::{PeerSet, WayLimits};
 use espalier_rpc::agent::StatusReply;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -38,13 +39,14 @@ use tracing::{info, warn};
 use crate::credentials::{KeyFiles, Keyring};
 use external::Gateway;
 use kernel::Kernel;
-use peer::PeerState;
+use peers::Peers;
 pub(crate) use plane::{PlaneFact, follow};
 use probe::Probes;
 use removals::Removals;
 pub(crate) use status::NodeFacts;
 use terms::Terms;
 use uplink::Uplink;
+use wanted::Wanted;
 
 /// The kernel is compared with what should be at least this often, so that what somebody deleted comes back.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -94,7 +96,7 @@ pub(crate) struct Mesh<D, K> {
     key_files: Vec<(PathBuf, Option<std::time::SystemTime>)>,
     snapshot: MeshSnapshot,
     set: PeerSet,
-    peers: BTreeMap<String, PeerState>,
+    peers: Peers,
     /// By IKE identity.
     gateways: BTreeMap<String, Gateway>,
     uplink: Uplink,
@@ -103,8 +105,9 @@ pub(crate) struct Mesh<D, K> {
     probes: Probes,
     /// Whom to send a probe.
     asked: Vec<IpAddr>,
-    /// What the kernel was last brought to, and when all of it was read.
-    applied: Option<(Desired, Instant)>,
+    wanted: Wanted,
+    /// When all of the kernel was read last; `None`: it may hold something else than it was brought to.
+    read_at: Option<Instant>,
     pod_mtu: u32,
     kernel_problem: Option<String>,
     retry_kernel_at: Option<Instant>,
@@ -121,14 +124,15 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             key_files: Vec::new(),
             snapshot: MeshSnapshot::default(),
             set: PeerSet::default(),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             gateways: BTreeMap::new(),
             uplink: Uplink::default(),
             terms: Terms::default(),
             removals: Removals::default(),
             probes: Probes::default(),
             asked: Vec::new(),
-            applied: None,
+            wanted: Wanted::default(),
+            read_at: None,
             pod_mtu: 0,
             kernel_problem: None,
             retry_kernel_at: None,
@@ -168,7 +172,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
     }
 
-    /// This datagram and what else waits: to settle costs as much as there are peers, and when a mesh starts all of them write.
+    /// This datagram and what else waits: when a mesh starts all peers write, and they are settled together.
     async fn take_datagrams(&mut self, first: Received) {
         self.take_datagram(first);
         for _ in 1..DATAGRAMS_AT_ONCE {
@@ -196,6 +200,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if now >= self.next_traffic_poll {
             self.next_traffic_poll = now + TRAFFIC_POLL;
             self.note_traffic().await;
+            self.peers.touch_all();
             if self.parts.keys.fingerprint() != self.key_files {
                 self.reload_keys();
             }
@@ -203,21 +208,15 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     fn next_wake(&self) -> Instant {
-        let pairs = self
-            .peers
-            .values()
-            .flat_map(|peer| [peer.pair.next_timeout(), peer.way.next_timeout()])
-            .flatten();
-        let resync = self.applied.as_ref().map(|(_, at)| *at + RESYNC);
         let others = [
             self.parts.endpoint.poll_timeout(),
             self.retry_kernel_at,
-            resync,
+            self.read_at.map(|at| at + RESYNC),
+            self.peers.next_timeout(),
         ];
         others
             .into_iter()
             .flatten()
-            .chain(pairs)
             .chain(self.gateways.values().filter_map(Gateway::next_timeout))
             .fold(self.next_traffic_poll, Instant::min)
     }
@@ -229,7 +228,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             warn!(%problem, "credentials");
         }
         self.configure_endpoint();
-        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+        for name in self.peers.names() {
             self.configure_ike(&name);
         }
         self.configure_gateways();

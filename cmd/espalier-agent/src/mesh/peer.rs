@@ -158,6 +158,12 @@ impl PeerState {
         self.way.lost(now);
     }
 
+    /// When something is due for it, if nothing happens before.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let times = [self.pair.next_timeout(), self.way.next_timeout()];
+        times.into_iter().flatten().min()
+    }
+
     /// What the peer is told.
     pub(crate) fn announcement(&self) -> Announcement {
         self.pair.announcement(self.opens(), self.way.say())

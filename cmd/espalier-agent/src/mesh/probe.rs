@@ -26,9 +26,13 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// From this address, with these peers. Cheap when nothing has changed.
-    pub(super) fn serve(&mut self, local: IpAddr, peers: impl Iterator<Item = IpAddr>) {
+    /// These are all peers.
+    pub(super) fn answer_to(&self, peers: impl Iterator<Item = IpAddr>) {
         *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = peers.collect();
+    }
+
+    /// From this address. Cheap when it is the same.
+    pub(super) fn serve(&mut self, local: IpAddr) {
         if self.local == Some(local) {
             return;
         }

@@ -43,6 +43,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             if let Err(Error::Unreachable(_)) = self.remove(&next).await {
                 return self.removals.push_front(next);
             }
+            if let Removal::Sa { peer, .. } = &next {
+                self.peers.touch(peer); // may have waited for it
+            }
         }
     }
 

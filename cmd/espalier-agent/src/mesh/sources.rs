@@ -28,8 +28,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
         let (mode, limits, now) = (self.snapshot.policy.mode, self.limits(), Instant::now());
         self.peers
-            .values_mut()
-            .for_each(|peer| peer.pair.set_mode(mode, limits, now));
+            .all_mut()
+            .for_each(|(_, peer)| peer.pair.set_mode(mode, limits, now));
     }
 
     async fn take_nodes(&mut self, set: PeerSet) {
@@ -49,14 +49,16 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         if set.own != self.set.own {
             // The data plane is told this node's own pods with each peer, and so is IKE.
             self.peers
-                .values_mut()
-                .for_each(|peer| peer.in_plane = false);
-            changed = self.peers.keys().cloned().collect();
+                .all_mut()
+                .for_each(|(_, peer)| peer.in_plane = false);
+            changed = self.peers.names();
         }
         self.set = set;
         changed.iter().for_each(|name| self.configure_ike(name));
         self.take_gateways(&found);
         self.take_terms();
+        let all = self.peers.values().map(|peer| peer.addresses.1);
+        self.probes.answer_to(all);
     }
 
     fn terms_now(&self) -> Terms {
@@ -79,7 +81,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         }
         self.configure_gateways();
         let anew = old.needs_other_sas(&self.terms);
-        for name in self.peers.keys().cloned().collect::<Vec<_>>() {
+        for name in self.peers.names() {
             self.configure_ike(&name);
             if anew {
                 self.start_anew(&name);

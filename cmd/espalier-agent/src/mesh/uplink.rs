@@ -125,7 +125,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             hello: Some(hello),
             ..Uplink::default()
         };
-        for peer in self.peers.values_mut() {
+        for (_, peer) in self.peers.all_mut() {
             (peer.in_plane, peer.switched) = (false, false);
         }
         let gateways = self.gateways.values_mut();
@@ -154,7 +154,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let now = Instant::now();
         self.uplink = Uplink::default();
         self.removals.clear();
-        for (name, peer) in &mut self.peers {
+        for (name, peer) in self.peers.all_mut() {
             peer.forget_sas(now);
             self.parts
                 .endpoint

@@ -77,23 +77,22 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// Before the kernel is settled: which SAs there are to be.
-    pub(super) fn settle_ways(&mut self, now: Instant) {
+    pub(super) fn settle_ways(&mut self, turn: &[String], now: Instant) {
         let tries = self.terms.tries();
         let mut changed = Vec::new();
-        for (name, peer) in &mut self.peers {
+        self.peers.for_turn(turn, |name, peer| {
             peer.way.step(now);
             if !tries && !peer.has_fallback {
-                continue;
+                return;
             }
             if peer.way.wants_trial(now) && !self.uplink.is_kernel_away() {
-                info!(peer = %name, "raw ESP is tried again");
-                let id = Identity(name.as_str().into());
-                self.parts.endpoint.rekey_child(&id, now);
+                info!(peer = name, "raw ESP is tried again");
+                self.parts.endpoint.rekey_child(&Identity(name.into()), now);
             }
             if (tries && peer.way.wants_udp()) != peer.has_fallback {
-                changed.push(name.clone());
+                changed.push(name.to_owned());
             }
-        }
+        });
         changed
             .iter()
             .for_each(|name| self.toggle_fallback(name, now));
@@ -128,12 +127,15 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// After the kernel was settled: the policies put probes through the SA that they are to try. Whom to ask.
-    pub(super) fn due_probes(&mut self, now: Instant) -> Vec<IpAddr> {
+    pub(super) fn due_probes(&mut self, turn: &[String], now: Instant) -> Vec<IpAddr> {
         if !self.uplink.is_kernel() {
             return Vec::new();
         }
-        let due = |peer: &mut PeerState| peer.way.wants_probe(now).then_some(peer.addresses.1);
-        self.peers.values_mut().filter_map(due).collect()
+        let mut due = Vec::new();
+        self.peers.for_turn(turn, |_, peer| {
+            due.extend(peer.way.wants_probe(now).then_some(peer.addresses.1));
+        });
+        due
     }
 
     pub(super) fn serve_probes(&mut self) {
@@ -144,8 +146,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let local = pairs.next().map(|(local, _)| local);
         let local = local.or(own.addresses.first().copied());
         if let Some(local) = local.filter(|_| self.uplink.is_kernel()) {
-            let peers = self.peers.values().map(|peer| peer.addresses.1);
-            self.probes.serve(local, peers);
+            self.probes.serve(local);
         }
     }
 }
