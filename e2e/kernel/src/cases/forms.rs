@@ -52,7 +52,15 @@ fn all_have(states: &[State], algorithm: &str, octets: usize) -> Result<()> {
 }
 
 pub(crate) fn udp(ground: &mut Ground<'_>) -> Result<String> {
-    let (states, tally) = required(ground, &["udpEncapsulation: Always"])?;
+    in_udp(ground, &["udpEncapsulation: Always"])
+}
+
+pub(crate) fn ipip_udp(ground: &mut Ground<'_>) -> Result<String> {
+    in_udp(ground, &["overlay: IPIP", "udpEncapsulation: Always"])
+}
+
+fn in_udp(ground: &mut Ground<'_>, spec: &[&str]) -> Result<String> {
+    let (states, tally) = required(ground, spec)?;
     tally.only_udp_esp()?;
     let encapsulated = states.iter().all(|state| state.encap.is_some());
     ensure!(!states.is_empty() && encapsulated, "found {states:?}");

@@ -48,6 +48,7 @@ pub(crate) const ALL: &[Case] = &[
     core("reboot", faults::reboot),
     core("states_flushed_under_load", faults::flushed_under_load),
     core("udp", forms::udp),
+    core("ipip_udp", forms::ipip_udp),
     core("mixed_vxlan_kernel_first", forms::mixed_vxlan),
     core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
     core("mixed_ipip_kernel_first", forms::mixed_ipip),
