@@ -105,7 +105,7 @@ refused() {
 known_metrics() {
   local name
   for name in $(grep -ohE 'espalier_[a-z_]+' "$chart"/files/* | sort -u); do
-    grep -qF "$name" docs/metrics.md || { echo "$name is not in docs/metrics.md"; return 1; }
+    grep -rqF --include='*.rs' --include=metrics.md -e "$name" docs cmd || { echo "nothing has a metric $name"; return 1; }
   done
 }
 
