@@ -10,7 +10,9 @@ declare -A tools=(
   [kernel]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping mmdebstrap:mmdebstrap"
   [kernel-matrix]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping patchelf:patchelf mmdebstrap:mmdebstrap cpio:cpio xz:xz-utils qemu-system-x86_64:qemu-system-x86"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
-  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
+  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux python3:python3"
+  [chart]="python3:python3"
+  [image]="cc:gcc strip:binutils python3:python3"
 )
 part=${1:?part}
 missing=()
@@ -24,6 +26,8 @@ if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libss
 if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 2>/dev/null; then
   missing+=(python3-scapy python3-cryptography)
 fi
+# For checks of the chart.
+if [[ $part == test || $part == chart ]] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2
