@@ -379,7 +379,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         // Whoever claims a peer's name from elsewhere is not that peer: its status is not for strangers to write.
         let is_peer = |name: &Identity| {
             self.peers
-                .get(&*name.0)
+                .get(&name.0)
                 .is_some_and(|peer| peer.addresses.1 == remote.ip())
         };
         if let Some(peer) = peer.filter(is_peer) {
