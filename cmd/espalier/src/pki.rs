@@ -7,22 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use espalier_ike::Identity;
-use espalier_ike::identity::{Credentials, NODE_URI_PREFIX, TrustAnchors};
+use espalier_pki::{Authority, DAY, EKU_IPSEC_IKE, NodeKey, Validity, check_node_name};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
-};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{Pem, X509Certificate};
+use zeroize::Zeroizing;
 
-/// Clocks of nodes differ: a certificate is valid from this long before it was made.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
-/// id-kp-ipsecIKE (RFC 4945 §5.1.3.12).
-const EKU_IPSEC_IKE: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 3, 17];
 /// Bytes of a pre-shared key.
 const PSK_LEN: usize = 32;
 const CERTIFICATE_MODE: u32 = 0o644;
@@ -95,38 +86,12 @@ pub(crate) fn run(command: &PkiCommand) -> Result<()> {
                     from: now()? + DAY,
                     until: now()? + 2 * DAY,
                 },
-                _ => Validity::from_now(*days)?,
+                _ => Validity::starting(now()?, *days),
             };
             issue(dir, node, uid.as_deref(), &validity)
         }
         PkiCommand::Psk { out } => psk(out),
         PkiCommand::Show { file } => show(file),
-    }
-}
-
-/// Times since the epoch.
-struct Validity {
-    from: Duration,
-    until: Duration,
-}
-
-impl Validity {
-    fn from_now(days: u32) -> Result<Self> {
-        let now = now()?;
-        Ok(Self {
-            from: now.saturating_sub(CLOCK_SKEW),
-            until: now + DAY * days,
-        })
-    }
-
-    fn contains(&self, time: Duration) -> bool {
-        self.from <= time && time <= self.until
-    }
-
-    fn apply(&self, params: &mut CertificateParams) {
-        let epoch = date_time_ymd(1970, 1, 1);
-        params.not_before = epoch + self.from;
-        params.not_after = epoch + self.until;
     }
 }
 
@@ -147,14 +112,11 @@ fn init(dir: &Path, days: u32) -> Result<()> {
             path.display()
         );
     }
-    let key = KeyPair::generate().context("making the CA's key")?;
-    let certificate = ca_params(&Validity::from_now(days)?)?
-        .self_signed(&key)
-        .context("making the CA's certificate")?;
-    write_new(&key_path, key.serialize_pem().as_bytes(), SECRET_MODE)?;
+    let ca = Authority::make(&Validity::starting(now()?, days)).context("making the CA")?;
+    write_new(&key_path, ca.key_pem().expose(), SECRET_MODE)?;
     write_new(
         &certificate_path,
-        certificate.pem().as_bytes(),
+        ca.anchor().pem().as_bytes(),
         CERTIFICATE_MODE,
     )?;
     println!(
@@ -165,36 +127,24 @@ fn init(dir: &Path, days: u32) -> Result<()> {
     Ok(())
 }
 
-/// The random part of the name tells CAs apart in messages about unknown issuers.
-fn ca_params(validity: &Validity) -> Result<CertificateParams> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(&format!("Espalier CA {}", random_hex::<4>()?));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity.apply(&mut params);
-    Ok(params)
-}
-
 fn issue(dir: &Path, node: &str, uid: Option<&str>, validity: &Validity) -> Result<()> {
     check_node_name(node)?;
-    uid.map_or(Ok(()), check_uid)?;
-    let ca_pem = read(&dir.join("ca.crt"))?;
-    let ca_key =
-        KeyPair::from_pem(&read(&dir.join("ca.key"))?).context("ca.key is no private key")?;
-    let ca = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("ca.crt is no CA certificate")?;
+    // It is a file name here, too.
+    ensure!(
+        node != "ca",
+        "a node named \"ca\" would overwrite the CA's own files: rename the node"
+    );
+    uid.map_or(Ok(()), espalier_pki::check_uid)?;
+    let (ca_pem, ca_key) = (read(&dir.join("ca.crt"))?, read(&dir.join("ca.key"))?);
+    let ca = Authority::from_pem(ca_pem.as_bytes(), ca_key.as_bytes())
+        .with_context(|| format!("ca.crt and ca.key in {}", dir.display()))?;
 
     let (certificate_path, key_path) = (
         dir.join(format!("{node}.crt")),
         dir.join(format!("{node}.key")),
     );
     let key = node_key(&key_path)?;
-    let certificate = node_params(node, uid, validity)?
-        .signed_by(&key, &ca)
-        .context("signing the certificate")?
-        .pem();
-    if validity.contains(now()?) {
-        accepted(&ca_pem, &certificate, &key.serialize_pem(), node, uid)?;
-    }
+    let certificate = ca.issue(&key.spki(), node, uid, validity, now()?)?;
     replace(&certificate_path, certificate.as_bytes(), CERTIFICATE_MODE)?;
     println!(
         "issued {} with {}",
@@ -204,86 +154,15 @@ fn issue(dir: &Path, node: &str, uid: Option<&str>, validity: &Validity) -> Resu
     Ok(())
 }
 
-/// RFC 1123 subdomain, as Kubernetes wants it; it is also a file name here.
-fn check_node_name(node: &str) -> Result<()> {
-    let label = |label: &str| {
-        let inner = label
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        inner
-            && !label.is_empty()
-            && label.len() <= 63
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    ensure!(
-        node.len() <= 253 && node.split('.').all(label),
-        "{node:?} is no node name: expected lower-case letters, digits, '-' and '.', as in `kubectl get nodes`"
-    );
-    ensure!(
-        node != "ca",
-        "a node named \"ca\" would overwrite the CA's own files: rename the node"
-    );
-    Ok(())
-}
-
-fn check_uid(uid: &str) -> Result<()> {
-    let fits = (1..=64).contains(&uid.len())
-        && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    ensure!(
-        fits,
-        "{uid:?} is no UID: expected 1 to 64 letters, digits and '-', as in metadata.uid of the Node"
-    );
-    Ok(())
-}
-
 /// The key of an earlier issue, or a new one. A renewal then changes one file only, at once: no moment with a wrong pair.
-fn node_key(path: &Path) -> Result<KeyPair> {
+fn node_key(path: &Path) -> Result<NodeKey> {
     if path.exists() {
-        return KeyPair::from_pem(&read(path)?).with_context(|| {
-            format!(
-                "{} is no private key: move it away, then a new one is made",
-                path.display()
-            )
-        });
+        return NodeKey::from_pem("it", read(path)?.as_bytes())
+            .with_context(|| format!("{}: move it away, then a new one is made", path.display()));
     }
-    let key = KeyPair::generate().context("making the node's key")?;
-    write_new(path, key.serialize_pem().as_bytes(), SECRET_MODE)?;
+    let key = NodeKey::generate().context("making the node's key")?;
+    write_new(path, key.pem().expose(), SECRET_MODE)?;
     Ok(key)
-}
-
-fn node_params(node: &str, uid: Option<&str>, validity: &Validity) -> Result<CertificateParams> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(node);
-    params.subject_alt_names = vec![SanType::DnsName(node.try_into()?)];
-    if let Some(uid) = uid {
-        let uri = format!("{NODE_URI_PREFIX}{node}/{uid}");
-        params.subject_alt_names.push(SanType::URI(uri.try_into()?));
-    }
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(EKU_IPSEC_IKE.to_vec())];
-    params.use_authority_key_identifier_extension = true;
-    // Else it is made from the key, which a renewal keeps: RFC 5280 §4.1.2.2 wants it unique.
-    params.serial_number = Some(random::<16>()?.to_vec().into());
-    validity.apply(&mut params);
-    Ok(params)
-}
-
-/// Peers will run the same check: better to fail here than in every handshake.
-fn accepted(ca: &str, certificate: &str, key: &str, node: &str, uid: Option<&str>) -> Result<()> {
-    let anchors = TrustAnchors::from_pem(ca.as_bytes())?;
-    let credentials = Credentials::from_pem(certificate.as_bytes(), key.as_bytes())?;
-    credentials
-        .check(&anchors, &Identity(node.into()), uid, now()?)
-        .context("peers would refuse this certificate")?;
-    Ok(())
-}
-
-fn common_name(name: &str) -> DistinguishedName {
-    let mut distinguished = DistinguishedName::new();
-    distinguished.push(DnType::CommonName, name);
-    distinguished
 }
 
 fn psk(out: &Path) -> Result<()> {
@@ -388,13 +267,16 @@ fn purpose(certificate: &X509Certificate<'_>) -> &'static str {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| {
-        format!(
-            "reading {}; make it with `espalier pki init` or `espalier pki issue`",
-            path.display()
-        )
-    })
+/// Wiped after use: it may hold a key.
+fn read(path: &Path) -> Result<Zeroizing<String>> {
+    fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .with_context(|| {
+            format!(
+                "reading {}; make it with `espalier pki init` or `espalier pki issue`",
+                path.display()
+            )
+        })
 }
 
 /// The mode is set as the file is made: a key is never readable by others, not even for a moment.

@@ -1,5 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 
+use espalier_ike::Identity;
+use espalier_ike::identity::{Credentials, TrustAnchors};
+
 use super::*;
 
 /// A folder of its own, removed at the end.
@@ -32,7 +35,7 @@ impl Folder {
     }
 
     fn issue(&self, node: &str, uid: Option<&str>) -> Result<()> {
-        issue(&self.0, node, uid, &Validity::from_now(5).unwrap())
+        issue(&self.0, node, uid, &Validity::starting(now().unwrap(), 5))
     }
 
     fn check(&self, node: &str, uid: &str) -> Result<()> {
