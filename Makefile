@@ -5,7 +5,7 @@ MESH_NODES ?= 1000
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,6 +38,14 @@ kernel-test: ## the real binaries over a real kernel's IPsec, in a guest of Linu
 
 kernel-matrix: ## the core of it on Linux 6.1, 6.12 and 7.2, and on two processors (ONLY="--kernel uml-sid")
 	@scripts/kernel.sh matrix $(ONLY)
+
+chart-test: ## the Helm chart: lint, schemas of Kubernetes 1.25 to 1.37, refused values, drift
+	@scripts/packages.sh chart
+	@scripts/chart.sh
+
+image: ## a container image without a registry or Docker: target/espalier.tar (IMAGE=name:tag)
+	@scripts/packages.sh image
+	@scripts/image.sh target/espalier.tar $(or $(IMAGE),espalier.dev/espalier:$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml))
 
 fmt: ## format check
 	$(CARGO) fmt --all --check

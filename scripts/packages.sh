@@ -13,6 +13,9 @@ declare -A tools=(
   [e2e-build]="cc:gcc make:make dpkg-source:dpkg-dev rsync:rsync jq:jq flock:util-linux /usr/lib/go-1.19/bin/go:golang-1.19-go"
   [e2e]="cc:gcc ip:iproute2 unshare:util-linux openssl:openssl etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack ethtool:ethtool socat:socat busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux"
+  [test]="cc:gcc make:make ip:iproute2 unshare:util-linux python3:python3"
+  [chart]="python3:python3"
+  [image]="cc:gcc strip:binutils python3:python3"
 )
 part=${1:?part}
 missing=()
@@ -26,6 +29,8 @@ if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libss
 if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 2>/dev/null; then
   missing+=(python3-scapy python3-cryptography)
 fi
+# For checks of the chart.
+if [[ $part == test || $part == chart ]] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2

@@ -43,6 +43,7 @@ part "file sizes" make --no-print-directory sizes
 part "purity" make --no-print-directory pure
 part "tests" make --no-print-directory unit
 part "dependencies" make --no-print-directory deny
+part "chart" make --no-print-directory chart-test
 part "demo" make --no-print-directory demo
 part "kernel" make --no-print-directory kernel-test
 
