@@ -40,10 +40,12 @@ download() {
 # build SOURCE VERSION: with nothing from the network.
 build() {
   cd "$1"
-  export PATH=$go:$PATH GOPROXY=off GOFLAGS=-mod=vendor GOTOOLCHAIN=local GOCACHE=$work/go-cache
+  export PATH=$go:$PATH GOPROXY=off GOFLAGS=-mod=vendor GOTOOLCHAIN=local
   export KUBE_GIT_VERSION=v$2 KUBE_GIT_TREE_STATE=clean KUBE_GIT_COMMIT=debian KUBE_GIT_MAJOR=${2%%.*}
   KUBE_GIT_MINOR=$(cut -d. -f2 <<< "$2")
   export KUBE_GIT_MINOR
+  # All programs without cgo: with it, nearly everything would be compiled a second time for kubelet alone.
+  export KUBE_STATIC_OVERRIDES=kubelet
   make WHAT="${programs[*]/#/cmd/}" KUBE_BUILD_PLATFORMS="linux/$("$go/go" env GOARCH)"
 }
 

@@ -138,7 +138,9 @@ impl Control {
             {
                 anyhow::bail!("the API server has ended: {status}; see its log");
             }
-            let asked = self.netns.output(&mut self.kubectl(&["get", "--raw=/readyz"]));
+            let asked = self
+                .netns
+                .output(&mut self.kubectl(&["get", "--raw=/readyz"]));
             Ok(asked.map(drop).map_err(|error| format!("{error:#}")))
         })
     }
@@ -149,7 +151,11 @@ impl Control {
             "--unsafe-no-fsync",
             "--listen-peer-urls=http://127.0.0.1:2380",
         ]);
-        flag(&mut command, "data-dir", &self.etcd_data.display().to_string());
+        flag(
+            &mut command,
+            "data-dir",
+            &self.etcd_data.display().to_string(),
+        );
         flag(&mut command, "listen-client-urls", ETCD);
         flag(&mut command, "advertise-client-urls", ETCD);
         let etcd = self.spawn(command, "etcd")?;

@@ -46,7 +46,10 @@ impl Ground<'_> {
     pub(crate) fn refused(&self, arguments: &[&str], words: &[&str]) -> Result<String> {
         let output = self.try_kubectl(arguments)?;
         let said = said(&output);
-        ensure!(!output.status.success(), "expected a refusal, was accepted: {said}");
+        ensure!(
+            !output.status.success(),
+            "expected a refusal, was accepted: {said}"
+        );
         espalier_e2e::expect_words(&said, words).map_err(anyhow::Error::msg)?;
         Ok(said)
     }
@@ -130,9 +133,12 @@ impl Ground<'_> {
             let current = set["status"]["observedGeneration"] == set["metadata"]["generation"];
             let counts = ["updatedNumberScheduled", "numberReady"].map(count);
             let done = current && counts == [nodes, nodes];
-            Ok(done
-                .then_some(())
-                .ok_or_else(|| format!("updated, ready of {nodes}: {counts:?}\n{}", self.events(namespace))))
+            Ok(done.then_some(()).ok_or_else(|| {
+                format!(
+                    "updated, ready of {nodes}: {counts:?}\n{}",
+                    self.events(namespace)
+                )
+            }))
         })
     }
 

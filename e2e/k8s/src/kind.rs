@@ -41,7 +41,10 @@ impl Kind {
         command.arg("--config").arg(&config);
         command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
         succeeded(&command.output()?, "kind create cluster")?;
-        let names = succeeded(&kind(&["get", "nodes", "--name", NAME]).output()?, "kind get nodes")?;
+        let names = succeeded(
+            &kind(&["get", "nodes", "--name", NAME]).output()?,
+            "kind get nodes",
+        )?;
         let mut nodes: Vec<String> = names.lines().map(str::to_owned).collect();
         nodes.sort();
         let (bridge, gateway) = network()?;
@@ -88,7 +91,9 @@ impl Harness for Kind {
     fn client(&self, command: &mut Command) -> Result<Output> {
         command.env("KUBECONFIG", self.folder.join("kubeconfig"));
         let program = command.get_program().to_string_lossy().into_owned();
-        command.output().with_context(|| format!("starting {program}"))
+        command
+            .output()
+            .with_context(|| format!("starting {program}"))
     }
 
     fn kubectl(&self) -> Command {
@@ -112,7 +117,9 @@ impl Harness for Kind {
     fn import(&self, archive: &Path) -> Result<()> {
         for node in &self.nodes {
             let mut command = Command::new("docker");
-            command.args(["exec", "-i", node, "ctr", "-n", "k8s.io", "images", "import", "-"]);
+            command.args([
+                "exec", "-i", node, "ctr", "-n", "k8s.io", "images", "import", "-",
+            ]);
             command.stdin(Stdio::from(std::fs::File::open(archive)?));
             succeeded(&command.output()?, &format!("importing on {node}"))?;
         }
@@ -132,7 +139,9 @@ impl Harness for Kind {
         self.done(node, "mv", &[MANIFEST, ASIDE])?;
         until_within(LIMIT, "the API server to end", || {
             let asked = self.client(self.kubectl().args(["get", "--raw=/readyz"]))?;
-            Ok((!asked.status.success()).then_some(()).ok_or_else(|| "it answers".to_owned()))
+            Ok((!asked.status.success())
+                .then_some(())
+                .ok_or_else(|| "it answers".to_owned()))
         })
     }
 
@@ -141,7 +150,11 @@ impl Harness for Kind {
         self.done(node, "mv", &[ASIDE, MANIFEST])?;
         until_within(LIMIT, "the API server to be ready", || {
             let asked = self.client(self.kubectl().args(["get", "--raw=/readyz"]))?;
-            Ok(asked.status.success().then_some(()).ok_or_else(|| said(&asked)))
+            Ok(asked
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| said(&asked)))
         })
     }
 
@@ -158,7 +171,9 @@ impl Harness for Kind {
 fn ready() -> Result<()> {
     let remedy = "install Docker, kind and kubectl and start Docker, or run `make e2e`, which needs none of them";
     if !nix::unistd::geteuid().is_root() {
-        bail!("the cases look into the network namespaces of the pods: run as root, as in `sudo make e2e-kind`");
+        bail!(
+            "the cases look into the network namespaces of the pods: run as root, as in `sudo make e2e-kind`"
+        );
     }
     for (program, arguments) in [
         ("docker", &["info"][..]),
@@ -203,7 +218,9 @@ fn network() -> Result<(String, Ipv4Addr)> {
     command.args(["network", "inspect", "kind"]);
     let text = succeeded(&command.output()?, "docker network inspect kind")?;
     let networks: serde_json::Value = serde_json::from_str(&text)?;
-    let id = networks[0]["Id"].as_str().context("the network has no ID")?;
+    let id = networks[0]["Id"]
+        .as_str()
+        .context("the network has no ID")?;
     let gateways = networks[0]["IPAM"]["Config"].as_array();
     let mut gateways = gateways.into_iter().flatten();
     let v4 = gateways.find_map(|config| config["Gateway"].as_str()?.parse().ok());

@@ -71,13 +71,20 @@ impl Load {
     /// Ends the flows and adds what was counted.
     pub(crate) fn end(self, ground: &mut Ground<'_>) -> Result<Ended> {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let counts: Vec<_> = self.flows.iter().map(|(flow, mark)| flow.count_since(*mark)).collect();
+        let counts: Vec<_> = self
+            .flows
+            .iter()
+            .map(|(flow, mark)| flow.count_since(*mark))
+            .collect();
         let mut said = Vec::new();
         for count in &counts {
             add(&mut ground.measured.sent, count.sent);
             add(&mut ground.measured.lost, count.lost);
             if count.lost > 0 {
-                said.push(format!("{} of {} lost, sent at {}", count.lost, count.sent, count.when));
+                said.push(format!(
+                    "{} of {} lost, sent at {}",
+                    count.lost, count.sent, count.when
+                ));
             }
         }
         let wire = ground.harness.wire()?.since(&self.wire);
@@ -90,20 +97,29 @@ impl Load {
         }
         // The first is one of the two fast flows.
         #[allow(clippy::cast_precision_loss, reason = "no flow has 2^52 packets")]
-        let rate = counts.first().map_or(0.0, |count| count.sent as f64 / seconds);
+        let rate = counts
+            .first()
+            .map_or(0.0, |count| count.sent as f64 / seconds);
         ensure!(
             rate >= FAST_AT_LEAST,
             "expected {FAST_AT_LEAST} packets each second, {rate:.0} were sent: the machine is too busy to prove anything"
         );
-        Ok(Ended { said: said.join("; ") })
+        Ok(Ended {
+            said: said.join("; "),
+        })
     }
 
     /// [`Self::end`] of a load of which nothing may be lost or clear.
     pub(crate) fn ends_whole(self, ground: &mut Ground<'_>) -> Result<()> {
         let ended = self.end(ground)?;
         let m = &ground.measured;
-        let whole = m.lost == Some(0) && m.clear_packets == Some(0) && m.gateway_clear_packets == Some(0);
-        ensure!(whole, "expected nothing lost and nothing in clear, found: {}", ended.said);
+        let whole =
+            m.lost == Some(0) && m.clear_packets == Some(0) && m.gateway_clear_packets == Some(0);
+        ensure!(
+            whole,
+            "expected nothing lost and nothing in clear, found: {}",
+            ended.said
+        );
         Ok(())
     }
 

@@ -72,7 +72,15 @@ impl Machine {
     /// Mounts and containerd; no kubelet yet.
     pub(crate) fn start(plan: Plan<'_>) -> Result<Self> {
         let Plan { name, root, .. } = &plan;
-        for folder in ["etc", "opt", "var", "containerd", "kubelet", "run", "kernel"] {
+        for folder in [
+            "etc",
+            "opt",
+            "var",
+            "containerd",
+            "kubelet",
+            "run",
+            "kernel",
+        ] {
             fs::create_dir_all(root.join(folder)).context("making the node's folders")?;
         }
         let user = format!("system:node:{name}");
@@ -261,7 +269,9 @@ pub(crate) fn hold(holder: &Holder) -> Result<ExitCode> {
     mounts(&holder.root)?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming the subreaper")?;
     let mut containerd = Command::new("containerd");
-    containerd.arg("--config").arg(holder.root.join("containerd.toml"));
+    containerd
+        .arg("--config")
+        .arg(holder.root.join("containerd.toml"));
     containerd.stdout(Stdio::null()).process_group(0).spawn()?;
     println!("{READY}");
     loop {

@@ -11,7 +11,12 @@ use serde_json::Value;
 
 /// A pod of the API server as one that flows can be between.
 pub(crate) fn pod(object: &Value) -> Result<Pod> {
-    let text = |at: &str| object.pointer(at).and_then(Value::as_str).map(str::to_owned);
+    let text = |at: &str| {
+        object
+            .pointer(at)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     let name = text("/metadata/name").context("a pod without a name")?;
     let uid = text("/metadata/uid").context("a pod without a UID")?;
     let address = text("/status/podIP").with_context(|| format!("{name} has no address"))?;
@@ -38,7 +43,8 @@ fn network_of(uid: &str) -> Option<PathBuf> {
 
 /// The driver "systemd" writes the UID with underscores.
 fn names(groups: &str, uid: &str) -> bool {
-    groups.contains(&format!("pod{uid}")) || groups.contains(&format!("pod{}", uid.replace('-', "_")))
+    groups.contains(&format!("pod{uid}"))
+        || groups.contains(&format!("pod{}", uid.replace('-', "_")))
 }
 
 #[cfg(test)]
@@ -48,7 +54,10 @@ mod tests {
     #[test]
     fn finds_the_pod_in_the_path_of_either_driver() {
         let uid = "1b2c-33";
-        assert!(names("4:memory:/n/kubepods/besteffort/pod1b2c-33/abc\n", uid));
+        assert!(names(
+            "4:memory:/n/kubepods/besteffort/pod1b2c-33/abc\n",
+            uid
+        ));
         assert!(names("0::/kubepods-besteffort-pod1b2c_33.slice/x\n", uid));
         assert!(!names("0::/kubepods/pod9999-33/x\n", uid));
     }

@@ -68,7 +68,8 @@ pub(crate) fn check(options: &Options) -> Result<()> {
     let chosen = chosen(options)?;
     if options.on == On::Namespaces {
         let folder = options.kubernetes.as_deref();
-        let folder = folder.context("expected --kubernetes FOLDER: scripts/kubernetes.sh prints it")?;
+        let folder =
+            folder.context("expected --kubernetes FOLDER: scripts/kubernetes.sh prints it")?;
         there(&folder.join("kubelet"), "scripts/kubernetes.sh builds it")?;
     }
     if chosen.iter().any(|case| case.needs != Needs::Cluster) {
@@ -100,7 +101,13 @@ pub(crate) fn run(options: &Options, harness: &mut dyn Harness) -> Result<ExitCo
     let mut rows = Vec::new();
     for case in chosen(options)? {
         let row = one(&mut ground, case);
-        println!("{}", report::table(std::slice::from_ref(&row)).lines().last().unwrap_or_default());
+        println!(
+            "{}",
+            report::table(std::slice::from_ref(&row))
+                .lines()
+                .last()
+                .unwrap_or_default()
+        );
         if !row.detail.is_empty() {
             println!("    {}", row.detail.replace('\n', "\n    "));
         }
@@ -144,11 +151,20 @@ fn keep_logs(ground: &Ground<'_>, case: &str) {
     let folder = ground.options.logs().join(case);
     let _ = fs::create_dir_all(&folder);
     let questions: [(&str, &[&str]); 4] = [
-        ("objects.txt", &["get", "nodes,pods,csr,leases,events", "-A", "-o", "wide"]),
+        (
+            "objects.txt",
+            &["get", "nodes,pods,csr,leases,events", "-A", "-o", "wide"],
+        ),
         ("nodes.yaml", &["get", "nodes", "-o", "yaml"]),
         (
             "espalier.yaml",
-            &["get", "encryptionpolicies,meshnodes,externalpeers", "-A", "-o", "yaml"],
+            &[
+                "get",
+                "encryptionpolicies,meshnodes,externalpeers",
+                "-A",
+                "-o",
+                "yaml",
+            ],
         ),
         ("pods.yaml", &["get", "pods", "-A", "-o", "yaml"]),
     ];
@@ -157,10 +173,20 @@ fn keep_logs(ground: &Ground<'_>, case: &str) {
             let _ = fs::write(folder.join(file), [output.stdout, output.stderr].concat());
         }
     }
-    for pod in ground.list(&["pods", "-n", cases::NAMESPACE]).unwrap_or_default() {
+    for pod in ground
+        .list(&["pods", "-n", cases::NAMESPACE])
+        .unwrap_or_default()
+    {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         for (previous, suffix) in [("--previous=false", ""), ("--previous", "-previous")] {
-            let arguments = ["logs", "-n", cases::NAMESPACE, name, "--all-containers", previous];
+            let arguments = [
+                "logs",
+                "-n",
+                cases::NAMESPACE,
+                name,
+                "--all-containers",
+                previous,
+            ];
             if let Ok(output) = ground.try_kubectl(&arguments)
                 && output.status.success()
             {
@@ -188,19 +214,27 @@ fn write(options: &Options, rows: &[Row]) -> Result<()> {
 
 /// In their order, with those that prepare what the chosen ones need.
 fn chosen(options: &Options) -> Result<Vec<&'static Case>> {
-    let wanted = |case: &Case| options.cases.iter().any(|pattern| matches(pattern, case.name));
+    let wanted = |case: &Case| {
+        options
+            .cases
+            .iter()
+            .any(|pattern| matches(pattern, case.name))
+    };
     for pattern in &options.cases {
         if !cases::ALL.iter().any(|case| matches(pattern, case.name)) {
             bail!("no case {pattern:?}; there are:\n{}", cases::list());
         }
     }
     let all = options.cases.is_empty();
-    let chosen: Vec<&Case> = cases::ALL.iter().filter(|case| all || wanted(case)).collect();
+    let chosen: Vec<&Case> = cases::ALL
+        .iter()
+        .filter(|case| all || wanted(case))
+        .collect();
     let needs = chosen.iter().map(|case| case.needs).max();
     let first = |case: &&Case| case.prepares.is_some_and(|what| needs >= Some(what));
-    let whole = cases::ALL.iter().filter(|case| {
-        first(case) || chosen.iter().any(|chosen| chosen.name == case.name)
-    });
+    let whole = cases::ALL
+        .iter()
+        .filter(|case| first(case) || chosen.iter().any(|chosen| chosen.name == case.name));
     Ok(whole.collect())
 }
 

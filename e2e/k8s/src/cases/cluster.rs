@@ -11,7 +11,9 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
     ground.until("all nodes to register", || {
         let there = ground.list(&["nodes"])?.len();
         let all = there == nodes.len();
-        Ok(all.then_some(()).ok_or_else(|| format!("{there} of {} are there", nodes.len())))
+        Ok(all
+            .then_some(())
+            .ok_or_else(|| format!("{there} of {} are there", nodes.len())))
     })?;
     ground.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n{}",
@@ -19,10 +21,17 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
     ))?;
     ground.await_daemon_set(NAMESPACE, "host")?;
     let leases = ground.list(&["leases", "-n", "kube-node-lease"])?.len();
-    ensure!(leases == nodes.len(), "{leases} leases of {} nodes", nodes.len());
+    ensure!(
+        leases == nodes.len(),
+        "{leases} leases of {} nodes",
+        nodes.len()
+    );
     let apis = ground.kubectl(&["api-versions"])?;
     for api in ["certificates.k8s.io/v1", "coordination.k8s.io/v1"] {
-        ensure!(apis.lines().any(|line| line == api), "the API server has no {api}");
+        ensure!(
+            apis.lines().any(|line| line == api),
+            "the API server has no {api}"
+        );
     }
     let pods = ground.list(&["pods", "-n", NAMESPACE, "-l", "app=host"])?;
     for pod in &pods {
@@ -31,9 +40,14 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
         let said = ground.kubectl(&arguments)?;
         ensure!(!said.trim().is_empty(), "{name} has no name");
     }
-    let version = ground.get(&["nodes"])?["items"][0]["status"]["nodeInfo"]["kubeletVersion"].clone();
+    let version =
+        ground.get(&["nodes"])?["items"][0]["status"]["nodeInfo"]["kubeletVersion"].clone();
     ground.kubectl(&["delete", "daemonset", "host", "-n", NAMESPACE])?;
-    Ok(format!("{} nodes, kubelet {}", nodes.len(), version.as_str().unwrap_or("?")))
+    Ok(format!(
+        "{} nodes, kubelet {}",
+        nodes.len(),
+        version.as_str().unwrap_or("?")
+    ))
 }
 
 fn host_pods() -> String {

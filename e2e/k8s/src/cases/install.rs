@@ -19,7 +19,14 @@ pub(super) fn install(ground: &mut Ground<'_>) -> Result<String> {
     traces::remember(ground)?;
     let begun = Instant::now();
     let chart = ground.options.chart.display().to_string();
-    let mut arguments = vec!["install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
+    let mut arguments = vec![
+        "install",
+        RELEASE,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+    ];
     let values = values(ground);
     arguments.extend(values.iter().flat_map(|value| ["--set", value]));
     ground.helm(&arguments)?;
@@ -43,11 +50,32 @@ pub(super) fn upgrade(ground: &mut Ground<'_>) -> Result<String> {
     let pods = ground.pods("app=peer")?;
     let load = Load::start(ground, &pods)?;
     let chart = ground.options.chart.display().to_string();
-    let arguments = ["upgrade", RELEASE, &chart, "--namespace", NAMESPACE, "--reuse-values"];
-    ground.helm(&[&arguments[..], &["--set", "logLevel=debug", "--set", "agent.rekeySeconds=1800"]].concat())?;
+    let arguments = [
+        "upgrade",
+        RELEASE,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--reuse-values",
+    ];
+    ground.helm(
+        &[
+            &arguments[..],
+            &[
+                "--set",
+                "logLevel=debug",
+                "--set",
+                "agent.rekeySeconds=1800",
+            ],
+        ]
+        .concat(),
+    )?;
     ground.await_daemon_set(NAMESPACE, "espalier-agent")?;
     let set = ground.get(&["daemonset", "espalier-agent", "-n", NAMESPACE])?;
-    ensure!(set.to_string().contains("--rekey-seconds=1800"), "the agents have the old value");
+    ensure!(
+        set.to_string().contains("--rekey-seconds=1800"),
+        "the agents have the old value"
+    );
     mesh::settled(ground, Mode::Required)?;
     load.run(Duration::from_secs(5));
     load.ends_whole(ground)?;
@@ -57,10 +85,20 @@ pub(super) fn upgrade(ground: &mut Ground<'_>) -> Result<String> {
 /// `helm uninstall` leaves nothing.
 pub(super) fn uninstall(ground: &mut Ground<'_>) -> Result<String> {
     ground.kubectl(&["delete", "namespace", OURS, "--wait", "--timeout=120s"])?;
-    ground.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "6m"])?;
+    ground.helm(&[
+        "uninstall",
+        RELEASE,
+        "--namespace",
+        NAMESPACE,
+        "--wait",
+        "--timeout",
+        "6m",
+    ])?;
     ground.until("the pods of the release to end", || {
         let left = ground.list(&["pods", "-n", NAMESPACE])?.len();
-        Ok((left == 0).then_some(()).ok_or_else(|| format!("{left} are left")))
+        Ok((left == 0)
+            .then_some(())
+            .ok_or_else(|| format!("{left} are left")))
     })?;
     traces::none_left(ground)?;
     nothing_in_the_api(ground)?;
@@ -72,20 +110,39 @@ fn nothing_in_the_api(ground: &Ground<'_>) -> Result<()> {
     let kinds = "daemonsets,deployments,services,secrets,configmaps,serviceaccounts,roles,rolebindings,leases";
     for object in ground.list(&[kinds, "-n", NAMESPACE])? {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        ensure!(!name.contains("espalier"), "{} {name} is left", object["kind"]);
+        ensure!(
+            !name.contains("espalier"),
+            "{} {name} is left",
+            object["kind"]
+        );
     }
     for object in ground.list(&["clusterroles,clusterrolebindings,csr"])? {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        ensure!(!name.starts_with("espalier"), "{} {name} is left", object["kind"]);
+        ensure!(
+            !name.starts_with("espalier"),
+            "{} {name} is left",
+            object["kind"]
+        );
     }
     for node in ground.list(&["nodes"])? {
-        let (text, name) = (node["spec"]["taints"].to_string(), &node["metadata"]["name"]);
+        let (text, name) = (
+            node["spec"]["taints"].to_string(),
+            &node["metadata"]["name"],
+        );
         ensure!(!text.contains("espalier"), "{name} still has the taint");
-        ensure!(!node["status"]["conditions"].to_string().contains("Espalier"), "{name} still has the condition");
+        ensure!(
+            !node["status"]["conditions"]
+                .to_string()
+                .contains("Espalier"),
+            "{name} still has the condition"
+        );
     }
     // Helm leaves CRDs, as it always does; nothing may hold them back.
     let crds = ground.kubectl(&["get", "crd", "-o", "name"])?;
-    let ours: Vec<&str> = crds.lines().filter(|name| name.ends_with(".espalier.dev")).collect();
+    let ours: Vec<&str> = crds
+        .lines()
+        .filter(|name| name.ends_with(".espalier.dev"))
+        .collect();
     if !ours.is_empty() {
         ground.kubectl(&[&["delete", "--timeout=60s"], &ours[..]].concat())?;
     }

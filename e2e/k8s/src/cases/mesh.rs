@@ -33,7 +33,13 @@ pub(super) fn settled(ground: &Ground<'_>, mode: Mode) -> Result<()> {
             .filter_map(|node| missing(node, generation, nodes, mode))
             .collect();
         let all = mesh.len() == nodes && missing.is_empty();
-        let said = || format!("{} of {nodes} are there; {}", mesh.len(), missing.join("; "));
+        let said = || {
+            format!(
+                "{} of {nodes} are there; {}",
+                mesh.len(),
+                missing.join("; ")
+            )
+        };
         Ok(all.then_some(()).ok_or_else(said))
     })
 }
@@ -43,8 +49,14 @@ fn missing(node: &Value, generation: &Value, nodes: usize, mode: Mode) -> Option
     let status = &node["status"];
     let mut wanted = vec![
         ("mode", status["mode"] == format!("{mode:?}")),
-        ("the policy's generation", status["observedPolicyGeneration"] == *generation),
-        ("all pairs", status["pairs"]["total"].as_u64() == u64::try_from(nodes - 1).ok()),
+        (
+            "the policy's generation",
+            status["observedPolicyGeneration"] == *generation,
+        ),
+        (
+            "all pairs",
+            status["pairs"]["total"].as_u64() == u64::try_from(nodes - 1).ok(),
+        ),
         ("Ready", condition(node, "Ready") == "True"),
         ("not Progressing", condition(node, "Progressing") != "True"),
     ];
@@ -57,7 +69,11 @@ fn missing(node: &Value, generation: &Value, nodes: usize, mode: Mode) -> Option
             ("Enforced", condition(node, "Enforced") == "True"),
         ]),
     }
-    let missing: Vec<&str> = wanted.iter().filter(|(_, there)| !there).map(|(what, _)| *what).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(_, there)| !there)
+        .map(|(what, _)| *what)
+        .collect();
     let name = node["metadata"]["name"].as_str().unwrap_or("?");
     (!missing.is_empty()).then(|| format!("{name} lacks: {}; status: {status}", missing.join(", ")))
 }
@@ -67,7 +83,9 @@ pub(super) fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
     let conditions = object["status"]["conditions"].as_array();
     let mut conditions = conditions.into_iter().flatten();
     let found = conditions.find(|condition| condition["type"] == kind);
-    found.and_then(|condition| condition["status"].as_str()).unwrap_or("")
+    found
+        .and_then(|condition| condition["status"].as_str())
+        .unwrap_or("")
 }
 
 /// Waits until the Node objects of all nodes are Ready and take pods.
@@ -78,10 +96,14 @@ pub(super) fn nodes_ready(ground: &Ground<'_>) -> Result<()> {
         let ready = |node: &&Value| {
             let taints = node["spec"]["taints"].to_string();
             let waits = taints.contains("not-ready") || taints.contains("network-unavailable");
-            condition(node, "Ready") == "True" && condition(node, "NetworkUnavailable") != "True" && !waits
+            condition(node, "Ready") == "True"
+                && condition(node, "NetworkUnavailable") != "True"
+                && !waits
         };
         let ready = nodes.iter().filter(ready).count();
-        Ok((ready == count).then_some(()).ok_or_else(|| format!("{ready} of {count} are")))
+        Ok((ready == count)
+            .then_some(())
+            .ok_or_else(|| format!("{ready} of {count} are")))
     })
 }
 
@@ -89,7 +111,12 @@ pub(super) fn nodes_ready(ground: &Ground<'_>) -> Result<()> {
 pub(super) fn no_problems(ground: &Ground<'_>) -> Result<()> {
     for node in ground.list(&["meshnodes"])? {
         let problems = node["status"]["problems"].as_array().map_or(0, Vec::len);
-        ensure!(problems == 0, "{}: {}", node["metadata"]["name"], node["status"]["problems"]);
+        ensure!(
+            problems == 0,
+            "{}: {}",
+            node["metadata"]["name"],
+            node["status"]["problems"]
+        );
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::ground::Ground;
 
 /// Prints, in lines, what there is of the kinds of things that Espalier makes. kube-proxy's rules come and go, and the runtime's
 /// names are of its own choice.
-const LOOK: &str = r"
+const LOOK: &str = r#"
 ip -o link | awk -F': ' '{sub(/@.*/, "", $2); print "device " $2}'
 ip -o -4 addr | awk '{print "address " $2 " " $4}'
 ip rule | sed 's/^/rule /'
@@ -24,7 +24,7 @@ nft list ruleset 2>/dev/null | grep -i espalier | sed 's/^/nft /'
 for f in /etc/cni/net.d /opt/cni/bin /var/lib/espalier /run/espalier /var/lib/cni; do find $f 2>/dev/null | sed 's/^/file /'; done
 find /etc /opt /run /tmp -name '*espalier*' 2>/dev/null | grep -v -e /run/containerd -e espalier-e2e | sed 's/^/file /'
 true
-";
+"#;
 
 /// Notes how every node is now.
 pub(super) fn remember(ground: &Ground<'_>) -> Result<()> {
@@ -62,7 +62,10 @@ mod tests {
 
     #[test]
     fn only_what_is_new_is_left() {
-        assert_eq!(more("device lo\nrule 0\n", "device lo\ndevice esp0\n"), ["device esp0"]);
+        assert_eq!(
+            more("device lo\nrule 0\n", "device lo\ndevice esp0\n"),
+            ["device esp0"]
+        );
         assert!(more("a\nb\n", "b\n").is_empty());
     }
 }

@@ -22,7 +22,11 @@ const HOST_PORT: u16 = 7900;
 
 /// Pods of all nodes reach each other, encrypted.
 pub(super) fn pods(ground: &mut Ground<'_>) -> Result<String> {
-    let (pods, wire, gateway) = (ground.pods("app=peer")?, ground.harness.wire()?, ground.harness.gateway()?);
+    let (pods, wire, gateway) = (
+        ground.pods("app=peer")?,
+        ground.harness.wire()?,
+        ground.harness.gateway()?,
+    );
     all_exchange(&pods)?;
     let seen = ground.harness.wire()?.since(&wire);
     let astray = ground.harness.gateway()?.since(&gateway);
@@ -32,8 +36,16 @@ pub(super) fn pods(ground: &mut Ground<'_>) -> Result<String> {
     let pairs = pods.len() * (pods.len() - 1);
     let sent = u64::try_from(pairs)? * PACKETS;
     (ground.measured.sent, ground.measured.lost) = (Some(sent), Some(0));
-    ensure!(seen.esp >= sent, "{sent} packets arrived, but only {} of ESP were on the wire", seen.esp);
-    ensure!(leaked(&seen) + leaked(&astray) == 0, "in clear, the last: {:?}", seen.samples.back());
+    ensure!(
+        seen.esp >= sent,
+        "{sent} packets arrived, but only {} of ESP were on the wire",
+        seen.esp
+    );
+    ensure!(
+        leaked(&seen) + leaked(&astray) == 0,
+        "in clear, the last: {:?}",
+        seen.samples.back()
+    );
     Ok(format!("{pairs} directions"))
 }
 
@@ -41,7 +53,9 @@ pub(super) fn pods(ground: &mut Ground<'_>) -> Result<String> {
 pub(super) fn services(ground: &mut Ground<'_>) -> Result<String> {
     let nodes: BTreeSet<String> = ground.harness.nodes().into_iter().collect();
     let service = ground.get(&["service", "peer", "-n", NAMESPACE])?;
-    let address = service["spec"]["clusterIP"].as_str().context("no cluster IP")?;
+    let address = service["spec"]["clusterIP"]
+        .as_str()
+        .context("no cluster IP")?;
     let address = SocketAddr::new(address.parse()?, 80);
     let mut from: Vec<(String, Netns)> = Vec::new();
     for pod in ground.pods("app=peer")? {
@@ -53,7 +67,9 @@ pub(super) fn services(ground: &mut Ground<'_>) -> Result<String> {
     for (name, netns) in &from {
         let mut met = BTreeSet::new();
         for _ in 0..REQUESTS {
-            let said = netns.run(|| get(address))?.with_context(|| format!("the Service from {name}"))?;
+            let said = netns
+                .run(|| get(address))?
+                .with_context(|| format!("the Service from {name}"))?;
             met.insert(said);
             if met == nodes {
                 break;
@@ -82,13 +98,25 @@ pub(super) fn host_to_pod(ground: &mut Ground<'_>) -> Result<String> {
 pub(super) fn pod_to_host(ground: &mut Ground<'_>) -> Result<String> {
     let pods = ground.pods("app=peer")?;
     for node in ground.list(&["nodes"])? {
-        let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
-        let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
-        let address: Ipv4Addr = internal.and_then(|a| a["address"].as_str()).context("no address")?.parse()?;
+        let name = node["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let addresses = node["status"]["addresses"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let internal = addresses
+            .iter()
+            .find(|address| address["type"] == "InternalIP");
+        let address: Ipv4Addr = internal
+            .and_then(|a| a["address"].as_str())
+            .context("no address")?
+            .parse()?;
         let netns = ground.harness.network(&name)?;
         for pod in &pods {
-            answered(pod, &netns, address.into()).with_context(|| format!("{name} from {}", pod.name))?;
+            answered(pod, &netns, address.into())
+                .with_context(|| format!("{name} from {}", pod.name))?;
         }
     }
     Ok(String::new())
@@ -121,14 +149,22 @@ pub(super) fn leak_check(ground: &mut Ground<'_>) -> Result<String> {
         clear.esp
     );
     self::pods(ground)?;
-    Ok(format!("Disabled: {} in clear; Required: none", leaked(&clear)))
+    Ok(format!(
+        "Disabled: {} in clear; Required: none",
+        leaked(&clear)
+    ))
 }
 
 /// All modes and back under load.
 pub(super) fn toggle(ground: &mut Ground<'_>) -> Result<String> {
     let pods = ground.pods("app=peer")?;
     let load = Load::start(ground, &pods)?;
-    let steps = [Mode::Permissive, Mode::Disabled, Mode::Permissive, Mode::Required];
+    let steps = [
+        Mode::Permissive,
+        Mode::Disabled,
+        Mode::Permissive,
+        Mode::Required,
+    ];
     let mut times = Vec::new();
     for mode in steps {
         let begun = std::time::Instant::now();
@@ -143,10 +179,21 @@ pub(super) fn toggle(ground: &mut Ground<'_>) -> Result<String> {
     // While Disabled they are in clear, as they should be: what counts is what came after.
     let clear = leaked(&ground.harness.wire()?.since(&wire));
     let astray = leaked(&ground.harness.gateway()?.since(&gateway));
-    let during = ground.measured.clear_packets.replace(clear).unwrap_or_default();
+    let during = ground
+        .measured
+        .clear_packets
+        .replace(clear)
+        .unwrap_or_default();
     ensure!(during > clear, "Disabled, but nothing was in clear");
-    ensure!(clear + astray == 0, "Required again, but {clear} packets were in clear");
-    ensure!(ground.measured.lost == Some(0), "expected nothing lost, found: {}", ended.said);
+    ensure!(
+        clear + astray == 0,
+        "Required again, but {clear} packets were in clear"
+    );
+    ensure!(
+        ground.measured.lost == Some(0),
+        "expected nothing lost, found: {}",
+        ended.said
+    );
     Ok(format!("{}; {during} in clear before", times.join(", ")))
 }
 
@@ -180,8 +227,12 @@ fn answered(pod: &Pod, host: &Netns, address: IpAddr) -> Result<()> {
     }
     client.send_to(b"question", (address, HOST_PORT))?;
     let mut buffer = [0; 64];
-    let (_, from) = server.recv_from(&mut buffer).context("the question did not come")?;
+    let (_, from) = server
+        .recv_from(&mut buffer)
+        .context("the question did not come")?;
     server.send_to(b"answer", from)?;
-    client.recv(&mut buffer).context("the answer did not come")?;
+    client
+        .recv(&mut buffer)
+        .context("the answer did not come")?;
     Ok(())
 }
