@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # e2e.sh [kind] [ARGUMENT…]: Espalier on a real Kubernetes cluster, in namespaces of this machine or on kind; arguments choose
-# (see `espalier-e2e-k8s run --help`). docs/e2e.md. Needs root; ESPALIER_IMAGE=FILE takes a ready image (scripts/image.sh).
+# (see `espalier-e2e-k8s run --help`). docs/e2e.md. Needs root. ESPALIER_IMAGE=FILE takes a ready image of scripts/image.sh,
+# ESPALIER_PROFILE=dev builds one that is not optimised.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 on=namespaces
@@ -31,7 +32,8 @@ arguments+=(--helm "$(helm_of 3)/helm")
 image=${ESPALIER_IMAGE:-}
 if [[ -z $image ]]; then
   image=$out/espalier.tar
-  scripts/image.sh "$image" espalier.dev/espalier:e2e
+  scripts/packages.sh image
+  scripts/image.sh --profile "${ESPALIER_PROFILE:-release}" "$image" espalier.dev/espalier:e2e
 fi
 arguments+=(--image "$image")
 cargo build --locked --quiet -p espalier-e2e-k8s
