@@ -1,19 +1,44 @@
+//! `EncryptionPolicy`: what an admin wants of the whole mesh.
+
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "print columns are of the same types"
+)]
+#![allow(unreachable_pub, reason = "KubeSchema copies a struct into a function")]
+
 use espalier_peers::Mode;
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::conditions::Condition;
+use crate::meshnode::PairCounts;
+
+// The rules (CEL) repeat what `Protection` refuses: servers before Kubernetes 1.25 have no CEL.
 /// How pod traffic between nodes is protected. Cluster-scoped; the one named `default` is in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, CustomResource)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, CustomResource)]
 #[kube(
     group = "espalier.dev",
     version = "v1alpha1",
     kind = "EncryptionPolicy",
+    doc = "How pod traffic between nodes is protected. The one named `default` is in force.",
+    status = "EncryptionPolicyStatus",
     shortname = "encpol",
     category = "espalier",
-    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    validation = Rule::new("self.metadata.name == 'default'").message("there is one policy for the whole mesh; name it default"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Every node can enforce it."),
+    printcolumn(name = "Encrypted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Encrypted\")].status", description = "Every pair of nodes is encrypted."),
+    printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Enforced\")].status", description = "Every pair of nodes refuses clear packets."),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.total", priority = "1"),
+    printcolumn(name = "Overlay", type_ = "string", json_path = ".spec.overlay", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
 )]
+#[x_kube(validation = Rule::new("self.protocol != 'AH' || self.udpEncapsulation != 'Always'").message("AH cannot be put into UDP (RFC 3948 is about ESP): use udpEncapsulation Auto or Never, or protocol ESP"))]
+#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.protocol != 'AH'").message("protocol AH is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
+#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.overlay != 'None'").message("overlay None (tunnel mode) is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
+#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.udpEncapsulation != 'Never'").message("udpEncapsulation Never (raw ESP) is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
+#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || !has(self.suites) || self.suites.exists(s, !s.endsWith('GMAC'))").message("suites with AES-GMAC alone are not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EncryptionPolicySpec {
     /// Disabled: clear overlay. Permissive: encrypted where the peer is ready. Required: encrypted or nothing.
@@ -21,6 +46,10 @@ pub struct EncryptionPolicySpec {
     pub mode: PolicyMode,
     /// What pod addresses are, such as 10.244.0.0/16. Packets for them never leave a node by any other way than the mesh.
     #[serde(rename = "clusterCIDRs")]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 43), regex(pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))
+    )]
     pub cluster_cidrs: Vec<String>,
     /// Seconds for which a live pair may still send clear after `Required` came to hold, until its SAs are up.
     #[serde(default = "default_deadline")]
@@ -37,7 +66,12 @@ pub struct EncryptionPolicySpec {
     /// ESP algorithms in order of preference; default: AES-256-GCM, AES-128-GCM, ChaCha20-Poly1305. GMAC authenticates only
     /// (kernel data plane). AH has its own. A change holds for SAs made from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 5))]
+    #[schemars(
+        with = "Vec<SuiteName>",
+        length(min = 1, max = 5),
+        inner(length(max = 32))
+    )]
+    #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, s == t))").message("name each suite once, in order of preference"))]
     pub suites: Option<Vec<SuiteName>>,
     /// ESP in UDP (RFC 3948). Auto: raw ESP where it is seen to pass, else UDP; Always: UDP; Never: raw.
     #[serde(default)]
@@ -56,6 +90,37 @@ pub struct EncryptionPolicySpec {
     /// When SAs are replaced; default: as the agent was started, without limit of volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rekey: Option<RekeySpec>,
+}
+
+/// What came of the policy, as `espalier-controller` sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = crate::conditions::no_defaults)]
+pub struct EncryptionPolicyStatus {
+    /// metadata.generation of the policy that this is about.
+    pub observed_generation: i64,
+    /// Nodes of the mesh.
+    pub nodes: NodeCounts,
+    /// Pairs of nodes, each counted at both ends.
+    pub pairs: PairCounts,
+    /// Ready, Encrypted, Enforced, Progressing, Degraded.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Nodes, by what they say of themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(transform = crate::conditions::no_defaults)]
+pub struct NodeCounts {
+    /// All.
+    pub total: i32,
+    /// That can enforce the policy.
+    pub ready: i32,
+    /// With every pair encrypted.
+    pub encrypted: i32,
+    /// That refuse clear packets of every pair.
+    pub enforced: i32,
 }
 
 /// See [`EncryptionPolicySpec::protocol`].

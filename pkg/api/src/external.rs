@@ -1,10 +1,16 @@
 //! `ExternalPeer`: a gateway that is not ours, reached site to site by tunnel mode SAs.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "print columns are of the same types"
+)]
+#![allow(unreachable_pub, reason = "KubeSchema copies a struct into a function")]
+
 use std::net::IpAddr;
 
 use espalier_peers::NodeSpec;
 use ipnet::IpNet;
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,31 +19,50 @@ use crate::snapshot::Policy;
 
 /// An IPsec gateway outside of the mesh (strongSwan, Libreswan or another IKEv2 implementation). Nodes encrypt what their pods
 /// send to its networks, in tunnel mode, each for its own pods.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, CustomResource)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, CustomResource)]
 #[kube(
     group = "espalier.dev",
     version = "v1alpha1",
     kind = "ExternalPeer",
     shortname = "extpeer",
     category = "espalier",
-    printcolumn = r#"{"name":"Gateway","type":"string","jsonPath":".spec.gateway"}"#,
-    printcolumn = r#"{"name":"Auth","type":"string","jsonPath":".spec.auth"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    doc = "An IPsec gateway outside of the mesh, reached site to site by tunnel mode SAs.",
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gateway"),
+    printcolumn(name = "Identity", type_ = "string", json_path = ".spec.identity"),
+    printcolumn(name = "Auth", type_ = "string", json_path = ".spec.auth"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
+#[x_kube(validation = Rule::new("self.remoteCIDRs.all(c, c != (self.gateway.contains(':') ? '::/0' : '0.0.0.0/0'))").message("remoteCIDRs may not hold the gateway itself: choose ranges without it"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalPeerSpec {
     /// Address of the gateway, such as 203.0.113.7.
+    #[schemars(length(max = 45), regex(pattern = "^[0-9A-Fa-f:.]+$"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('127.') && self != '::1' && self != '::' && self != '0.0.0.0'").message("expected the address of another host"))]
     pub gateway: String,
     /// Its IKE identity, a name (ID_FQDN) such as gw.berlin.example. With certificates one of its DNS names.
+    #[schemars(
+        length(max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub identity: String,
     /// How it and this cluster's nodes prove who they are to each other. PSK: the key is in `<name of this object>.psk`.
     #[serde(default)]
     pub auth: ExternalAuth,
     /// Networks behind the gateway, such as 192.168.0.0/16.
     #[serde(rename = "remoteCIDRs")]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 43), regex(pattern = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$"))
+    )]
+    #[x_kube(validation = Rule::new("self.all(c, self.exists_one(d, c == d))").message("name each network once"))]
     pub remote_cidrs: Vec<String>,
     /// Names of the nodes that have a tunnel with it; none: all. Pods of other nodes do not reach its networks.
     #[serde(default)]
+    #[schemars(inner(length(max = 253)))]
     pub nodes: Vec<String>,
 }
 

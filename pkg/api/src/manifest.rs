@@ -1,4 +1,4 @@
-//! One file of manifests: text in, objects and problems out.
+//! Text and API objects in, objects of the mesh and problems out.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,6 +20,9 @@ const POLICY_NAME: &str = "default";
 const OWN_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 /// Seconds, inclusive.
 const DEADLINE_RANGE: std::ops::RangeInclusive<u32> = 1..=3600;
+
+/// An object, or what is wrong with it.
+pub type Read = Result<Object, Problem>;
 
 /// An object that Espalier reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ impl Object {
 ///
 /// # Errors
 /// One [`Problem`] for the whole file.
-pub fn parse(file: &str, text: &str) -> Result<Vec<Result<Object, Problem>>, Problem> {
+pub fn parse(file: &str, text: &str) -> Result<Vec<Read>, Problem> {
     if text.trim().is_empty() {
         // Also what an editor that writes in place leaves for a moment.
         return Err(Problem {
@@ -73,7 +76,14 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Result<Object, Problem>>, Pro
 }
 
 /// `None` for kinds that are somebody else's.
-fn read_document(file: &str, index: usize, document: Value) -> Option<Result<Object, Problem>> {
+fn read_document(file: &str, index: usize, document: Value) -> Option<Read> {
+    read_value(&format!("{file}, document {}", index + 1), document)
+}
+
+/// Reads one object as the API server or a file has it; `source` names where it is from in problems. `None` for kinds that are
+/// somebody else's.
+#[must_use]
+pub fn read_value(source: &str, document: Value) -> Option<Read> {
     let word = |pointer| {
         document
             .pointer(pointer)
@@ -83,13 +93,13 @@ fn read_document(file: &str, index: usize, document: Value) -> Option<Result<Obj
     };
     let (version, kind, name) = (word("/apiVersion"), word("/kind"), word("/metadata/name"));
     let read: fn(Value) -> Result<Object, String> = match (version.as_str(), kind.as_str()) {
-        ("v1", "Node") => read_node,
+        ("v1", "Node") => |document| typed(document).and_then(read_node),
         ("espalier.dev/v1alpha1", "EncryptionPolicy") => read_policy,
         ("espalier.dev/v1alpha1", "ExternalPeer") => read_external,
         (other, "EncryptionPolicy" | "ExternalPeer") => {
             let what = format!("apiVersion {other:?}: expected espalier.dev/v1alpha1");
             return Some(Err(Problem {
-                place: place(file, index, &kind, &name),
+                place: place(source, &kind, &name),
                 key: key(&kind, &name),
                 what,
             }));
@@ -98,7 +108,7 @@ fn read_document(file: &str, index: usize, document: Value) -> Option<Result<Obj
             let what = "apiVersion and kind are needed, as in `apiVersion: v1` and `kind: Node`"
                 .to_owned();
             return Some(Err(Problem {
-                place: place(file, index, &kind, &name),
+                place: place(source, &kind, &name),
                 key: None,
                 what,
             }));
@@ -106,23 +116,31 @@ fn read_document(file: &str, index: usize, document: Value) -> Option<Result<Obj
         _ => return None,
     };
     Some(read(document).map_err(|what| Problem {
-        place: place(file, index, &kind, &name),
+        place: place(source, &kind, &name),
         key: key(&kind, &name),
         what,
     }))
 }
 
-fn place(file: &str, index: usize, kind: &str, name: &str) -> String {
+/// A Node as the API server has it.
+///
+/// # Errors
+/// What is wrong with it, for [`crate::Store::put`].
+pub fn read_api_node(source: &str, node: Node) -> Read {
+    let name = node.metadata.name.clone().unwrap_or_default();
+    read_node(node).map_err(|what| Problem {
+        place: place(source, "Node", &name),
+        key: key("Node", &name),
+        what,
+    })
+}
+
+fn place(source: &str, kind: &str, name: &str) -> String {
     let object = format!("{kind} {name}");
-    format!(
-        "{file}, document {}, {}",
-        index + 1,
-        if object.trim().is_empty() {
-            "unknown object"
-        } else {
-            object.trim()
-        }
-    )
+    match object.trim() {
+        "" => format!("{source}, unknown object"),
+        object => format!("{source}, {object}"),
+    }
 }
 
 fn key(kind: &str, name: &str) -> Option<(&'static str, String)> {
@@ -136,8 +154,7 @@ fn typed<T: DeserializeOwned>(document: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(document).map_err(|e| format!("{}: {}", e.path(), e.inner()))
 }
 
-fn read_node(document: Value) -> Result<Object, String> {
-    let node: Node = typed(document)?;
+fn read_node(node: Node) -> Result<Object, String> {
     let name = node.metadata.name.filter(|name| is_dns_name(name)).ok_or(
         "metadata.name: expected a DNS subdomain (lower case letters, digits, '-' and '.', at most 253); it is the node's identity",
     )?;
@@ -203,6 +220,7 @@ fn read_policy(document: Value) -> Result<Object, String> {
         ));
     }
     Ok(Object::Policy(Policy {
+        generation: policy.metadata.generation.unwrap_or_default(),
         mode: policy.spec.mode.into(),
         cluster_cidrs: read_cidrs("spec.clusterCIDRs", &policy.spec.cluster_cidrs)?,
         transition_deadline: Duration::from_secs(seconds.into()),

@@ -10,12 +10,14 @@ use ipnet::IpNet;
 
 use crate::claims::Claims;
 use crate::external::ExternalGateway;
-use crate::manifest::{Object, parse};
+use crate::manifest::{Object, Read, parse};
 use crate::protection::Protection;
 
 /// The policy in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// metadata.generation; 0 where nobody counts.
+    pub generation: i64,
     /// How strict this node is.
     pub mode: Mode,
     /// What pod addresses are.
@@ -29,6 +31,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            generation: 0,
             mode: Mode::Disabled,
             cluster_cidrs: Vec::new(),
             transition_deadline: Duration::from_secs(60),
@@ -79,23 +82,72 @@ impl MeshSnapshot {
 
 type Key = (&'static str, String);
 
-/// Remembers the last good version of each object, file by file.
+/// Added to the problem of an object that was good before.
+const LAST_GOOD: &str = "; its last good version stays in force";
+
+/// Remembers the last good version of each object, source by source. A source is a file, or the API server.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
-    files: BTreeMap<String, BTreeMap<Key, Object>>,
+    sources: BTreeMap<String, Held>,
     policy: Option<Policy>,
     /// Names of the nodes in force: of two that conflict the older one stays.
     in_force: HashSet<String>,
 }
 
+/// What there is of one source.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    objects: BTreeMap<Key, Object>,
+    problems: Vec<Problem>,
+}
+
 impl Store {
-    /// Takes the complete content of a source: every file with its text (or why it cannot be read).
+    /// Takes the complete content of a folder: every file with its text (or why it cannot be read).
     pub fn update(&mut self, files: &BTreeMap<String, Result<String, String>>) -> MeshSnapshot {
-        let mut problems = Vec::new();
-        self.files.retain(|file, _| files.contains_key(file));
+        self.sources.retain(|file, _| files.contains_key(file));
         for (file, text) in files {
-            self.update_file(file, text, &mut problems);
+            let held = self.sources.entry(file.clone()).or_default();
+            held.take_file(file, text);
         }
+        self.snapshot()
+    }
+
+    /// Takes one object of a source that tells of each by itself. Whether anything changed by that.
+    pub fn put(&mut self, source: &str, read: Read) -> bool {
+        let held = self.sources.entry(source.to_owned()).or_default();
+        held.put(read)
+    }
+
+    /// The object is no more. Whether it was there.
+    pub fn remove(&mut self, source: &str, kind: &'static str, name: &str) -> bool {
+        let Some(held) = self.sources.get_mut(source) else {
+            return false;
+        };
+        let key = (kind, name.to_owned());
+        let was_bad = held.forgive(&key);
+        held.objects.remove(&key).is_some() || was_bad
+    }
+
+    /// What there is of this kind in the source is exactly these: takes them, and removes others. Whether anything changed.
+    pub fn replace(
+        &mut self,
+        source: &str,
+        kind: &'static str,
+        listed: Vec<(String, Read)>,
+    ) -> bool {
+        let names: HashSet<String> = listed.iter().map(|(name, _)| name.clone()).collect();
+        let held = self.sources.entry(source.to_owned()).or_default();
+        let mut changed = held.keep_only(kind, &names);
+        for (_, read) in listed {
+            changed |= held.put(read);
+        }
+        changed
+    }
+
+    /// What is in force now.
+    pub fn snapshot(&mut self) -> MeshSnapshot {
+        let of_sources = self.sources.values().flat_map(|held| &held.problems);
+        let mut problems = of_sources.cloned().collect();
         let Some(policy) = self.choose_policy(&mut problems) else {
             return MeshSnapshot {
                 problems,
@@ -114,37 +166,16 @@ impl Store {
         }
     }
 
-    fn update_file(
-        &mut self,
-        file: &str,
-        text: &Result<String, String>,
-        problems: &mut Vec<Problem>,
-    ) {
-        let unreadable = |what: &String| Problem {
-            place: file.to_owned(),
-            key: None,
-            what: what.clone(),
-        };
-        let documents = match text
-            .as_ref()
-            .map_err(unreadable)
-            .and_then(|text| parse(file, text))
-        {
-            Ok(documents) => documents,
-            Err(problem) => return problems.push(problem),
-        };
-        let old = self.files.remove(file).unwrap_or_default();
-        let new = merge(file, old, documents, problems);
-        self.files.insert(file.to_owned(), new);
+    fn objects(&self) -> impl Iterator<Item = (&String, &Object)> {
+        let sources = self.sources.iter();
+        sources.flat_map(|(source, held)| held.objects.values().map(move |object| (source, object)))
     }
 
     /// A policy that disappears stays in force: deleting a file must not switch encryption off.
     fn choose_policy(&mut self, problems: &mut Vec<Problem>) -> Option<Policy> {
-        let mut policies = self.files.iter().flat_map(|(file, objects)| {
-            objects.values().filter_map(move |object| match object {
-                Object::Policy(policy) => Some((file, policy)),
-                Object::Node(_) | Object::External(_) => None,
-            })
+        let mut policies = self.objects().filter_map(|(file, object)| match object {
+            Object::Policy(policy) => Some((file, policy)),
+            Object::Node(_) | Object::External(_) => None,
         });
         let first = policies.next();
         for (file, _) in policies {
@@ -158,8 +189,9 @@ impl Store {
                 what,
             });
         }
-        match (first, &self.policy) {
-            (Some((_, policy)), _) => self.policy = Some(policy.clone()),
+        let chosen = first.map(|(_, policy)| policy.clone());
+        match (chosen, &self.policy) {
+            (Some(policy), _) => self.policy = Some(policy),
             (None, Some(_)) => problems.push(missing_policy("the last one stays in force")),
             (None, None) => problems.push(missing_policy("nothing is done until there is one")),
         }
@@ -173,11 +205,8 @@ impl Store {
         nodes: &[NodeSpec],
         problems: &mut Vec<Problem>,
     ) -> (Vec<ExternalGateway>, Vec<ExternalGateway>) {
-        let objects = self
-            .files
-            .iter()
-            .flat_map(|(file, objects)| objects.values().map(move |object| (file, object)));
-        let mut candidates: Vec<(&String, &ExternalGateway)> = objects
+        let mut candidates: Vec<(&String, &ExternalGateway)> = self
+            .objects()
             .filter_map(|(file, object)| match object {
                 Object::External(peer) => Some((file, peer)),
                 Object::Node(_) | Object::Policy(_) => None,
@@ -203,14 +232,13 @@ impl Store {
     }
 
     fn choose_nodes(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Vec<NodeSpec> {
-        let mut candidates: Vec<(&String, &NodeSpec)> = Vec::new();
-        for (file, objects) in &self.files {
-            for object in objects.values() {
-                if let Object::Node(node) = object {
-                    candidates.push((file, node));
-                }
-            }
-        }
+        let mut candidates: Vec<(&String, &NodeSpec)> = self
+            .objects()
+            .filter_map(|(file, object)| match object {
+                Object::Node(node) => Some((file, node)),
+                Object::Policy(_) | Object::External(_) => None,
+            })
+            .collect();
         let in_force = |node: &NodeSpec| self.in_force.contains(&node.name);
         candidates.sort_by_cached_key(|(file, node)| (!in_force(node), &node.name, *file));
         let mut claims = Claims::default();
@@ -232,11 +260,75 @@ impl Store {
     }
 }
 
+impl Held {
+    fn take_file(&mut self, file: &str, text: &Result<String, String>) {
+        let unreadable = |what: &String| Problem {
+            place: file.to_owned(),
+            key: None,
+            what: what.clone(),
+        };
+        let text = text.as_ref().map_err(unreadable);
+        match text.and_then(|text| parse(file, text)) {
+            Ok(documents) => {
+                self.problems.clear();
+                let old = std::mem::take(&mut self.objects);
+                self.objects = merge(file, old, documents, &mut self.problems);
+            }
+            Err(problem) => self.problems = vec![problem],
+        }
+    }
+
+    fn put(&mut self, read: Read) -> bool {
+        match read {
+            Ok(object) => {
+                let key = object.key();
+                let was_bad = self.forgive(&key);
+                let changed = self.objects.get(&key) != Some(&object);
+                self.objects.insert(key, object);
+                changed || was_bad
+            }
+            Err(problem) => self.note(problem),
+        }
+    }
+
+    /// Keeps a problem, one per object. Whether it is news.
+    fn note(&mut self, mut problem: Problem) -> bool {
+        if let Some(key) = &problem.key
+            && self.objects.contains_key(key)
+        {
+            problem.what.push_str(LAST_GOOD);
+        }
+        if self.problems.contains(&problem) {
+            return false;
+        }
+        if let Some(key) = &problem.key {
+            self.problems.retain(|p| p.key.as_ref() != Some(key));
+        }
+        self.problems.push(problem);
+        true
+    }
+
+    /// Forgets what was wrong with an object. Whether something was.
+    fn forgive(&mut self, key: &Key) -> bool {
+        let before = self.problems.len();
+        self.problems.retain(|p| p.key.as_ref() != Some(key));
+        self.problems.len() != before
+    }
+
+    fn keep_only(&mut self, kind: &'static str, names: &HashSet<String>) -> bool {
+        let stays = |key: &Key| key.0 != kind || names.contains(&key.1);
+        let before = (self.objects.len(), self.problems.len());
+        self.objects.retain(|key, _| stays(key));
+        self.problems.retain(|p| p.key.as_ref().is_none_or(stays));
+        before != (self.objects.len(), self.problems.len())
+    }
+}
+
 /// What a file says now, with the last good version of what it says badly.
 fn merge(
     file: &str,
     mut old: BTreeMap<Key, Object>,
-    documents: Vec<Result<Object, Problem>>,
+    documents: Vec<Read>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Key, Object> {
     let mut new = BTreeMap::new();
@@ -253,9 +345,7 @@ fn merge(
         nameless |= problem.key.is_none();
         let missing = problem.key.as_ref().filter(|key| !new.contains_key(*key));
         if let Some((key, last)) = missing.and_then(|key| old.remove_entry(key)) {
-            problem
-                .what
-                .push_str("; its last good version stays in force");
+            problem.what.push_str(LAST_GOOD);
             new.insert(key, last);
         }
         problems.push(problem);

@@ -1,6 +1,6 @@
 //! The checked-in CRDs are what the types say. `UPDATE_CRDS=1 cargo test -p espalier-api` writes them anew.
 
-use espalier_api::{EncryptionPolicy, ExternalPeer};
+use espalier_api::{EncryptionPolicy, ExternalPeer, MeshNode};
 use kube::CustomResourceExt as _;
 
 #[test]
@@ -9,6 +9,7 @@ fn the_checked_in_crds_are_up_to_date() {
     for (file, crd) in [
         ("encryptionpolicies.yaml", EncryptionPolicy::crd()),
         ("externalpeers.yaml", ExternalPeer::crd()),
+        ("meshnodes.yaml", MeshNode::crd()),
     ] {
         let path = format!("{folder}/{file}");
         let generated = serde_saphyr::to_string(&crd).unwrap();

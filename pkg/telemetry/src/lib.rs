@@ -1,6 +1,9 @@
-//! Logging set-up, the same in every binary.
+//! Logs, metrics and health, the same in every binary.
 //!
 //! Logs go to standard error: standard output belongs to results (the CNI plugin's JSON, the command line's tables).
+
+pub mod http;
+pub mod metrics;
 
 use std::io::{self, IsTerminal as _};
 
