@@ -25,6 +25,7 @@ main() {
   done
   refusals
   drift
+  if [[ -e docs/metrics.md ]]; then check "alerts and dashboard use metrics that there are" known_metrics; fi
   printf '%d passed, %d failed\n' "$passed" "$failed"
   ((failed == 0))
 }
@@ -98,6 +99,13 @@ refused() {
       printf 'the message does not name %s: %s\n' "$word" "$said"
       return 1
     fi
+  done
+}
+
+known_metrics() {
+  local name
+  for name in $(grep -ohE 'espalier_[a-z_]+' "$chart"/files/* | sort -u); do
+    grep -qF "$name" docs/metrics.md || { echo "$name is not in docs/metrics.md"; return 1; }
   done
 }
 

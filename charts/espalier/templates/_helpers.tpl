@@ -136,3 +136,10 @@ rekey:
 transitionDeadlineSeconds: {{ int .transitionDeadlineSeconds }}
 {{- end -}}
 {{- end }}
+
+{{/* Annotations of what `helm uninstall` makes first. Context: its place in the order. */}}
+{{- define "espalier.hook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
