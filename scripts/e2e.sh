@@ -5,6 +5,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 on=namespaces
+# enter control|gateway|wire|NODE [COMMAND…]: into the cluster of a run with --keep.
+if [[ ${1:-} == enter ]]; then
+  place=${2:?control, gateway, wire or a node}
+  shift 2
+  pid=$(pgrep -n -f '^[^ ]*espalier-e2e-k8s inside') || { echo "no cluster is up: \`make e2e ONLY=--keep\` leaves it up" >&2; exit 1; }
+  exec nsenter -t "$pid" -m -p -- env KUBECONFIG=/mnt/pki/admin.kubeconfig "PATH=$PATH:$(scripts/kubernetes.sh)" \
+    nsenter --net="/run/netns/$place" "${@:-bash}"
+fi
 if [[ ${1:-} == kind ]]; then
   on=kind
   shift

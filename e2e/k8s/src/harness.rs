@@ -1,7 +1,7 @@
 //! What a case needs of a cluster, whatever the cluster is made of.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +10,9 @@ use espalier_testnet::Netns;
 
 /// A cluster with its nodes registered and nothing of Espalier in it.
 pub(crate) trait Harness {
+    /// For files of the suite that programs at the API server read.
+    fn folder(&self) -> PathBuf;
+
     /// Names of the nodes.
     fn nodes(&self) -> Vec<String>;
 

@@ -80,6 +80,10 @@ impl Drop for Kind {
 }
 
 impl Harness for Kind {
+    fn folder(&self) -> PathBuf {
+        self.folder.join("suite")
+    }
+
     fn nodes(&self) -> Vec<String> {
         self.nodes.clone()
     }

@@ -97,6 +97,10 @@ impl Namespaces {
 }
 
 impl Harness for Namespaces {
+    fn folder(&self) -> PathBuf {
+        Path::new(ROOT).join("suite")
+    }
+
     fn nodes(&self) -> Vec<String> {
         self.machines.iter().map(|m| m.name.clone()).collect()
     }

@@ -90,12 +90,12 @@ fn there(path: &Path, remedy: &str) -> Result<()> {
 
 /// Runs them; the exit status says whether all passed.
 pub(crate) fn run(options: &Options, harness: &mut dyn Harness) -> Result<ExitCode> {
-    let folder = PathBuf::from("/tmp").join(format!("espalier-e2e-{}", std::process::id()));
+    let folder = harness.folder();
     fs::create_dir_all(&folder)?;
     let mut ground = Ground {
         harness,
         options,
-        folder: folder.clone(),
+        folder,
         measured: Measured::default(),
     };
     let mut rows = Vec::new();
@@ -117,7 +117,6 @@ pub(crate) fn run(options: &Options, harness: &mut dyn Harness) -> Result<ExitCo
     if options.keep {
         wait(&ground);
     }
-    let _ = fs::remove_dir_all(&folder);
     println!("\n{}{}", report::table(&rows), report::summary(&rows));
     let passed = rows.iter().all(|row| row.result == Outcome::Pass);
     Ok(ExitCode::from(u8::from(!passed)))
@@ -198,9 +197,8 @@ fn keep_logs(ground: &Ground<'_>, case: &str) {
 
 fn wait(ground: &Ground<'_>) {
     println!(
-        "the cluster stays up until this is interrupted; nodes: {}; this process: {}",
-        ground.harness.nodes().join(", "),
-        std::process::id()
+        "the cluster ({}) stays up until this is interrupted; `scripts/e2e.sh enter control` leads to its kubectl",
+        ground.harness.nodes().join(", ")
     );
     loop {
         std::thread::park();
