@@ -20,12 +20,13 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
         host_pods()
     ))?;
     ground.await_daemon_set(NAMESPACE, "host")?;
-    let leases = ground.list(&["leases", "-n", "kube-node-lease"])?.len();
-    ensure!(
-        leases == nodes.len(),
-        "{leases} leases of {} nodes",
-        nodes.len()
-    );
+    ground.until("a lease of every kubelet", || {
+        let leases = ground.list(&["leases", "-n", "kube-node-lease"])?.len();
+        let all = leases == nodes.len();
+        Ok(all
+            .then_some(())
+            .ok_or_else(|| format!("{leases} are there")))
+    })?;
     let apis = ground.kubectl(&["api-versions"])?;
     for api in ["certificates.k8s.io/v1", "coordination.k8s.io/v1"] {
         ensure!(
