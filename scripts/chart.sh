@@ -17,11 +17,16 @@ main() {
     return
   fi
   validate=$(kubernetes_validate) || exit 1
-  local values
+  local values minor crd
   for values in "$chart"/ci/*-values.yaml; do
     check "lint $(name_of "$values"), Helm 3" "$helm3" lint --quiet --strict "$chart" --values "$values"
     check "lint $(name_of "$values"), Helm 4" "$helm4" lint --quiet --strict "$chart" --values "$values"
     both_render "$values"
+  done
+  for crd in deploy/crds/*.yaml; do
+    for minor in 25 37; do
+      check "schema of 1.$minor, $crd" "$validate" --kubernetes-version "1.$minor" --strict --quiet "$crd"
+    done
   done
   refusals
   drift
@@ -105,7 +110,7 @@ refused() {
 known_metrics() {
   local name
   for name in $(grep -ohE 'espalier_[a-z_]+' "$chart"/files/* | sort -u); do
-    grep -qF "$name" docs/metrics.md || { echo "$name is not in docs/metrics.md"; return 1; }
+    grep -rqF --include='*.rs' --include=metrics.md -e "$name" docs cmd || { echo "nothing has a metric $name"; return 1; }
   done
 }
 

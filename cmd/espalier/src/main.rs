@@ -1,6 +1,8 @@
 //! `espalier`: the command line, for a workstation or a node.
 
+mod cleanup;
 mod demo;
+mod install_cni;
 mod mesh;
 mod pki;
 mod status;
@@ -30,6 +32,10 @@ enum Command {
     /// Makes the CA, certificates and PSKs of a mesh without Kubernetes.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
+    /// Copies the CNI plugin into the container runtime's folder.
+    InstallCni(install_cni::InstallCniArgs),
+    /// Removes everything that Espalier made on this host, when nothing of it runs any more.
+    CleanupNode(cleanup::CleanupArgs),
 }
 
 fn main() -> Result<ExitCode> {
@@ -38,5 +44,7 @@ fn main() -> Result<ExitCode> {
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => verify::run(&args),
         Command::Pki(command) => pki::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::InstallCni(args) => install_cni::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::CleanupNode(args) => cleanup::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -1,4 +1,11 @@
-use std::{os::fd::AsFd, thread};
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
+    thread,
+};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -6,12 +13,16 @@ use crate::Error;
 
 /// Runs `work` on a short-lived thread inside the network namespace that `netns` refers to, and waits for it. The calling
 /// thread stays where it is. Only the network namespace changes: paths keep their meaning (but `/proc/sys/net` and
-/// `/proc/thread-self/net`, which follow the thread).
+/// `/proc/thread-self/net`, which follow the thread). In the calling thread's own namespace it is just called, which needs no
+/// capability.
 ///
 /// # Errors
 /// When the thread cannot start or enter the namespace (CAP_SYS_ADMIN is needed).
 pub fn in_netns<T: Send>(netns: impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
     let netns = netns.as_fd();
+    if is_own(netns) {
+        return Ok(work());
+    }
     let enter_and_work = move || {
         setns(netns, CloneFlags::CLONE_NEWNET)
             .map_err(|e| Error::io("enter a network namespace", e))?;
@@ -27,4 +38,13 @@ pub fn in_netns<T: Send>(netns: impl AsFd, work: impl FnOnce() -> T + Send) -> R
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// When in doubt it is another one.
+fn is_own(netns: BorrowedFd<'_>) -> bool {
+    let theirs = netns
+        .try_clone_to_owned()
+        .and_then(|fd| File::from(fd).metadata());
+    let own = fs::metadata("/proc/thread-self/ns/net");
+    matches!((theirs, own), (Ok(theirs), Ok(own)) if (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()))
 }

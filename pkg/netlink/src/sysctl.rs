@@ -1,8 +1,14 @@
 //! Kernel settings under `/proc/sys`. Those under `net/` belong to the network namespace of the thread that touches them.
+//!
+//! In a container `/proc/sys` is read-only. What is refused for that reason is written by way of [`HOST`], where the host's
+//! `/proc/sys/net` is to be mounted; it shows the namespace of whoever looks, too.
 
-use std::{fs, os::fd::BorrowedFd};
+use std::{fs, io, os::fd::BorrowedFd};
 
 use crate::{Error, in_netns};
+
+/// Where a container has the host's `/proc/sys`, or its `net` alone.
+pub const HOST: &str = "/host/proc/sys";
 
 /// Reads a setting, for example `net/ipv4/ip_forward`; `netns: None` means the calling thread's namespace. `Ok(None)`: the
 /// kernel has no such setting.
@@ -22,11 +28,22 @@ pub fn read(netns: Option<BorrowedFd<'_>>, key: &str) -> Result<Option<String>, 
 /// Writes a setting.
 ///
 /// # Errors
-/// When there is no such setting, or it cannot be written (a read-only `/proc/sys` in a container is the usual cause).
+/// When there is no such setting, or it cannot be written (a read-only `/proc/sys` in a container without [`HOST`] is the usual
+/// cause).
 pub fn write(netns: Option<BorrowedFd<'_>>, key: &str, value: &str) -> Result<(), Error> {
     let path = path(key);
-    within(netns, || fs::write(&path, value))?
+    within(netns, || put(&path, key, value))?
         .map_err(|e| Error::io(format!("write {value} to {path}"), e))
+}
+
+/// Its error is the one of the usual way.
+fn put(path: &str, key: &str, value: &str) -> io::Result<()> {
+    fs::write(path, value).or_else(|refused| match refused.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(format!("{HOST}/{key}"), value).map_err(|_| refused)
+        }
+        _ => Err(refused),
+    })
 }
 
 /// Writes a setting if it is another now; says whether it was. A setting that the kernel does not have is left alone.

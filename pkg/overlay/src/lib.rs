@@ -34,6 +34,7 @@ mod observe;
 mod plan;
 mod policies;
 mod reconcile;
+mod remove;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -7,11 +7,10 @@ use std::{
 };
 
 use espalier_netlink::{
-    Action, Address, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Action, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
     packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
 };
 use ipnet::IpNet;
-use tracing::warn;
 
 use crate::{
     Applied, Desired, Engine, Error, Framing, PROTOCOL, RoutePath,
@@ -160,13 +159,13 @@ impl Overlay {
         self.del_rules(stale.collect())
     }
 
-    fn own_rules(&mut self) -> Result<Vec<DropRule>, Error> {
+    pub(crate) fn own_rules(&mut self) -> Result<Vec<DropRule>, Error> {
         let mut rules = self.route.drop_rules()?;
         rules.retain(|rule| rule.protocol == PROTOCOL);
         Ok(rules)
     }
 
-    fn del_rules(&mut self, rules: Vec<DropRule>) -> Result<(), Error> {
+    pub(crate) fn del_rules(&mut self, rules: Vec<DropRule>) -> Result<(), Error> {
         for rule in rules {
             match self.route.del_drop_rule(&rule) {
                 Err(e) if e.errno() == Some(Errno::ENOENT) => {}
@@ -369,80 +368,5 @@ impl Overlay {
             .iter()
             .filter(|t| t.state == NeighbourState::Permanent && !ips.contains(&t.ip));
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
-    }
-
-    /// For uninstalling: removes our devices and all routes and policies of ours, and nothing else. The TUN belongs to the
-    /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node.
-    ///
-    /// # Errors
-    /// Everything that could not be removed; the rest is.
-    pub fn remove_all(&mut self) -> Result<(), Error> {
-        self.applied = None;
-        let steps = [
-            Self::remove_routes,
-            Self::remove_device,
-            Self::remove_policies,
-            Self::remove_rules,
-            Self::remove_refusals,
-        ];
-        let mut errors = Vec::new();
-        for step in steps {
-            errors.extend(
-                step(self)
-                    .inspect_err(|e| warn!(error = %e, "removing the overlay"))
-                    .err(),
-            );
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::Remove(errors))
-        }
-    }
-
-    fn remove_routes(&mut self) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        self.del_routes(
-            own.into_iter()
-                .filter(|o| o.through != Through::Nothing)
-                .map(|o| o.route)
-                .collect(),
-        )
-    }
-
-    fn remove_device(&mut self) -> Result<(), Error> {
-        for (_, name, kinds) in devices::OURS {
-            let found = self.route.link(name)?;
-            let Some(device) = found.filter(|link| devices::is_kind(link, kinds)) else {
-                continue;
-            };
-            // Those of its addresses that a TUN has too are ours there as well.
-            let own = self.route.addresses(Some(device.index))?;
-            let links = self.route.links()?;
-            for tun in links.iter().filter(|link| devices::is_tun(link)) {
-                let there = self.route.addresses(Some(tun.index))?;
-                let both = |a: &&Address| own.iter().any(|o| o.address == a.address);
-                for address in there.iter().filter(both) {
-                    self.route.del_address(tun.index, address.address)?;
-                }
-            }
-            self.route.del_link(device.index)?;
-        }
-        Ok(())
-    }
-
-    fn remove_rules(&mut self) -> Result<(), Error> {
-        let own = self.own_rules()?;
-        self.del_rules(own)
-    }
-
-    fn remove_policies(&mut self) -> Result<(), Error> {
-        let ours = self.spd.list()?;
-        self.spd.remove(ours, false)
-    }
-
-    fn remove_refusals(&mut self) -> Result<(), Error> {
-        let own = self.own_routes()?;
-        self.del_routes(own.into_iter().map(|o| o.route).collect())
     }
 }

@@ -28,7 +28,7 @@ pub use identity::{Identity, host_name};
 pub use list::{HostVeth, exists, list};
 pub use setup::{Pending, PodInterface, setup};
 pub use spec::{PodAddress, PodSpec};
-pub use teardown::teardown;
+pub use teardown::{teardown, teardown_all};
 
 /// `rtm_protocol` of Espalier's routes.
 pub const ROUTE_PROTOCOL: u8 = 229;

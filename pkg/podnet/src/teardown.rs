@@ -3,7 +3,7 @@ use std::path::Path;
 use espalier_netlink::{Link, Route, Socket};
 
 use crate::error::At;
-use crate::identity::Identity;
+use crate::identity::{Identity, is_host_name};
 use crate::netns::PodNetns;
 use crate::{Error, host_name};
 
@@ -18,6 +18,32 @@ pub fn teardown(container_id: &str, ifname: &str, netns: Option<&Path>) -> Resul
         pod_side(container_id, ifname, netns),
     ];
     Error::collect(sides.into_iter().filter_map(Result::err).collect())
+}
+
+/// Removes the interfaces of all pods on this node, as when Espalier leaves it: they lose their network. A veth of another's
+/// stays, also one of such a name. Gives the names of what was removed. Goes on after an error.
+///
+/// # Errors
+/// Everything that failed.
+pub fn teardown_all() -> Result<Vec<String>, Error> {
+    let mut host = Socket::<Route>::open().at_step("open netlink")?;
+    let links = host.links().at_step("list interfaces")?;
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    for link in links.into_iter().filter(is_ours) {
+        match remove(&mut host, &link) {
+            Ok(()) => removed.push(link.name),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::collect(errors).map(|()| removed)
+}
+
+/// One without an alias was left half made.
+fn is_ours(link: &Link) -> bool {
+    let alias = link.alias.as_deref().filter(|alias| !alias.is_empty());
+    link.kind.as_deref() == Some("veth")
+        && is_host_name(&link.name)
+        && alias.is_none_or(|alias| Identity::parse(alias).is_some())
 }
 
 /// With the host's end goes the pod's.
