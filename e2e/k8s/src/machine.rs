@@ -26,6 +26,8 @@ use crate::pki::Pki;
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Of Debian's containernetworking-plugins.
+const PLUGINS: &str = "/usr/lib/cni";
 /// Printed by [`hold`] when the mounts are there.
 const READY: &str = "ready";
 /// What kubelet writes when it finds other values; it finds these, so that the machine's own stay as they are.
@@ -83,6 +85,7 @@ impl Machine {
         ] {
             fs::create_dir_all(root.join(folder)).context("making the node's folders")?;
         }
+        reference_plugins(&root.join("opt/cni/bin"))?;
         let user = format!("system:node:{name}");
         plan.pki.client(&user, &user, Some("system:nodes"))?;
         let server = format!("kubelet-{name}");
@@ -219,6 +222,17 @@ impl Plan<'_> {
              volumePluginDir: /var/lib/kubelet/volume-plugins\n"
         )
     }
+}
+
+/// As on any node: the runtime calls `loopback` itself, and `portmap` and `bandwidth` are there to be chained.
+fn reference_plugins(to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    let entries = fs::read_dir(PLUGINS).with_context(|| format!("reading {PLUGINS}"))?;
+    for entry in entries {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// No CAP_SYS_RESOURCE where this runs in a container: what needs it is off.

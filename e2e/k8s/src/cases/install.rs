@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::mesh::{self, Mode};
-use super::{NAMESPACE, traces};
+use super::{NAMESPACE, peers, traces};
 use crate::ground::{Ground, NAMESPACE as OURS};
 use crate::images;
 use crate::load::Load;
@@ -35,7 +35,7 @@ pub(super) fn install(ground: &mut Ground<'_>) -> Result<String> {
     let encrypted = begun.elapsed();
     mesh::nodes_ready(ground)?;
     let ready = begun.elapsed();
-    ground.apply(&peers())?;
+    ground.apply(&peers::manifest())?;
     ground.await_daemon_set(OURS, "peer")?;
     mesh::no_problems(ground)?;
     let [installed, encrypted, ready] = [installed, encrypted, ready].map(|t| t.as_secs_f64());
@@ -158,31 +158,4 @@ fn values(ground: &Ground<'_>) -> Vec<String> {
         "image.pullPolicy=Never".to_owned(),
     ];
     own.into_iter().chain(ground.options.set.clone()).collect()
-}
-
-/// A pod on each node that says its node's name by HTTP, and a Service for them.
-fn peers() -> String {
-    let script = "busybox mkdir -p /tmp/www && busybox echo $NODE > /tmp/www/index.html && exec busybox httpd -f -p 8080 -h /tmp/www";
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: peer, namespace: {OURS}}}\n\
-         spec: {{selector: {{app: peer}}, ports: [{{port: 80, targetPort: 8080}}]}}\n\
-         ---\n\
-         apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: peer, namespace: {OURS}}}\n\
-         spec:\n\
-         \x20 selector: {{matchLabels: {{app: peer}}}}\n\
-         \x20 template:\n\
-         \x20   metadata: {{labels: {{app: peer}}}}\n\
-         \x20   spec:\n\
-         \x20     terminationGracePeriodSeconds: 1\n\
-         \x20     automountServiceAccountToken: false\n\
-         \x20     tolerations: [{{key: node-role.kubernetes.io/master, operator: Exists}}, \
-         {{key: node-role.kubernetes.io/control-plane, operator: Exists}}]\n\
-         \x20     containers:\n\
-         \x20     - name: peer\n\
-         \x20       image: {}\n\
-         \x20       imagePullPolicy: Never\n\
-         \x20       command: [/bin/busybox, sh, -c, \"{script}\"]\n\
-         \x20       env: [{{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}]\n",
-        images::POD
-    )
 }

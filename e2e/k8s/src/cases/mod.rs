@@ -4,6 +4,8 @@ mod cluster;
 mod identity;
 mod install;
 mod mesh;
+mod peers;
+mod plumbing;
 mod restarts;
 mod traces;
 mod traffic;
@@ -48,6 +50,13 @@ pub(crate) const ALL: &[Case] = &[
         needs: Needs::Cluster,
         prepares: Some(Needs::Cluster),
         run: cluster::works,
+    },
+    Case {
+        name: "plumbing",
+        shows: "flows, Services and captures without Espalier: all arrives, all is seen in clear",
+        needs: Needs::Cluster,
+        prepares: None,
+        run: plumbing::works,
     },
     Case {
         name: "install",

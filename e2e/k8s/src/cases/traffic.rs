@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use espalier_e2e::{Pod, exchange};
+use espalier_e2e::{LIMIT, Pod, exchange, until_within};
 use espalier_testnet::Netns;
 
 use super::mesh::{self, Mode};
@@ -16,8 +16,6 @@ use crate::load::{Load, leaked};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Packets each way between two pods.
 const PACKETS: u64 = 50;
-/// Far more than are needed to meet every node behind a Service.
-const REQUESTS: usize = 60;
 const HOST_PORT: u16 = 7900;
 
 /// Pods of all nodes reach each other, encrypted.
@@ -66,16 +64,18 @@ pub(super) fn services(ground: &mut Ground<'_>) -> Result<String> {
     }
     for (name, netns) in &from {
         let mut met = BTreeSet::new();
-        for _ in 0..REQUESTS {
-            let said = netns
-                .run(|| get(address))?
-                .with_context(|| format!("the Service from {name}"))?;
-            met.insert(said);
-            if met == nodes {
-                break;
-            }
-        }
-        ensure!(met == nodes, "from {name} the Service led to {met:?} only");
+        // kube-proxy may not know all of them yet; one that it knows is met soon.
+        until_within(
+            LIMIT,
+            &format!("pods of all nodes behind the Service, from {name}"),
+            || {
+                let said = netns.run(|| get(address))?;
+                met.insert(said.with_context(|| format!("the Service from {name}"))?);
+                Ok((met == nodes)
+                    .then_some(())
+                    .ok_or_else(|| format!("it led to {met:?}")))
+            },
+        )?;
     }
     Ok(format!("from {} pods and hosts", from.len()))
 }
