@@ -1,9 +1,12 @@
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 use espalier_ike::Rekeying;
 use espalier_peers::WayLimits;
+
+use crate::cni_conf::CniConf;
 
 /// The per-node agent: negotiates SAs with every peer, drives the data plane, gives pods their addresses.
 #[derive(Clone, Debug, Parser)]
@@ -13,8 +16,28 @@ pub(crate) struct Args {
     #[arg(long, env = "NODE_NAME")]
     pub(crate) node: String,
     /// Folder of Node and EncryptionPolicy manifests (standalone mode), watched for changes.
+    #[arg(
+        long,
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes"
+    )]
+    pub(crate) manifests: Option<PathBuf>,
+    /// Nodes, policy and external peers come from the API server, by this pod's service account or KUBECONFIG. This node's
+    /// certificate, too, unless --cert is given.
     #[arg(long)]
-    pub(crate) manifests: PathBuf,
+    pub(crate) kubernetes: bool,
+    /// Where Espalier runs in the cluster: ConfigMap espalier-trust is there.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "espalier-system")]
+    pub(crate) namespace: String,
+    /// Serves /metrics, /healthz and /readyz at this address and port, such as 0.0.0.0:9808.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Folder that gets 05-espalier.conflist as soon as this node can enforce its policy, such as /etc/cni/net.d.
+    #[arg(long)]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Folder of the CNI plugins' binaries: portmap and bandwidth are chained when they are there.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub(crate) cni_bin_dir: PathBuf,
     /// Durable state: address leases, pending releases.
     #[arg(long, default_value = "/var/lib/espalier")]
     pub(crate) state_dir: PathBuf,
@@ -45,6 +68,21 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Where enrolment puts certificate, key and CA.
+    pub(crate) fn pki_dir(&self) -> PathBuf {
+        self.state_dir.join("pki")
+    }
+
+    /// The list that makes the runtime call the CNI plugin.
+    pub(crate) fn cni_conf(&self) -> Option<CniConf> {
+        Some(CniConf {
+            folder: self.cni_conf_dir.clone()?,
+            binaries: self.cni_bin_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        })
+    }
+
     /// When raw ESP is tried.
     pub(crate) fn ways(&self) -> WayLimits {
         WayLimits {

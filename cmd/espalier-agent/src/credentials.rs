@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use espalier_api::{CertificateStatus, conditions};
 use espalier_ike::Identity;
 use espalier_ike::identity::{Credentials, TrustAnchors};
 use espalier_ike::limits::PSK_MIN;
+use espalier_pki::{Bundle, Leaf};
 use espalier_secret::SecretBytes;
 
 use crate::args::Args;
@@ -17,6 +19,8 @@ use crate::args::Args;
 #[derive(Debug, Default)]
 pub(crate) struct Keyring {
     pub(crate) credentials: Option<Credentials>,
+    /// What is told of the certificate.
+    pub(crate) certificate: Option<CertificateStatus>,
     pub(crate) trust: TrustAnchors,
     /// PSKs by peer.
     pub(crate) psks: BTreeMap<String, SecretBytes>,
@@ -47,6 +51,10 @@ impl KeyFiles {
     pub(crate) fn new(args: &Args) -> Self {
         let certificate = match (&args.cert, &args.key, &args.ca) {
             (Some(cert), Some(key), Some(ca)) => Some([cert.clone(), key.clone(), ca.clone()]),
+            _ if args.kubernetes => {
+                let folder = args.pki_dir();
+                Some(["node.crt", "node.key", "ca.crt"].map(|name| folder.join(name)))
+            }
             _ => None,
         };
         Self {
@@ -60,8 +68,9 @@ impl KeyFiles {
         let mut keyring = Keyring::default();
         match self.load_certificate() {
             Ok(None) => {}
-            Ok(Some((credentials, trust))) => {
-                (keyring.credentials, keyring.trust) = (Some(credentials), trust)
+            Ok(Some((credentials, trust, told))) => {
+                (keyring.credentials, keyring.trust) = (Some(credentials), trust);
+                keyring.certificate = told;
             }
             Err(e) => keyring.problems.push(format!("{e:#}")),
         }
@@ -98,15 +107,16 @@ impl KeyFiles {
             .collect()
     }
 
-    fn load_certificate(&self) -> Result<Option<(Credentials, TrustAnchors)>> {
-        let Some([cert, key, ca]) = &self.certificate else {
+    fn load_certificate(&self) -> Result<Option<Loaded>> {
+        let Some(files) = &self.certificate else {
             return Ok(None);
         };
-        let credentials = Credentials::from_files(cert, key).context("certificate of this node")?;
-        Ok(Some((
-            credentials,
-            TrustAnchors::from_file(ca).context("CA")?,
-        )))
+        // A folder that is replaced as a whole (a symbolic link to it) is the same one for all three.
+        let [cert, key, ca] = files.clone().map(|path| in_real_folder(&path));
+        let credentials =
+            Credentials::from_files(&cert, &key).context("certificate of this node")?;
+        let trust = TrustAnchors::from_file(&ca).context("CA")?;
+        Ok(Some((credentials, trust, told(&cert, &ca))))
     }
 
     fn psk_files(&self) -> Vec<PathBuf> {
@@ -118,6 +128,29 @@ impl KeyFiles {
         files.sort();
         files
     }
+}
+
+type Loaded = (Credentials, TrustAnchors, Option<CertificateStatus>);
+
+fn in_real_folder(path: &Path) -> PathBuf {
+    let folder = path
+        .parent()
+        .and_then(|folder| fs::canonicalize(folder).ok());
+    let real = folder
+        .zip(path.file_name())
+        .map(|(folder, name)| folder.join(name));
+    real.unwrap_or_else(|| path.to_owned())
+}
+
+/// For status and metrics; what cannot be told is a problem elsewhere.
+fn told(cert: &Path, ca: &Path) -> Option<CertificateStatus> {
+    let leaf = Leaf::read(&fs::read(cert).ok()?).ok()?;
+    let bundle = Bundle::read(&fs::read(ca).ok()?).ok()?;
+    Some(CertificateStatus {
+        not_after: conditions::at(leaf.not_after),
+        issuer: leaf.issued_by(&bundle).unwrap_or_default(),
+        trust: bundle.hash(),
+    })
 }
 
 fn read_psk(path: &Path) -> Result<(String, SecretBytes)> {

@@ -1,8 +1,12 @@
 //! `espalier-agent`: the per-node agent.
 
 mod args;
+mod cluster;
+mod cni_conf;
+mod counters;
 mod credentials;
 mod mesh;
+mod pages;
 mod pods;
 mod serve;
 
@@ -21,8 +25,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 
 use args::Args;
+use cluster::Cluster;
+use counters::Counters;
 use credentials::KeyFiles;
 use mesh::{Mesh, NodeFacts, Parts};
+use pages::Pages;
 
 /// Handshakes need much more memory than the SAs that they make. When a whole mesh has connected at once, the C library's
 /// allocator cannot give the difference back, this one does (docs/performance.md).
@@ -41,13 +48,30 @@ async fn main() -> Result<()> {
     std::fs::create_dir_all(&args.run_dir)
         .with_context(|| format!("--run-dir {}", args.run_dir.display()))?;
 
-    let source = FolderSource::start(&args.manifests)?;
+    let cluster = match args.kubernetes {
+        true => Some(Cluster::join(&args).await?),
+        false => None,
+    };
+    let folder = args
+        .manifests
+        .as_ref()
+        .map(FolderSource::start)
+        .transpose()?;
+    let snapshots = cluster.as_ref().map(|cluster| cluster.source.snapshots());
+    let snapshots = snapshots.or_else(|| folder.map(|folder| folder.snapshots()));
+    let snapshots = snapshots.context("give --kubernetes or --manifests")?;
     let (facts, facts_seen) = watch::channel(NodeFacts::default());
     let (queries, queries_in) = mpsc::channel(16);
     let (plane_facts, plane_facts_in) = mpsc::channel(64);
     let plane = DataplaneClient::new(args.run_dir.join("dataplane.sock"))?;
     tokio::spawn(mesh::follow(plane.clone(), plane_facts));
 
+    let counters = Arc::new(Counters::default());
+    let obstacles = cluster
+        .as_ref()
+        .and_then(|cluster| cluster.enrolment.clone());
+    let conf = args.cni_conf().map(|conf| conf.start(facts_seen.clone()));
+    let complaints = obstacles.into_iter().chain(conf).collect();
     let mesh = Mesh::new(Parts {
         node: args.node.clone(),
         keys: KeyFiles::new(&args),
@@ -58,9 +82,11 @@ async fn main() -> Result<()> {
         overlay: Overlay::open()?,
         plane: Arc::new(plane),
         plane_facts: plane_facts_in,
-        snapshots: source.snapshots(),
+        snapshots,
         queries: queries_in,
         facts,
+        counters: counters.clone(),
+        complaints,
         run_dir: args.run_dir.clone(),
     });
     let (stop_mesh, mesh_stops) = oneshot::channel();
@@ -69,7 +95,21 @@ async fn main() -> Result<()> {
         let _alive: oneshot::Sender<()> = alive;
         mesh.run(mesh_stops).await
     });
-    let pods = pods::Pods::open(args.state_dir.clone(), facts_seen);
+    let pods = pods::Pods::open(args.state_dir.clone(), facts_seen.clone());
+    if let Some(address) = args.http {
+        let pages = Pages {
+            queries: queries.clone(),
+            facts: facts_seen,
+            counters,
+            pods: pods.clone(),
+        };
+        let bound = espalier_telemetry::http::serve(address, Arc::new(pages)).await;
+        let bound = bound.with_context(|| format!("--http {address}"))?;
+        info!(%bound, "serving /metrics, /healthz and /readyz");
+    }
+    if let Some(cluster) = cluster {
+        cluster.tell(args.node.clone(), queries.clone());
+    }
     let stop = first(stop_signal()?, mesh_ended);
     serve::until(stop, &args.run_dir, pods, queries).await?;
 

@@ -1,5 +1,7 @@
 //! Conditions, the same words on every one of our objects.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use schemars::JsonSchema;
@@ -19,6 +21,7 @@ pub const DEGRADED: &str = "Degraded";
 /// One condition (`metav1.Condition`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = no_defaults)]
 pub struct Condition {
     /// Ready, Encrypted, Enforced, Progressing or Degraded.
     #[serde(rename = "type")]
@@ -113,7 +116,14 @@ pub fn now() -> Time {
     Time(Timestamp::from_second(seconds).unwrap_or_default())
 }
 
-/// A status has what its writer wrote: the API server need not fill in the rest.
+/// A time since the epoch as `metav1.Time` has it.
+#[must_use]
+pub fn at(since_epoch: Duration) -> Time {
+    let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+    Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX))
+}
+
+/// A status has what its writer wrote: the API server need not fill in the rest. And Kubernetes 1.20 takes no empty text as default.
 pub(crate) fn no_defaults(schema: &mut schemars::Schema) {
     let properties = schema.get_mut("properties").and_then(|p| p.as_object_mut());
     for property in properties.into_iter().flat_map(|p| p.values_mut()) {

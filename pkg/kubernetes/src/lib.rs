@@ -4,16 +4,20 @@
 
 mod backoff;
 mod client;
+mod enrol;
 mod events;
 mod feed;
+mod files;
 mod follow;
 mod keep;
 mod node;
 mod report;
 mod source;
+mod trust;
 
 pub use backoff::Backoff;
 pub use client::{ClientError, connect, explain};
+pub use enrol::Enrolment;
 pub use kube::Client;
 pub use node::tell;
 pub use report::Report;

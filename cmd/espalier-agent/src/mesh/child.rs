@@ -70,6 +70,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     fn ike_up(&mut self, name: &str, took: Duration, role: Role) {
         info!(peer = name, ?took, ?role, "IKE SA established");
+        self.parts.counters.handshake(took);
         if let Some(peer) = self.peers.get_mut(name) {
             (peer.handshake, peer.problem) = (Some(took), None);
         }
@@ -86,6 +87,10 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
+        let replaces = |sa: &SaPair| sa.cpu == child.id.cpu && sa.raw == raw;
+        if peer.sas.iter().any(replaces) {
+            self.parts.counters.rekey();
+        }
         peer.sas.push(SaPair {
             spi_in,
             spi_out,
@@ -374,6 +379,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     fn failed(&mut self, peer: Option<Identity>, remote: std::net::SocketAddr, error: &str) {
         warn!(peer = peer.as_ref().map_or("unknown", |peer| &peer.0), %remote, error, "IKE handshake failed");
+        self.parts.counters.handshake_failed();
         // Whoever claims a peer's name from elsewhere is not that peer: its status is not for strangers to write.
         let is_peer = |name: &Identity| {
             self.peers

@@ -14,6 +14,7 @@ mod removals;
 mod settle;
 mod sources;
 mod status;
+mod summary;
 mod terms;
 mod uplink;
 mod way;
@@ -35,6 +36,7 @@ use espalier_rpc::agent::StatusReply;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use crate::counters::Counters;
 use crate::credentials::{KeyFiles, Keyring};
 use external::Gateway;
 use kernel::Kernel;
@@ -43,6 +45,7 @@ pub(crate) use plane::{PlaneFact, follow};
 use probe::Probes;
 use removals::Removals;
 pub(crate) use status::NodeFacts;
+pub(crate) use summary::Summary;
 use terms::Terms;
 use uplink::Uplink;
 
@@ -65,7 +68,10 @@ type Received = std::io::Result<(espalier_ike::Path, Vec<u8>)>;
 
 /// What others ask of the mesh.
 pub(crate) enum Query {
+    /// All that is known, for people.
     Status(oneshot::Sender<StatusReply>),
+    /// What is cheap to know, again and again.
+    Summary(oneshot::Sender<Summary>),
 }
 
 /// Everything the actor is built from.
@@ -83,6 +89,9 @@ pub(crate) struct Parts<D, K> {
     pub(crate) queries: mpsc::Receiver<Query>,
     /// Told to the pod side whenever it changes.
     pub(crate) facts: watch::Sender<NodeFacts>,
+    pub(crate) counters: Arc<Counters>,
+    /// What others have to say that an admin should mend.
+    pub(crate) complaints: Vec<watch::Receiver<Vec<String>>>,
     pub(crate) run_dir: PathBuf,
 }
 

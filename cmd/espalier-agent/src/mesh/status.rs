@@ -22,15 +22,31 @@ pub(crate) struct NodeFacts {
     pub(crate) not_ready: Vec<String>,
 }
 
+impl NodeFacts {
+    /// Also before anything is known.
+    pub(crate) fn why_not_ready(&self) -> Vec<String> {
+        match self.not_ready.is_empty() && self.mtu == 0 {
+            true => vec!["the agent is starting".to_owned()],
+            false => self.not_ready.clone(),
+        }
+    }
+}
+
 impl<D: Dataplane, K: Kernel> Mesh<D, K> {
+    // Nobody waits for an answer any more: nothing to tell.
     pub(super) async fn answer(&mut self, query: Query) {
-        let Query::Status(reply) = query;
-        let dump = match self.uplink.answers() {
-            true => self.parts.plane.dump().await.ok(),
-            false => None,
-        };
-        // Nobody waits any more: nothing to tell.
-        let _ = reply.send(self.status(dump.as_ref()));
+        match query {
+            Query::Summary(reply) => drop(reply.send(self.summary())),
+            Query::Status(reply) => {
+                let dump = match self.uplink.answers() {
+                    true => self.parts.plane.dump().await.ok(),
+                    false => None,
+                };
+                dump.iter()
+                    .for_each(|dump| self.parts.counters.take_dump(dump));
+                let _ = reply.send(self.status(dump.as_ref()));
+            }
+        }
     }
 
     pub(super) fn publish_facts(&mut self) {
@@ -52,11 +68,11 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     }
 
     /// S8: a node that cannot enforce its policy takes no pods.
-    fn not_ready(&self) -> Vec<String> {
+    pub(super) fn not_ready(&self) -> Vec<String> {
         let mut why = Vec::new();
         match &self.set.own {
             None => why.push(format!(
-                "no usable Node object named {} in the manifests; add it with an InternalIP address and a pod CIDR",
+                "no usable Node object named {}; it needs an InternalIP address and a pod CIDR inside clusterCIDRs",
                 self.parts.node
             )),
             Some(own) if own.pod_cidrs.is_empty() => {
@@ -65,6 +81,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             Some(_) => {}
         }
         why.extend(self.kernel_problem.clone());
+        why.extend(self.no_identity());
         if self.pod_mtu == 0 && self.kernel_problem.is_none() && self.set.own.is_some() {
             why.push("the overlay is not set up yet; try again in a moment".to_owned());
         }
@@ -80,8 +97,19 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         why
     }
 
-    fn problems(&self, not_ready: Vec<String>) -> Vec<String> {
+    /// A node on its way into a cluster: without a certificate it could do nothing but block under Required.
+    fn no_identity(&self) -> Option<String> {
+        let none = self.keyring.credentials.is_none() && self.keyring.psks.is_empty();
+        let needed = self.snapshot.policy.mode == Mode::Required;
+        (none && needed).then(|| {
+            "this node has no certificate yet, and the policy is Required; see the problems for what it waits for".to_owned()
+        })
+    }
+
+    pub(super) fn problems(&self, not_ready: Vec<String>) -> Vec<String> {
         let port = self.parts.io.problem().into_iter().collect();
+        let complaints = self.parts.complaints.iter();
+        let complaints = complaints.flat_map(|seen| seen.borrow().clone()).collect();
         let own = self
             .keyring
             .own_problem(&self.parts.node, unix_now())
@@ -95,6 +123,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             self.snapshot.problem_texts(),
             self.gateway_problems(),
             port,
+            complaints,
         ]
         .concat()
     }

@@ -195,6 +195,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         let Ok(dump) = self.parts.plane.dump().await else {
             return;
         };
+        self.parts.counters.take_dump(&dump);
         let now = Instant::now();
         let mut by_peer: BTreeMap<&str, Vec<&SaInfo>> = BTreeMap::new();
         for sa in &dump.sas {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -17,6 +18,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const POLICIES: &str = "/apis/espalier.dev/v1alpha1/encryptionpolicies";
+pub(crate) const MESH_NODES: &str = "/apis/espalier.dev/v1alpha1/meshnodes";
+pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+pub(crate) const CONFIG_MAPS: &str = "/api/v1/namespaces/espalier-system/configmaps";
 pub(crate) const EXTERNALS: &str = "/apis/espalier.dev/v1alpha1/externalpeers";
 
 type Answer = BoxBody<Bytes, Infallible>;
@@ -39,7 +44,15 @@ pub(crate) struct Fake(Arc<Mutex<State>>);
 impl Fake {
     pub(crate) fn new() -> Self {
         let fake = Self::default();
-        for path in [NODES, POLICIES, EXTERNALS] {
+        for path in [
+            NODES,
+            POLICIES,
+            EXTERNALS,
+            MESH_NODES,
+            CSRS,
+            EVENTS,
+            CONFIG_MAPS,
+        ] {
             fake.serve(path);
         }
         fake
@@ -64,7 +77,12 @@ impl Fake {
         let fake = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let fake = fake.clone();
-            async move { fake.answer(&request) }
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                fake.answer(&head, body)
+            }
         });
         Client::new(service, "default")
     }
@@ -137,23 +155,39 @@ impl Fake {
         });
     }
 
-    fn answer(&self, request: &Request<Body>) -> Result<Response<Answer>, std::io::Error> {
-        let path = request.uri().path().to_owned();
-        let query = request.uri().query().unwrap_or_default();
+    /// The object as it is now.
+    pub(crate) fn get(&self, path: &str, name: &str) -> Option<Value> {
+        self.state(|state| state.objects.get(path)?.get(name).cloned())
+    }
+
+    /// Names of all objects.
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
+        self.state(|state| state.objects.get(path).unwrap().keys().cloned().collect())
+    }
+
+    fn answer(&self, request: &Parts, body: Value) -> Result<Response<Answer>, std::io::Error> {
+        let path = request.uri.path().to_owned();
+        let query = request.uri.query().unwrap_or_default();
+        if self.state(|state| state.away) {
+            return Err(std::io::Error::other("connection refused"));
+        }
+        match request.method.as_str() {
+            "POST" => return Ok(self.create(&path, body)),
+            "PATCH" => return Ok(self.patch(&path, &body)),
+            _ => {}
+        }
+        if let Some((list, name)) = path.rsplit_once('/').filter(|(list, _)| self.known(list)) {
+            let found = self.get(list, name);
+            return Ok(found.map_or_else(not_found, |object| response(200, &object)));
+        }
         self.state(|state| {
-            if state.away {
-                return Err(std::io::Error::other("connection refused"));
-            }
             if query.contains("watch=true") {
                 return Ok(state.watch(&path));
             }
             state.requests.push(path.clone());
             state.refuse_watch = None;
             let Some(objects) = state.objects.get(&path) else {
-                return Ok(response(
-                    404,
-                    &status(404, "the server could not find the requested resource"),
-                ));
+                return Ok(not_found());
             };
             let items: Vec<&Value> = objects.values().collect();
             let list = json!({
@@ -163,6 +197,56 @@ impl Fake {
             Ok(response(200, &list))
         })
     }
+}
+
+impl Fake {
+    fn known(&self, list: &str) -> bool {
+        self.state(|state| state.objects.contains_key(list))
+    }
+
+    fn create(&self, path: &str, mut object: Value) -> Response<Answer> {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.get(path, &name).is_some() {
+            return response(409, &status(409, "already exists"));
+        }
+        object["metadata"]["uid"] = json!(format!("uid-{name}"));
+        self.put(path, object.clone());
+        response(201, &object)
+    }
+
+    fn patch(&self, path: &str, patch: &Value) -> Response<Answer> {
+        let (whole, of_status) = match path.strip_suffix("/status") {
+            Some(whole) => (whole, true),
+            None => (path, false),
+        };
+        let (list, name) = whole.rsplit_once('/').unwrap();
+        let old = self.get(list, name);
+        if of_status && old.is_none() {
+            return not_found();
+        }
+        let mut object = old.unwrap_or_default();
+        merge(&mut object, patch);
+        self.put(list, object.clone());
+        response(200, &object)
+    }
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    match (into.as_object_mut(), patch.as_object()) {
+        (Some(into), Some(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        _ => *into = patch.clone(),
+    }
+}
+
+fn not_found() -> Response<Answer> {
+    response(
+        404,
+        &status(404, "the server could not find the requested resource"),
+    )
 }
 
 impl State {
@@ -193,8 +277,13 @@ fn response(code: u16, body: &Value) -> Response<Answer> {
 }
 
 fn status(code: u16, message: &str) -> Value {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "AlreadyExists",
+        _ => "Expired",
+    };
     json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
-        "message": message, "reason": "Expired", "code": code,
+        "message": message, "reason": reason, "code": code,
     })
 }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+mod enrolment;
 mod fake;
+mod writes;
 
 use std::time::Duration;
 

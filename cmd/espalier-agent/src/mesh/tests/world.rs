@@ -336,6 +336,8 @@ pub(super) fn agent(
         snapshots,
         queries: mpsc::channel(1).1,
         facts: watch::channel(NodeFacts::default()).0,
+        counters: Arc::default(),
+        complaints: Vec::new(),
         run_dir,
     });
     (mesh, policy)
