@@ -77,7 +77,8 @@ version=$(sed -nE 's/^Version: (.*really)?([0-9.]+).*/\2/p' "$work"/kubernetes_*
 mkdir "$work/source"
 tar xf "$work"/kubernetes_*.orig.tar.* -C "$work/source" --strip-components 1
 say "building Kubernetes $version with $("$go/go" version | cut -d' ' -f3), 10 to 25 minutes"
-progress $$ 9>&- &
+# Its `sleep` outlives it: it must not hold what this script prints to.
+progress $$ > /dev/null 9>&- &
 waiter=$!
 if ! (build "$work/source" "$version") >> "$log" 2>&1 9>&-; then
   tail -n 40 "$log" >&2
