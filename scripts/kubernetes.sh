@@ -8,6 +8,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 go=/usr/lib/go-1.19/bin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}
+# Of what this script makes of the source: a cache of an earlier one is not taken.
+revision=2
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*" >&2; }
 
@@ -21,7 +23,7 @@ newest() {
   local folder
   while read -r folder; do
     if complete "$folder"; then echo "$folder" && return; fi
-  done < <(find "$cache" -maxdepth 1 -name 'espalier-kubernetes-*' ! -name '*.new' 2>/dev/null | sort -rV)
+  done < <(find "$cache" -maxdepth 1 -name "espalier-kubernetes-r$revision-*" ! -name '*.new' 2>/dev/null | sort -rV)
   return 1
 }
 
@@ -35,6 +37,14 @@ download() {
     -o Dir::Cache="$work/apt" -o Acquire::Check-Valid-Until=false -o Acquire::Retries=3 -o APT::Sandbox::User=root)
   cd "$work"
   apt-get "${options[@]}" update && apt-get "${options[@]}" source --download-only kubernetes
+}
+
+# mend SOURCE: the reflect2 that it carries does not know the maps of Go 1.18 and newer: an API server with it dies at the first custom
+# resource. Debian's own is newer.
+mend() {
+  local theirs=/usr/share/gocode/src/github.com/modern-go/reflect2 ours=$1/vendor/github.com/modern-go/reflect2
+  rm "$ours"/*.go
+  find "$theirs" -maxdepth 1 \( -name '*.go' -o -name '*.s' \) ! -name '*_test.go' -exec cp {} "$ours" \;
 }
 
 # build SOURCE VERSION: with nothing from the network.
@@ -76,6 +86,7 @@ fi
 version=$(sed -nE 's/^Version: (.*really)?([0-9.]+).*/\2/p' "$work"/kubernetes_*.dsc | head -n 1)
 mkdir "$work/source"
 tar xf "$work"/kubernetes_*.orig.tar.* -C "$work/source" --strip-components 1
+mend "$work/source"
 say "building Kubernetes $version with $("$go/go" version | cut -d' ' -f3), 10 to 25 minutes"
 # Its `sleep` outlives it: it must not hold what this script prints to.
 progress $$ > /dev/null 9>&- &
@@ -86,7 +97,7 @@ if ! (build "$work/source" "$version") >> "$log" 2>&1 9>&-; then
   echo "Kubernetes $version does not build; the whole log is $cache/espalier-kubernetes.log" >&2
   exit 1
 fi
-folder=$cache/espalier-kubernetes-$version
+folder=$cache/espalier-kubernetes-r$revision-$version
 rm -rf "$folder" "$folder.new"
 mkdir "$folder.new"
 for program in "${programs[@]}"; do

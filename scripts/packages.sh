@@ -25,6 +25,9 @@ done
 # gcc alone does not bring the C library's headers.
 if [[ $part != demo && ! -e /usr/include/stdio.h ]]; then missing+=(libc6-dev); fi
 if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libssl-dev); fi
+if [[ $part == e2e-build && ! -e /usr/share/gocode/src/github.com/modern-go/reflect2 ]]; then
+  missing+=(golang-github-modern-go-reflect2-dev)
+fi
 # An implementation of ESP that is not ours reads what is on the wire.
 if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 2>/dev/null; then
   missing+=(python3-scapy python3-cryptography)
