@@ -15,6 +15,7 @@ mod ike_wire;
 mod ipam;
 mod manifests;
 pub mod mutate;
+mod pki;
 mod xfrm;
 
 pub use capture::capture_classify;
@@ -31,6 +32,7 @@ pub use ike_wire::{
 };
 pub use ipam::ipam_store;
 pub use manifests::manifest_text;
+pub use pki::pki_request;
 pub use xfrm::{xfrm_kernel, xfrm_peers};
 
 /// A fuzz target.
@@ -80,6 +82,7 @@ targets! {
     esp_open: 2_000,
     esp_frame: 3_000,
     manifest_text: 1_000,
+    pki_request: 1_000,
     cni_config: 2_000,
     cni_result: 1_000,
     cni_env: 2_000,

@@ -46,7 +46,13 @@ impl Cluster {
         let (reports, newest) = watch::channel(Report::default());
         espalier_kubernetes::tell(&self.client, &node, &newest);
         tokio::spawn(async move {
-            while let Some(summary) = ask(&queries, Query::Summary).await {
+            let mut uid = None;
+            while let Some(mut summary) = ask(&queries, Query::Summary).await {
+                uid = summary.node_uid.take().or(uid);
+                if uid.is_none() {
+                    uid = espalier_kubernetes::node_uid(&self.client, &node).await;
+                }
+                summary.node_uid.clone_from(&uid);
                 let report = report(summary);
                 reports.send_if_modified(|old| {
                     let changed = *old != report;

@@ -91,6 +91,8 @@ async fn greet(client: &kube::Client) {
                 info!(server = version.git_version, "connected");
                 return;
             }
+            // It answered; that the version is nobody's to know does not matter.
+            Err(kube::Error::Api(_)) => return,
             Err(error) => warn!("{}", explain("ask for the version", &error)),
         }
         tokio::time::sleep(Duration::from_secs(2)).await;

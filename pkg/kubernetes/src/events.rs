@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use espalier_api::conditions::{self, Condition, DEGRADED, ENCRYPTED, READY};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::core::v1::{Event as ApiEvent, EventSource, ObjectReference};
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
@@ -17,33 +18,27 @@ const BURST: u32 = 10;
 const REFILL: Duration = Duration::from_secs(30);
 /// Things settle before they are told.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Where events about objects without a namespace are.
+const NAMESPACE: &str = "default";
 /// The API takes no longer note.
 const NOTE_MAX: usize = 1000;
 
 /// Tells of changes until nobody reports any more. An event that cannot be written is not worth a second try.
 pub(crate) async fn tell(client: Client, node: String, mut reports: watch::Receiver<Report>) {
-    let reporter = Reporter {
-        controller: "espalier.dev/agent".to_owned(),
-        instance: Some(node.clone()),
-    };
-    let recorder = Recorder::new(client, reporter);
+    // Of the core group, not of events.k8s.io: there Kubernetes 1.20 refuses events about objects without a namespace.
+    let events: Api<ApiEvent> = Api::namespaced(client, NAMESPACE);
     let mut before = Report::default();
     let mut budget = Budget::new(Instant::now());
     while reports.changed().await.is_ok() {
         let report = reports.borrow_and_update().clone();
-        let Some(uid) = report.node_uid.clone() else {
+        if report.node_uid.is_none() {
             continue;
-        };
-        let about = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            name: Some(node.clone()),
-            uid: Some(uid),
-            ..ObjectReference::default()
-        };
+        }
         for event in changes(&before, &report) {
             if budget.take(Instant::now())
-                && let Err(error) = recorder.publish(&event, &about).await
+                && let Err(error) = events
+                    .create(&PostParams::default(), &event.about(&node))
+                    .await
             {
                 debug!(%error, "event not written");
             }
@@ -89,15 +84,47 @@ fn of(reason: &str, mut note: String, good: bool) -> Event {
         note.truncate(end.unwrap_or(0));
     }
     Event {
-        type_: if good {
-            EventType::Normal
-        } else {
-            EventType::Warning
-        },
+        type_: if good { "Normal" } else { "Warning" },
         reason: reason.to_owned(),
-        note: Some(note),
-        action: "Enforce".to_owned(),
-        secondary: None,
+        note,
+    }
+}
+
+/// What is told.
+struct Event {
+    type_: &'static str,
+    reason: String,
+    note: String,
+}
+
+impl Event {
+    fn about(self, node: &str) -> ApiEvent {
+        let now = conditions::now();
+        ApiEvent {
+            metadata: ObjectMeta {
+                name: Some(format!("{node}.{:016x}", rand::rng().random::<u64>())),
+                namespace: Some(NAMESPACE.to_owned()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                kind: Some("Node".to_owned()),
+                name: Some(node.to_owned()),
+                // As kubelet does, and as `kubectl describe node` looks for them.
+                uid: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
+            type_: Some(self.type_.to_owned()),
+            reason: Some(self.reason),
+            message: Some(self.note),
+            source: Some(EventSource {
+                component: Some("espalier-agent".to_owned()),
+                host: Some(node.to_owned()),
+            }),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now),
+            count: Some(1),
+            ..ApiEvent::default()
+        }
     }
 }
 

@@ -19,6 +19,6 @@ pub use backoff::Backoff;
 pub use client::{ClientError, connect, explain};
 pub use enrol::Enrolment;
 pub use kube::Client;
-pub use node::tell;
+pub use node::{node_uid, tell};
 pub use report::Report;
 pub use source::{KubeSource, Timing};

@@ -22,6 +22,8 @@ const PACE: Duration = Duration::from_secs(1);
 const PACE_OF_COUNTS: Duration = Duration::from_secs(10);
 /// What did not change is written again after this time: somebody may have deleted it.
 const REFRESH: Duration = Duration::from_secs(600);
+/// For an answer.
+const UID_PATIENCE: Duration = Duration::from_secs(5);
 const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 /// Tells the API server about this node until nobody reports any more. Needs a tokio runtime.
@@ -43,6 +45,13 @@ pub fn tell(client: &Client, node: &str, reports: &watch::Receiver<Report>) {
         node.to_owned(),
         reports.clone(),
     ));
+}
+
+/// UID of a Node, asked of the API server: before there is a policy no snapshot has it. `None`: there is no answer now.
+pub async fn node_uid(client: &Client, node: &str) -> Option<String> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let asked = tokio::time::timeout(UID_PATIENCE, nodes.get(node)).await;
+    asked.ok()?.ok()?.metadata.uid
 }
 
 /// The MeshNode.

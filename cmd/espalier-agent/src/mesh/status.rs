@@ -71,6 +71,10 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
     pub(super) fn not_ready(&self) -> Vec<String> {
         let mut why = Vec::new();
         match &self.set.own {
+            None if self.snapshot.policy.cluster_cidrs.is_empty() => {
+                let what = self.snapshot.problem_texts().join("; ");
+                why.push(format!("there is no policy in force yet: {what}"));
+            }
             None => why.push(format!(
                 "no usable Node object named {}; it needs an InternalIP address and a pod CIDR inside clusterCIDRs",
                 self.parts.node

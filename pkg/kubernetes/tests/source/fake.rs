@@ -20,7 +20,7 @@ pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const POLICIES: &str = "/apis/espalier.dev/v1alpha1/encryptionpolicies";
 pub(crate) const MESH_NODES: &str = "/apis/espalier.dev/v1alpha1/meshnodes";
 pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+pub(crate) const EVENTS: &str = "/api/v1/namespaces/default/events";
 pub(crate) const CONFIG_MAPS: &str = "/api/v1/namespaces/espalier-system/configmaps";
 pub(crate) const EXTERNALS: &str = "/apis/espalier.dev/v1alpha1/externalpeers";
 
