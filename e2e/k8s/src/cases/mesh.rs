@@ -75,7 +75,16 @@ fn missing(node: &Value, generation: &Value, nodes: usize, mode: Mode) -> Option
         .map(|(what, _)| *what)
         .collect();
     let name = node["metadata"]["name"].as_str().unwrap_or("?");
-    (!missing.is_empty()).then(|| format!("{name} lacks: {}; status: {status}", missing.join(", ")))
+    (!missing.is_empty())
+        .then(|| format!("{name} lacks: {} ({})", missing.join(", "), said(status)))
+}
+
+/// What the node says of its pairs and problems, in short.
+fn said(status: &Value) -> String {
+    format!(
+        "pairs {}, problems {}, certificate until {}",
+        status["pairs"], status["problems"], status["certificate"]["notAfter"]
+    )
 }
 
 /// `True`, `False`, `Unknown`, or nothing.
