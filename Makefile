@@ -5,7 +5,7 @@ MESH_NODES ?= 1000
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -46,6 +46,12 @@ chart-test: ## the Helm chart: lint, schemas of Kubernetes 1.25 to 1.37, refused
 image: ## a container image without a registry or Docker: target/espalier.tar (IMAGE=name:tag)
 	@scripts/packages.sh image
 	@scripts/image.sh target/espalier.tar $(or $(IMAGE),espalier.dev/espalier:$(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml))
+
+e2e: ## Espalier on a real Kubernetes in namespaces of this machine, without Docker (ONLY="--case toggle")
+	@scripts/e2e.sh $(ONLY)
+
+e2e-kind: ## the same cases on kind, which needs Docker
+	@scripts/e2e.sh kind $(ONLY)
 
 fmt: ## format check
 	$(CARGO) fmt --all --check

@@ -10,7 +10,10 @@ declare -A tools=(
   [kernel]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping mmdebstrap:mmdebstrap"
   [kernel-matrix]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping patchelf:patchelf mmdebstrap:mmdebstrap cpio:cpio xz:xz-utils qemu-system-x86_64:qemu-system-x86"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
+  [e2e-build]="cc:gcc make:make dpkg-source:dpkg-dev rsync:rsync jq:jq flock:util-linux /usr/lib/go-1.19/bin/go:golang-1.19-go"
+  [e2e]="cc:gcc ip:iproute2 unshare:util-linux openssl:openssl etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack ethtool:ethtool socat:socat busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux python3:python3"
+  [e2e-kind]="cc:gcc ip:iproute2 busybox:busybox-static"
   [chart]="python3:python3"
   [image]="cc:gcc strip:binutils python3:python3"
 )
@@ -22,6 +25,9 @@ done
 # gcc alone does not bring the C library's headers.
 if [[ $part != demo && ! -e /usr/include/stdio.h ]]; then missing+=(libc6-dev); fi
 if [[ $part == bench && ! -e /usr/include/openssl/evp.h ]]; then missing+=(libssl-dev); fi
+if [[ $part == e2e-build && ! -e /usr/share/gocode/src/github.com/modern-go/reflect2 ]]; then
+  missing+=(golang-github-modern-go-reflect2-dev)
+fi
 # An implementation of ESP that is not ours reads what is on the wire.
 if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 2>/dev/null; then
   missing+=(python3-scapy python3-cryptography)

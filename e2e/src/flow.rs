@@ -43,6 +43,15 @@ pub struct Count {
     pub when: String,
 }
 
+/// Between two packets.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// At least this.
+    Pause(Duration),
+    /// This on average.
+    Every(Duration),
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     sent: AtomicU64,
@@ -67,12 +76,25 @@ impl Flow {
     /// # Errors
     /// A port is taken, or a pod has no such address.
     pub fn start_on(family: Family, from: &Pod, to: &Pod, port: u16) -> Result<Self> {
+        Self::run(family, (from, to), port, Pace::Pause(interval()))
+    }
+
+    /// So many packets each second, caught up with where the machine was busy elsewhere.
+    ///
+    /// # Errors
+    /// A port is taken.
+    pub fn start_paced(from: &Pod, to: &Pod, port: u16, per_second: u32) -> Result<Self> {
+        let pace = Pace::Every(Duration::from_secs(1) / per_second.max(1));
+        Self::run(Family::V4, (from, to), port, pace)
+    }
+
+    fn run(family: Family, (from, to): (&Pod, &Pod), port: u16, pace: Pace) -> Result<Self> {
         let (sender, receiver) = (from.socket_on(family, 0)?, to.socket_on(family, port)?);
         let target = SocketAddr::new(to.address_on(family)?, port);
         receiver.set_read_timeout(Some(LOOK))?;
         let shared = Arc::new(Shared::default());
-        let (theirs, interval) = (Arc::clone(&shared), interval());
-        let sending = std::thread::spawn(move || theirs.send(&sender, target, interval));
+        let theirs = Arc::clone(&shared);
+        let sending = std::thread::spawn(move || theirs.send(&sender, target, pace));
         let theirs = Arc::clone(&shared);
         let receiving = std::thread::spawn(move || theirs.receive(&receiver));
         Ok(Self {
@@ -142,13 +164,20 @@ impl Drop for Flow {
 }
 
 impl Shared {
-    fn send(&self, socket: &UdpSocket, to: SocketAddr, interval: Duration) {
+    fn send(&self, socket: &UdpSocket, to: SocketAddr, pace: Pace) {
+        let mut due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             lock(&self.sent_at).push(SystemTime::now());
             let number = self.sent.fetch_add(1, Ordering::AcqRel);
             // What the kernel does not take is lost like any other.
             let _ = socket.send_to(&packet(number), to);
-            std::thread::sleep(interval);
+            match pace {
+                Pace::Pause(pause) => std::thread::sleep(pause),
+                Pace::Every(interval) => {
+                    due += interval;
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                }
+            }
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Netns {
     name: String,
     path: PathBuf,
     file: File,
+    /// Made here, so removed here.
+    owned: bool,
 }
 
 impl Netns {
@@ -37,9 +39,24 @@ impl Netns {
             name: name.to_owned(),
             path,
             file,
+            owned: true,
         };
         netns.run(|| crate::link::set_up("lo"))??;
         Ok(netns)
+    }
+
+    /// A namespace that somebody else made, such as that of a container; dropping it removes nothing.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn held_elsewhere(name: &str, path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            file,
+            owned: false,
+        })
     }
 
     /// Its name.
@@ -111,6 +128,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
         let _ = fs::remove_file(&self.path);
     }

@@ -1,0 +1,216 @@
+//! Pods of Espalier, the API server and nodes go and come under load.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::NAMESPACE;
+use super::mesh::{self, Mode};
+use crate::ground::Ground;
+use crate::load::Load;
+
+/// Load goes on for this long after everything is as before.
+const AFTER: Duration = Duration::from_secs(5);
+/// How long the API server is away: longer than a lease of a leader, a watch's patience or a retry.
+const AWAY: Duration = Duration::from_secs(40);
+
+/// All agents at once.
+pub(super) fn agents_deleted(ground: &mut Ground<'_>) -> Result<String> {
+    under_load(ground, |ground| {
+        delete_pods(ground, "agent", None)?;
+        ground.await_daemon_set(NAMESPACE, "espalier-agent")
+    })
+}
+
+/// All controllers at once.
+pub(super) fn controllers_deleted(ground: &mut Ground<'_>) -> Result<String> {
+    let before = holder(ground)?;
+    under_load(ground, |ground| {
+        delete_pods(ground, "controller", None)?;
+        let deployment = "deployment/espalier-controller";
+        ground.kubectl(&[
+            "rollout",
+            "status",
+            deployment,
+            "-n",
+            NAMESPACE,
+            "--timeout=120s",
+        ])?;
+        ground.until("another leader", || {
+            let now = holder(ground)?;
+            Ok((now != before && !now.is_empty())
+                .then_some(())
+                .ok_or_else(|| format!("it is {now:?}")))
+        })
+    })
+}
+
+/// Agents one after the other, as an upgrade does it.
+pub(super) fn agent_rollout(ground: &mut Ground<'_>) -> Result<String> {
+    under_load(ground, |ground| {
+        ground.kubectl(&[
+            "rollout",
+            "restart",
+            "daemonset/espalier-agent",
+            "-n",
+            NAMESPACE,
+        ])?;
+        ground.await_daemon_set(NAMESPACE, "espalier-agent")
+    })
+}
+
+/// The data plane of one node: nothing in clear, and what is lost is measured.
+pub(super) fn dataplane_deleted(ground: &mut Ground<'_>) -> Result<String> {
+    let node = first_node(ground)?;
+    let lost = losing_load(ground, |ground| replace_dataplane(ground, &node))?;
+    Ok(format!(
+        "one of {} data planes; {lost}",
+        ground.harness.nodes().len()
+    ))
+}
+
+/// Every data plane, one after the other, as its upgrade by OnDelete does it.
+pub(super) fn dataplane_upgrade(ground: &mut Ground<'_>) -> Result<String> {
+    let nodes = ground.harness.nodes();
+    let lost = losing_load(ground, |ground| {
+        nodes
+            .iter()
+            .try_for_each(|node| replace_dataplane(ground, node))
+    })?;
+    Ok(format!(
+        "by deletion of the pods, for it is not upgraded in place yet; {lost}"
+    ))
+}
+
+/// The API server is away for a while.
+pub(super) fn api_server(ground: &mut Ground<'_>) -> Result<String> {
+    let pods = ground.pods("app=peer")?;
+    let load = Load::start(ground, &pods)?;
+    ground.harness.stop_api()?;
+    load.run(AWAY);
+    let back = ground.harness.start_api();
+    load.run(AFTER);
+    back?;
+    mesh::settled(ground, Mode::Required)?;
+    load.ends_whole(ground)?;
+    Ok(format!("away for {} s", AWAY.as_secs()))
+}
+
+/// A node is drained, deleted, and comes back with the same name as another.
+pub(super) fn rejoined(ground: &mut Ground<'_>) -> Result<String> {
+    let nodes = ground.harness.nodes();
+    let node = nodes.last().context("no node")?.clone();
+    let old = uid(ground, &node)?;
+    let mut pods = ground.pods("app=peer")?;
+    pods.truncate(nodes.len() - 1);
+    let load = Load::start(ground, &pods)?;
+    ground.kubectl(&[
+        "drain",
+        &node,
+        "--ignore-daemonsets",
+        "--force",
+        "--timeout=120s",
+    ])?;
+    ground.harness.stop_kubelet(&node)?;
+    ground.kubectl(&["delete", "node", &node])?;
+    ground.until("the node to leave the mesh", || {
+        let mesh = ground.list(&["meshnodes"])?;
+        let others = u64::try_from(nodes.len() - 2).ok();
+        let forgotten = mesh
+            .iter()
+            .all(|other| other["status"]["pairs"]["total"].as_u64() == others);
+        let gone = mesh.len() == nodes.len() - 1 && forgotten;
+        Ok(gone
+            .then_some(())
+            .ok_or_else(|| format!("{} MeshNodes", mesh.len())))
+    })?;
+    let begun = Instant::now();
+    ground.harness.start_kubelet(&node)?;
+    ground.until("the node to register", || {
+        let new = uid(ground, &node)?;
+        Ok((new != old)
+            .then_some(())
+            .ok_or_else(|| "the UID is the old one".to_owned()))
+    })?;
+    mesh::settled(ground, Mode::Required)?;
+    mesh::nodes_ready(ground)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ground.await_daemon_set(crate::ground::NAMESPACE, "peer")?;
+    load.ends_whole(ground)?;
+    super::traffic::all_exchange(&ground.pods("app=peer")?)?;
+    Ok(format!(
+        "encrypted again {seconds:.1} s after its kubelet started"
+    ))
+}
+
+fn under_load(
+    ground: &mut Ground<'_>,
+    work: impl FnOnce(&Ground<'_>) -> Result<()>,
+) -> Result<String> {
+    let pods = ground.pods("app=peer")?;
+    let load = Load::start(ground, &pods)?;
+    work(ground)?;
+    mesh::settled(ground, Mode::Required)?;
+    load.run(AFTER);
+    load.ends_whole(ground)?;
+    Ok(String::new())
+}
+
+fn losing_load(
+    ground: &mut Ground<'_>,
+    work: impl FnOnce(&Ground<'_>) -> Result<()>,
+) -> Result<String> {
+    let pods = ground.pods("app=peer")?;
+    let load = Load::start(ground, &pods)?;
+    work(ground)?;
+    mesh::settled(ground, Mode::Required)?;
+    load.run(AFTER);
+    load.arrives()?;
+    load.ends_hidden(ground)
+}
+
+fn replace_dataplane(ground: &Ground<'_>, node: &str) -> Result<()> {
+    delete_pods(ground, "dataplane", Some(node))?;
+    ground.await_daemon_set(NAMESPACE, "espalier-dataplane")?;
+    mesh::settled(ground, Mode::Required)
+}
+
+fn delete_pods(ground: &Ground<'_>, component: &str, node: Option<&str>) -> Result<()> {
+    let label = format!("app.kubernetes.io/component={component}");
+    let field = node.map_or(String::new(), |node| format!("spec.nodeName={node}"));
+    let selected = [
+        "pod",
+        "-n",
+        NAMESPACE,
+        "-l",
+        &label,
+        "--field-selector",
+        &field,
+    ];
+    let there = ground.list(&selected)?.len();
+    ensure!(
+        there > 0,
+        "no pod of the {component} is there to be deleted"
+    );
+    ground
+        .kubectl(&[&["delete", "--wait"], &selected[..]].concat())
+        .map(drop)
+}
+
+fn holder(ground: &Ground<'_>) -> Result<String> {
+    let lease = ground.get(&["lease", "espalier-controller", "-n", NAMESPACE])?;
+    Ok(lease["spec"]["holderIdentity"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+fn uid(ground: &Ground<'_>, node: &str) -> Result<String> {
+    let node = ground.get(&["node", node])?;
+    let uid = node["metadata"]["uid"].as_str();
+    Ok(uid.context("a Node without UID")?.to_owned())
+}
+
+fn first_node(ground: &Ground<'_>) -> Result<String> {
+    ground.harness.nodes().first().cloned().context("no node")
+}

@@ -1,0 +1,261 @@
+//! A cluster of kind: its nodes are containers of Docker's on this machine.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use espalier_capture::{Capture, Config, Counters, Interfaces, interface_index};
+use espalier_e2e::{MARKER, cluster_cidr, until_within};
+use espalier_testnet::Netns;
+
+use crate::harness::{Harness, said, succeeded};
+use crate::images;
+use crate::namespaces::{capture, complete};
+
+const NAME: &str = "espalier-e2e";
+const LIMIT: Duration = Duration::from_secs(180);
+const MANIFEST: &str = "/etc/kubernetes/manifests/kube-apiserver.yaml";
+const ASIDE: &str = "/etc/kubernetes/kube-apiserver.yaml";
+
+/// The cluster; deleted when dropped.
+pub(crate) struct Kind {
+    folder: PathBuf,
+    nodes: Vec<String>,
+    gateway: Ipv4Addr,
+    wire: Capture,
+    at_gateway: Capture,
+}
+
+impl Kind {
+    /// Makes it, without a CNI plugin, with kube-proxy.
+    pub(crate) fn start(nodes: u8, folder: &Path) -> Result<Self> {
+        ready()?;
+        std::fs::create_dir_all(folder)?;
+        let config = folder.join("kind.yaml");
+        std::fs::write(&config, config_of(nodes))?;
+        // One that an interrupted run left.
+        delete();
+        let mut command = kind(&["create", "cluster", "--name", NAME, "--retain"]);
+        command.arg("--config").arg(&config);
+        command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
+        succeeded(&command.output()?, "kind create cluster")?;
+        let names = succeeded(
+            &kind(&["get", "nodes", "--name", NAME]).output()?,
+            "kind get nodes",
+        )?;
+        let mut nodes: Vec<String> = names.lines().map(str::to_owned).collect();
+        nodes.sort();
+        let (bridge, gateway) = network()?;
+        let this = Self {
+            folder: folder.to_owned(),
+            nodes,
+            gateway,
+            wire: ports(&bridge)?,
+            at_gateway: capture(&bridge)?,
+        };
+        for archive in images::write(folder)? {
+            this.import(&archive)?;
+        }
+        Ok(this)
+    }
+
+    fn control_plane(&self) -> Result<&str> {
+        let mut nodes = self.nodes.iter();
+        let found = nodes.find(|node| node.ends_with("control-plane"));
+        Ok(found.context("kind made no control plane")?)
+    }
+
+    fn done(&self, node: &str, program: &str, arguments: &[&str]) -> Result<()> {
+        let output = self.on_node(node, program, arguments)?;
+        succeeded(&output, &format!("{program} on {node}")).map(drop)
+    }
+}
+
+impl Drop for Kind {
+    fn drop(&mut self) {
+        delete();
+    }
+}
+
+impl Harness for Kind {
+    fn folder(&self) -> PathBuf {
+        self.folder.join("suite")
+    }
+
+    fn nodes(&self) -> Vec<String> {
+        self.nodes.clone()
+    }
+
+    fn outside(&self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    fn client(&self, command: &mut Command) -> Result<Output> {
+        command.env("KUBECONFIG", self.folder.join("kubeconfig"));
+        let program = command.get_program().to_string_lossy().into_owned();
+        command
+            .output()
+            .with_context(|| format!("starting {program}"))
+    }
+
+    fn kubectl(&self) -> Command {
+        Command::new("kubectl")
+    }
+
+    fn on_node(&self, node: &str, program: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new("docker");
+        command.args(["exec", node, program]).args(arguments);
+        command.output().context("starting docker")
+    }
+
+    fn network(&self, node: &str) -> Result<Netns> {
+        let mut command = Command::new("docker");
+        command.args(["inspect", "-f", "{{.State.Pid}}", node]);
+        let pid = succeeded(&command.output()?, "docker inspect")?;
+        let path = Path::new("/proc").join(pid.trim()).join("ns/net");
+        Netns::held_elsewhere(node, &path)
+    }
+
+    fn import(&self, archive: &Path) -> Result<()> {
+        for node in &self.nodes {
+            let mut command = Command::new("docker");
+            command.args([
+                "exec", "-i", node, "ctr", "-n", "k8s.io", "images", "import", "-",
+            ]);
+            command.stdin(Stdio::from(std::fs::File::open(archive)?));
+            succeeded(&command.output()?, &format!("importing on {node}"))?;
+        }
+        Ok(())
+    }
+
+    fn wire(&self) -> Result<Counters> {
+        complete(&self.wire)
+    }
+
+    fn gateway(&self) -> Result<Counters> {
+        complete(&self.at_gateway)
+    }
+
+    fn stop_api(&mut self) -> Result<()> {
+        let node = self.control_plane()?;
+        self.done(node, "mv", &[MANIFEST, ASIDE])?;
+        until_within(LIMIT, "the API server to end", || {
+            let asked = self.client(self.kubectl().args(["get", "--raw=/readyz"]))?;
+            Ok((!asked.status.success())
+                .then_some(())
+                .ok_or_else(|| "it answers".to_owned()))
+        })
+    }
+
+    fn start_api(&mut self) -> Result<()> {
+        let node = self.control_plane()?;
+        self.done(node, "mv", &[ASIDE, MANIFEST])?;
+        until_within(LIMIT, "the API server to be ready", || {
+            let asked = self.client(self.kubectl().args(["get", "--raw=/readyz"]))?;
+            Ok(asked
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| said(&asked)))
+        })
+    }
+
+    fn stop_kubelet(&mut self, node: &str) -> Result<()> {
+        self.done(node, "systemctl", &["stop", "kubelet"])
+    }
+
+    fn start_kubelet(&mut self, node: &str) -> Result<()> {
+        self.done(node, "systemctl", &["start", "kubelet"])
+    }
+}
+
+/// Says what is missing, and what to do.
+fn ready() -> Result<()> {
+    let remedy = "install Docker, kind and kubectl and start Docker, or run `make e2e`, which needs none of them";
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "the cases look into the network namespaces of the pods: run as root, as in `sudo make e2e-kind`"
+        );
+    }
+    for (program, arguments) in [
+        ("docker", &["info"][..]),
+        ("kind", &["version"]),
+        ("kubectl", &["version", "--client"]),
+    ] {
+        match Command::new(program).args(arguments).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => bail!("{program} does not work: {}; {remedy}", said(&output)),
+            Err(error) => bail!("{program} cannot be started: {error}; {remedy}"),
+        }
+    }
+    Ok(())
+}
+
+fn config_of(nodes: u8) -> String {
+    let roles = (0..nodes).map(|index| match index {
+        0 => "- role: control-plane\n",
+        _ => "- role: worker\n",
+    });
+    let roles: String = roles.collect();
+    let pods = cluster_cidr();
+    format!(
+        "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n\
+         networking: {{disableDefaultCNI: true, podSubnet: \"{pods}\"}}\nnodes:\n{roles}"
+    )
+}
+
+fn kind(arguments: &[&str]) -> Command {
+    let mut command = Command::new("kind");
+    command.args(arguments);
+    command
+}
+
+fn delete() {
+    let _ = kind(&["delete", "cluster", "--name", NAME]).output();
+}
+
+/// The bridge of the network `kind` and its address.
+fn network() -> Result<(String, Ipv4Addr)> {
+    let mut command = Command::new("docker");
+    command.args(["network", "inspect", "kind"]);
+    let text = succeeded(&command.output()?, "docker network inspect kind")?;
+    let networks: serde_json::Value = serde_json::from_str(&text)?;
+    let id = networks[0]["Id"]
+        .as_str()
+        .context("the network has no ID")?;
+    let gateways = networks[0]["IPAM"]["Config"].as_array();
+    let mut gateways = gateways.into_iter().flatten();
+    let v4 = gateways.find_map(|config| config["Gateway"].as_str()?.parse().ok());
+    let bridge = format!("br-{}", id.get(..12).context("a short ID")?);
+    Ok((bridge, v4.context("the network has no IPv4 gateway")?))
+}
+
+/// Every port of the bridge, where a frame enters once.
+fn ports(bridge: &str) -> Result<Capture> {
+    let folder = format!("/sys/class/net/{bridge}/brif");
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("reading {folder}"))?;
+    let ports: Result<Vec<u32>> = entries
+        .map(|entry| Ok(interface_index(&entry?.file_name().to_string_lossy())?))
+        .collect();
+    let capture = Capture::start(Config {
+        interfaces: Interfaces::Only(ports?),
+        with_outgoing: false,
+        pods: vec![cluster_cidr()],
+        marker: MARKER.to_vec(),
+    });
+    capture.context("capturing on the network of kind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_node_is_the_control_plane() {
+        let config = config_of(3);
+        assert_eq!(config.matches("role: worker").count(), 2);
+        assert!(config.contains("disableDefaultCNI: true, podSubnet: \"10.244.0.0/16\""));
+    }
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# e2e.sh [kind] [ARGUMENT…]: Espalier on a real Kubernetes cluster, in namespaces of this machine or on kind; arguments choose
+# (see `espalier-e2e-k8s run --help`). docs/e2e.md. Needs root. ESPALIER_IMAGE=FILE takes a ready image of scripts/image.sh,
+# ESPALIER_PROFILE=dev builds one that is not optimised.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+on=namespaces
+# enter control|gateway|wire|NODE [COMMAND…]: into the cluster of a run with --keep.
+if [[ ${1:-} == enter ]]; then
+  place=${2:?control, gateway, wire or a node}
+  shift 2
+  pid=$(pgrep -n -f '^[^ ]*espalier-e2e-k8s inside') || { echo "no cluster is up: \`make e2e ONLY=--keep\` leaves it up" >&2; exit 1; }
+  exec nsenter -t "$pid" -m -p -- env KUBECONFIG=/mnt/pki/admin.kubeconfig "PATH=$PATH:$(scripts/kubernetes.sh)" \
+    nsenter --net="/run/netns/$place" "${@:-bash}"
+fi
+if [[ ${1:-} == kind ]]; then
+  on=kind
+  shift
+fi
+out=target/e2e
+if [[ $(id -u) != 0 ]]; then
+  echo "a cluster needs root: run this as root, as in \`sudo make e2e\`" >&2
+  exit 1
+fi
+mkdir -p "$out"
+arguments=(--on "$on" --out "$out")
+if [[ $on == kind ]]; then
+  for program in docker kind kubectl; do
+    command -v "$program" > /dev/null && continue
+    echo "make e2e-kind needs $program, which is not here: install Docker, kind and kubectl, or run \`make e2e\`, which needs none" >&2
+    exit 1
+  done
+  scripts/packages.sh e2e-kind
+else
+  scripts/packages.sh e2e
+  arguments+=(--kubernetes "$(scripts/kubernetes.sh)")
+fi
+. scripts/chart/tools.sh
+arguments+=(--helm "$(helm_of 3)/helm")
+image=${ESPALIER_IMAGE:-}
+if [[ -z $image ]]; then
+  image=$out/espalier.tar
+  scripts/packages.sh image
+  scripts/image.sh --profile "${ESPALIER_PROFILE:-release}" "$image" espalier.dev/espalier:e2e
+fi
+arguments+=(--image "$image")
+cargo build --locked --quiet -p espalier-e2e-k8s
+exec target/debug/espalier-e2e-k8s run "${arguments[@]}" "$@"
