@@ -27,15 +27,17 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn join(args: &Args) -> Result<Self> {
         let client = espalier_kubernetes::connect().await?;
+        let source = KubeSource::start(&client);
         let enrolment = Enrolment {
             client: client.clone(),
             node: args.node.clone(),
             namespace: args.namespace.clone(),
             folder: args.pki_dir(),
             spread: RENEWAL_SPREAD,
+            snapshots: source.snapshots(),
         };
         Ok(Self {
-            source: KubeSource::start(&client),
+            source,
             enrolment: args.cert.is_none().then(|| enrolment.start()),
             client,
         })

@@ -26,6 +26,8 @@ pub(crate) struct Keyring {
     pub(crate) psks: BTreeMap<String, SecretBytes>,
     /// What could not be read, each with its remedy.
     pub(crate) problems: Vec<String>,
+    /// The cluster's controller is to sign this node's first certificate.
+    pub(crate) awaited: bool,
 }
 
 impl Keyring {
@@ -45,21 +47,22 @@ pub(crate) struct KeyFiles {
     /// Certificate, key and CA.
     certificate: Option<[PathBuf; 3]>,
     psk_dir: Option<PathBuf>,
+    /// The files of the certificate come by enrolment.
+    enrols: bool,
 }
 
 impl KeyFiles {
     pub(crate) fn new(args: &Args) -> Self {
-        let certificate = match (&args.cert, &args.key, &args.ca) {
+        let given = match (&args.cert, &args.key, &args.ca) {
             (Some(cert), Some(key), Some(ca)) => Some([cert.clone(), key.clone(), ca.clone()]),
-            _ if args.kubernetes => {
-                let folder = args.pki_dir();
-                Some(["node.crt", "node.key", "ca.crt"].map(|name| folder.join(name)))
-            }
             _ => None,
         };
+        let enrols = given.is_none() && args.kubernetes;
+        let enrolled = || ["node.crt", "node.key", "ca.crt"].map(|name| args.pki_dir().join(name));
         Self {
-            certificate,
+            certificate: given.or_else(|| enrols.then(enrolled)),
             psk_dir: args.psk_dir.clone(),
+            enrols,
         }
     }
 
@@ -72,6 +75,8 @@ impl KeyFiles {
                 (keyring.credentials, keyring.trust) = (Some(credentials), trust);
                 keyring.certificate = told;
             }
+            // What stands in the way of it enrolment tells.
+            Err(_) if self.enrols && !self.is_there() => keyring.awaited = true,
             Err(e) => keyring.problems.push(format!("{e:#}")),
         }
         for file in self.psk_files() {
@@ -80,7 +85,9 @@ impl KeyFiles {
                 Err(e) => keyring.problems.push(format!("{e:#}")),
             }
         }
-        if keyring.credentials.is_none() && keyring.psks.is_empty() && keyring.problems.is_empty() {
+        keyring.awaited &= keyring.psks.is_empty();
+        let nothing = keyring.credentials.is_none() && keyring.psks.is_empty();
+        if nothing && keyring.problems.is_empty() && !keyring.awaited {
             let remedy = "give --cert, --key and --ca, or --psk-dir with <peer>.psk files (espalier pki makes both)";
             keyring.problems.push(format!(
                 "this node has neither a certificate nor a PSK; {remedy}"
@@ -105,6 +112,11 @@ impl KeyFiles {
                 )
             })
             .collect()
+    }
+
+    fn is_there(&self) -> bool {
+        let mut files = self.certificate.iter().flatten();
+        files.any(|file| file.exists())
     }
 
     fn load_certificate(&self) -> Result<Option<Loaded>> {
@@ -213,11 +225,12 @@ mod tests {
         let missing = |name: &str| PathBuf::from("/nonexistent").join(name);
         let certificate = Some([missing("a.crt"), missing("a.key"), missing("ca.crt")]);
         let keyring = KeyFiles {
-            certificate,
+            certificate: certificate.clone(),
             psk_dir: None,
+            enrols: false,
         }
         .load();
-        assert!(keyring.credentials.is_none());
+        assert!(keyring.credentials.is_none() && !keyring.awaited);
         let [problem] = &keyring.problems[..] else {
             panic!("{:?}", keyring.problems)
         };
@@ -225,5 +238,12 @@ mod tests {
             problem.contains("/nonexistent/a.crt") && problem.contains("espalier pki issue"),
             "{problem}"
         );
+        let awaits = KeyFiles {
+            certificate,
+            psk_dir: None,
+            enrols: true,
+        };
+        let keyring = awaits.load();
+        assert!(keyring.awaited && keyring.problems.is_empty());
     }
 }

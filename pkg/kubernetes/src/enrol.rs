@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use espalier_api::MeshSnapshot;
 use espalier_pki::{Leaf, NodeKey, csr};
 use espalier_secret::SecretBytes;
 use k8s_openapi::ByteString;
@@ -47,6 +48,8 @@ pub struct Enrolment {
     pub folder: PathBuf,
     /// Renewals wait for a random part of this: nodes of a whole cluster do not renew at the same moment when another CA signs.
     pub spread: Duration,
+    /// What the agent knows of the cluster: a Node that was deleted and made again has another UID, of which its certificate must be.
+    pub snapshots: watch::Receiver<MeshSnapshot>,
 }
 
 impl fmt::Debug for Enrolment {
@@ -69,6 +72,7 @@ impl Enrolment {
             files: Files::new(self.folder),
             node: self.node,
             spread: self.spread,
+            snapshots: self.snapshots,
             asked: None,
             refused: Backoff::new(Duration::from_secs(20), Duration::from_secs(600)),
         };
@@ -84,6 +88,7 @@ struct Task {
     files: Files,
     node: String,
     spread: Duration,
+    snapshots: watch::Receiver<MeshSnapshot>,
     /// When the request that is under way was first seen.
     asked: Option<Instant>,
     refused: Backoff,
@@ -101,6 +106,7 @@ enum Obstacle {
 impl Task {
     async fn run(mut self, problems: watch::Sender<Vec<String>>) {
         let mut backoff = Backoff::api();
+        let mut known = None;
         loop {
             let (told, wait) = match self.step().await {
                 Ok(wait) => {
@@ -124,6 +130,7 @@ impl Task {
                 () = problems.closed() => return,
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = self.trust.changed() => {}
+                () = another_node(&mut self.snapshots, &self.node, &mut known) => {}
             }
         }
     }
@@ -305,6 +312,26 @@ impl Task {
         info!(issuer = leaf.issuer, "certificate installed");
         Ok(rest(Some(&leaf)))
     }
+}
+
+/// Returns when the Node has another UID than `known`, which is that one then.
+async fn another_node(
+    snapshots: &mut watch::Receiver<MeshSnapshot>,
+    node: &str,
+    known: &mut Option<String>,
+) {
+    let uid = |snapshot: &MeshSnapshot| {
+        let own = snapshot.nodes.iter().find(|own| own.name == node)?;
+        own.uid.clone()
+    };
+    let is_new =
+        |snapshot: &MeshSnapshot| uid(snapshot).is_some_and(|uid| known.as_ref() != Some(&uid));
+    let Ok(snapshot) = snapshots.wait_for(is_new).await else {
+        return std::future::pending().await; // the agent stops
+    };
+    let new = uid(&snapshot);
+    drop(snapshot);
+    *known = new;
 }
 
 fn disk(error: &std::io::Error) -> Obstacle {

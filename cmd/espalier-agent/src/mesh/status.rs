@@ -103,9 +103,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
 
     /// A node on its way into a cluster: without a certificate it could do nothing but block under Required.
     fn no_identity(&self) -> Option<String> {
-        let none = self.keyring.credentials.is_none() && self.keyring.psks.is_empty();
         let needed = self.snapshot.policy.mode == Mode::Required;
-        (none && needed).then(|| {
+        (self.keyring.awaited && needed).then(|| {
             "this node has no certificate yet, and the policy is Required; see the problems for what it waits for".to_owned()
         })
     }

@@ -29,7 +29,9 @@ const IN_RUN: [&str; 6] = [
     "dataplane.lock",
     "kernel-peers.json",
 ];
-const IN_STATE: [&str; 4] = ["leases", "leases.lock", "pending-release", "pki"];
+const IN_STATE: [&str; 4] = ["leases", "leases.lock", "pending-release", PKI];
+/// A link to the folder with certificate and key, whose name is this with a suffix; a key that waits for its certificate has one, too.
+const PKI: &str = "pki";
 
 /// Where Espalier keeps files on a host.
 #[derive(Clone, Debug)]
@@ -149,6 +151,9 @@ fn empty(folder: &Path, ours: &[&str], removed: &mut Removed) -> Result<()> {
 
 /// The file itself, `NAME.new`, or the hidden `.NAME….tmp`.
 fn is_one(name: &str, own: &str) -> bool {
+    if own == PKI && name.starts_with("pki.") {
+        return true;
+    }
     let hidden = name
         .strip_prefix('.')
         .and_then(|name| name.strip_prefix(own))

@@ -32,13 +32,17 @@ pub(crate) struct CleanupArgs {
     /// Seconds to wait for Espalier's processes to end, instead of refusing at once.
     #[arg(long, default_value_t = 0)]
     wait: u64,
-    /// Do not end when all is done, but wait to be told to (SIGTERM, SIGINT): for a DaemonSet, whose containers must not end.
-    #[arg(long)]
+    /// Remove nothing, and wait to be told to end (SIGTERM, SIGINT): for the container of a DaemonSet, which must not end, after
+    /// another one that removed everything.
+    #[arg(long, exclusive = true)]
     hold: bool,
 }
 
 /// Removes, prints what, and goes on after an error. Can be repeated.
 pub(crate) fn run(args: &CleanupArgs) -> Result<()> {
+    if args.hold {
+        return hold();
+    }
     let folders = Folders {
         run: args.run_dir.clone(),
         state: args.state_dir.clone(),
@@ -46,11 +50,7 @@ pub(crate) fn run(args: &CleanupArgs) -> Result<()> {
         cni_bin: args.cni_bin_dir.clone(),
     };
     until_nobody_runs(&folders, Duration::from_secs(args.wait))?;
-    clean(&folders)?;
-    if args.hold {
-        hold()?;
-    }
-    Ok(())
+    clean(&folders)
 }
 
 fn until_nobody_runs(folders: &Folders, patience: Duration) -> Result<()> {

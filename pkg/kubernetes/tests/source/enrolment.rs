@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use espalier_api::{MeshSnapshot, NodeSpec};
 use espalier_kubernetes::Enrolment;
 use espalier_pki::{Authority, Bundle, Leaf, Validity, csr};
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::fake::{CONFIG_MAPS, CSRS, Fake, NODES};
 use crate::node;
@@ -33,13 +35,22 @@ fn trust(fake: &Fake, cas: &[&Authority]) {
     );
 }
 
-fn enrol(fake: &Fake, state: &Path) -> tokio::sync::watch::Receiver<Vec<String>> {
+fn enrol(fake: &Fake, state: &Path) -> watch::Receiver<Vec<String>> {
+    enrol_with(fake, state, watch::channel(MeshSnapshot::default()).1)
+}
+
+fn enrol_with(
+    fake: &Fake,
+    state: &Path,
+    snapshots: watch::Receiver<MeshSnapshot>,
+) -> watch::Receiver<Vec<String>> {
     let enrolment = Enrolment {
         client: fake.client(),
         node: "a".to_owned(),
         namespace: "espalier-system".to_owned(),
         folder: state.join("pki"),
         spread: Duration::ZERO,
+        snapshots,
     };
     enrolment.start()
 }
@@ -137,4 +148,35 @@ async fn a_refusal_is_told_and_a_certificate_of_another_key_is_not_taken() {
         .await;
     assert!(told.unwrap()[0].contains("pod is not on node a"));
     assert!(!state.path().join("pki").exists());
+}
+
+#[tokio::test]
+async fn a_node_that_was_made_again_gets_another_certificate_at_once() {
+    let (fake, state) = (Fake::new(), tempfile::tempdir().unwrap());
+    fake.put(NODES, node("a", 1));
+    let ca = authority();
+    trust(&fake, &[&ca]);
+    let (sender, snapshots) = watch::channel(MeshSnapshot::default());
+    let mut problems = enrol_with(&fake, state.path(), snapshots);
+    let request = open_request(&fake).await;
+    sign(&fake, request, &ca);
+    until(|| issuer(state.path(), &[&ca])).await;
+    problems.wait_for(Vec::is_empty).await.unwrap();
+
+    let mut again = node("a", 1);
+    again["metadata"]["uid"] = json!("u-again");
+    fake.put(NODES, again);
+    let own = NodeSpec {
+        name: "a".to_owned(),
+        uid: Some("u-again".to_owned()),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+    };
+    sender.send_modify(|snapshot| snapshot.nodes.push(own));
+    let request = open_request(&fake).await;
+    let pem: ByteString = serde_json::from_value(request["spec"]["request"].clone()).unwrap();
+    csr::read(&pem.0)
+        .unwrap()
+        .check_names("a", "u-again")
+        .unwrap();
 }
