@@ -32,7 +32,7 @@ pub struct Condition {
     /// One word for programs, such as `AllPairsEncrypted`.
     pub reason: String,
     /// For people: cause and remedy.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// metadata.generation of the policy that it is about.
     #[serde(default)]

@@ -69,13 +69,16 @@ pub struct MeshNodeSpec {}
 #[schemars(transform = crate::conditions::no_defaults)]
 pub struct MeshNodeStatus {
     /// metadata.uid of the Node.
-    #[serde(rename = "nodeUID")]
+    #[serde(rename = "nodeUID", skip_serializing_if = "String::is_empty")]
     pub node_uid: String,
     /// Of the agent.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// userspace, kernel or unreachable.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub dataplane: String,
     /// Disabled, Permissive or Required: the policy's as this node has it.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub mode: String,
     /// metadata.generation of the policy that is in force on this node.
     pub observed_policy_generation: i64,
@@ -113,12 +116,15 @@ pub struct PairCounts {
 /// A node's certificate and whom it trusts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = crate::conditions::no_defaults)]
 pub struct CertificateStatus {
     /// When it ends.
     #[schemars(schema_with = "crate::conditions::date_time")]
     pub not_after: Time,
     /// SHA-256 (hex) of the CA certificate that signed it; empty: none of those that it trusts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub issuer: String,
     /// Which CA certificates it trusts now: SHA-256 (hex) of their sorted fingerprints (`espalier_pki::Bundle::hash`).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trust: String,
 }
