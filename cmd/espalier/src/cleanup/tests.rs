@@ -70,6 +70,7 @@ fn desired() -> Desired {
         deny_clear: true,
         peers: BTreeMap::from([("b".to_owned(), peer)]),
         externals: BTreeMap::new(),
+        masquerade: true,
     }
 }
 

@@ -89,7 +89,7 @@ impl Expressions {
         self.meta(META_L4PROTO).equal(&[number])
     }
 
-    pub(super) fn to_udp_port(self, port: u16) -> Self {
+    pub(super) fn udp_port(self, port: u16) -> Self {
         self.protocol(IPPROTO_UDP)
             .payload(TRANSPORT_HEADER, 2, 2)
             .equal(&port.to_be_bytes())

@@ -56,7 +56,7 @@ impl Masquerade {
     fn rules(&self) -> Vec<Attributes> {
         let new = Expressions::new;
         let devices = self.devices.iter().map(|name| new().leaves_by(name));
-        let ports = self.udp_ports.iter().map(|port| new().to_udp_port(*port));
+        let ports = self.udp_ports.iter().map(|port| new().udp_port(*port));
         let protocols = self.protocols.iter().map(|number| new().protocol(*number));
         let networks = self.excluded.iter();
         let networks = networks.map(|network| new().address(End::Destination, *network));
