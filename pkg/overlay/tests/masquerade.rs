@@ -45,7 +45,7 @@ impl World {
         });
         a.settle(&desired);
         b.settle(&of_b);
-        [&a, &b].map(Node::give_v6_address);
+        [&a, &b].into_iter().for_each(Node::give_v6_address);
         Self {
             _wire: wire,
             a,
