@@ -56,6 +56,9 @@ impl Nat {
                  for pods are routed back to this node (modprobe nft_masq, or policy masquerade: Never)"
                     .to_owned()
             }),
+            Err(e) if rules.is_none() => Some(format!(
+                "masquerade: {e}; pods may still have the node's address outside of the cluster. Trying again"
+            )),
             Err(e) => Some(format!(
                 "masquerade: {e}; pods may not reach addresses outside of the cluster. Trying again"
             )),
