@@ -126,6 +126,7 @@ suites: {{ toJson . }}
 udpEncapsulation: {{ .udpEncapsulation }}
 establish: {{ .establish }}
 perCPU: {{ .perCPU }}
+masquerade: {{ .masquerade }}
 dataplane: {{ .dataplane }}
 {{- with .rekey }}
 rekey:

@@ -1,6 +1,6 @@
 //! The invariants of the design that need a wire: S1, S2, S7, and keys that stay out of logs.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -169,9 +169,11 @@ fn s7_a_node_starts_and_serves_its_host_without_tunnel_and_dns() {
 
             // Towards an API server beside the mesh and one on a node, with the pair to that node blocked.
             let node = mesh.node_ref(1)?;
-            answers(&node.netns, underlay(1), &mesh.gateway, GATEWAY)?;
             let other = &mesh.node_ref(2)?.netns;
-            answers(&node.netns, underlay(1), other, underlay(2))?;
+            for (host, at) in [(&mesh.gateway, GATEWAY), (other, underlay(2))] {
+                let own = node.netns.run(|| UdpSocket::bind((underlay(1), 0)))??;
+                answers(&own, host, at)?;
+            }
             mesh.await_peer(1, 2, |peer| on_path(peer, "Blocked"))?;
             ensure!(mesh.watch.now()?.ike > 0, "IKE waits for something");
 
@@ -186,11 +188,30 @@ fn s7_a_node_starts_and_serves_its_host_without_tunnel_and_dns() {
     );
 }
 
-/// A UDP request and its answer between two hosts.
-fn answers(client: &Netns, from: Ipv4Addr, server: &Netns, at: Ipv4Addr) -> Result<()> {
+/// What pods send to hosts is host traffic, under Required too: nobody there has a way to pods, and a node's answer to one would
+/// come by the mesh, from an address that is not of that node's pods.
+#[test]
+fn pods_reach_the_outside_and_other_nodes_by_their_nodes_address() {
+    test(
+        "invariants::pods_reach_the_outside_and_other_nodes_by_their_nodes_address",
+        |bench| {
+            let mut mesh = Cluster::start(bench, 2, Mode::Required)?;
+            let pods = mesh.pods(&[1, 2])?;
+            mesh.works(&[1, 2], &pods)?;
+            let other = &mesh.node_ref(2)?.netns;
+            for (host, at) in [(&mesh.gateway, GATEWAY), (other, underlay(2))] {
+                let seen = answers(&pods[0].socket(6444)?, host, at)?;
+                ensure!(seen == underlay(1), "{at} saw {seen}");
+            }
+            Ok(())
+        },
+    );
+}
+
+/// A UDP request to a host and its answer; who the host saw.
+fn answers(client: &UdpSocket, server: &Netns, at: Ipv4Addr) -> Result<IpAddr> {
     let server = server.run(|| UdpSocket::bind((at, 6443)))??;
-    let client = client.run(|| UdpSocket::bind((from, 0)))??;
-    for socket in [&server, &client] {
+    for socket in [&server, client] {
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     }
     let mut buffer = [0; 16];
@@ -198,7 +219,7 @@ fn answers(client: &Netns, from: Ipv4Addr, server: &Netns, at: Ipv4Addr) -> Resu
     let (_, back): (usize, SocketAddr) = server.recv_from(&mut buffer).context("request")?;
     server.send_to(b"answer", back)?;
     client.recv_from(&mut buffer).context("answer")?;
-    Ok(())
+    Ok(back.ip())
 }
 
 /// IPv4 UDP frames to port 53, of all that were captured.

@@ -87,6 +87,10 @@ pub struct EncryptionPolicySpec {
     /// CPUs has, at most 16. Auto: so; Never: one SA pair per peer.
     #[serde(default, rename = "perCPU")]
     pub per_cpu: PerCpu,
+    /// What pods send out of the cluster. Auto: it has the node's address, where the kernel has nf_tables; Never: the pod's, for
+    /// networks with routes back to pods. Pods and the networks of ExternalPeers always see pods' addresses.
+    #[serde(default)]
+    pub masquerade: Masquerade,
     /// When SAs are replaced; default: as the agent was started, without limit of volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rekey: Option<RekeySpec>,
@@ -207,6 +211,16 @@ pub enum UdpEncapsulation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PerCpu {
     /// Where both nodes can.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Never,
+}
+
+/// See [`EncryptionPolicySpec::masquerade`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Masquerade {
+    /// Where the kernel can.
     #[default]
     Auto,
     /// Nowhere.

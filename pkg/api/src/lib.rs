@@ -12,7 +12,8 @@ mod snapshot;
 
 pub use crd::{
     DataplaneKind, EncryptionPolicy, EncryptionPolicySpec, EncryptionPolicyStatus, Establish,
-    NodeCounts, OverlayKind, PerCpu, PolicyMode, Protocol, RekeySpec, SuiteName, UdpEncapsulation,
+    Masquerade, NodeCounts, OverlayKind, PerCpu, PolicyMode, Protocol, RekeySpec, SuiteName,
+    UdpEncapsulation,
 };
 pub use espalier_peers::NodeSpec;
 pub use external::{ExternalAuth, ExternalGateway, ExternalPeer, ExternalPeerSpec};

@@ -225,6 +225,7 @@ fn read_policy(document: Value) -> Result<Object, String> {
         cluster_cidrs: read_cidrs("spec.clusterCIDRs", &policy.spec.cluster_cidrs)?,
         transition_deadline: Duration::from_secs(seconds.into()),
         protection: Protection::read(&policy.spec)?,
+        masquerade: policy.spec.masquerade,
     }))
 }
 

@@ -9,6 +9,7 @@ use espalier_peers::{Mode, NodeSpec};
 use ipnet::IpNet;
 
 use crate::claims::Claims;
+use crate::crd::Masquerade;
 use crate::external::ExternalGateway;
 use crate::manifest::{Object, Read, parse};
 use crate::protection::Protection;
@@ -26,6 +27,8 @@ pub struct Policy {
     pub transition_deadline: Duration,
     /// By what packets are protected.
     pub protection: Protection,
+    /// Whether pods have the node's address out of the cluster.
+    pub masquerade: Masquerade,
 }
 
 impl Default for Policy {
@@ -36,6 +39,7 @@ impl Default for Policy {
             cluster_cidrs: Vec::new(),
             transition_deadline: Duration::from_secs(60),
             protection: Protection::default(),
+            masquerade: Masquerade::default(),
         }
     }
 }

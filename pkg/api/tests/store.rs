@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use espalier_api::{
-    DataplaneKind, Establish, MeshSnapshot, OverlayKind, PerCpu, Protection, Protocol, RekeySpec,
-    Store, SuiteName, UdpEncapsulation,
+    DataplaneKind, Establish, Masquerade, MeshSnapshot, OverlayKind, PerCpu, Protection, Protocol,
+    RekeySpec, Store, SuiteName, UdpEncapsulation,
 };
 use espalier_peers::Mode;
 
@@ -307,7 +307,8 @@ fn protection_has_defaults_and_every_field_is_read() {
         Protection::default()
     );
     let text = "protocol: AH, overlay: None, suites: [AES-256-GMAC, ChaCha20-Poly1305], udpEncapsulation: Never, \
-                establish: OnDemand, dataplane: Kernel, perCPU: Never, rekey: {interval: 10, bytes: 1000000, packets: 1000}";
+                establish: OnDemand, dataplane: Kernel, perCPU: Never, masquerade: Never, \
+                rekey: {interval: 10, bytes: 1000000, packets: 1000}";
     let snapshot = Folder::good().put("policy.yaml", &protected(text));
     assert_eq!(snapshot.problems, []);
     let expected = Protection {
@@ -325,6 +326,7 @@ fn protection_has_defaults_and_every_field_is_read() {
         },
     };
     assert_eq!(snapshot.policy.protection, expected);
+    assert_eq!(snapshot.policy.masquerade, Masquerade::Never);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A small synchronous netlink socket, generic over the family, and the few operations on links, addresses, routes and
-//! neighbours that Espalier's crates share.
+//! A small synchronous netlink socket, generic over the family, and the few operations on links, addresses, routes, neighbours
+//! and nf_tables that Espalier's crates share.
 //!
 //! [`Socket::request`] and [`Socket::batch`] wait for the kernel's acknowledgement of every message; [`Socket::dump`] gives a
 //! complete list or an error, never a part of one. Errors carry the errno and the kernel's own words (extended
@@ -12,6 +12,7 @@ mod family;
 mod link;
 mod neighbour;
 mod netns;
+mod nftables;
 mod policy;
 mod reply;
 mod route;
@@ -25,6 +26,7 @@ pub use family::{Family, Route, Xfrm};
 pub use link::{IpTunnel, Link, LinkChange, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
+pub use nftables::{MASQUERADE_TABLE, Masquerade, Netfilter, NetfilterMessage};
 pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
 pub use route::{Encap, RouteEntry, RouteFilter};
 pub use rule::DropRule;

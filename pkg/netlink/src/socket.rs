@@ -219,6 +219,53 @@ impl<F: Family> Socket<F> {
         Ok(results)
     }
 
+    /// Sends requests of which all are carried out or none, between the two messages that open and close such a batch.
+    ///
+    /// # Errors
+    /// The kernel's first refusal: nothing has changed then. Or a lost answer: all was carried out, or nothing.
+    pub(crate) fn atomic(
+        &mut self,
+        begin: F::Message,
+        requests: Vec<(F::Message, u16)>,
+        end: F::Message,
+    ) -> Result<(), Error> {
+        let whole = F::describe(&begin);
+        let mut bytes = Bytes::new::<F>();
+        // Neither end asks for an acknowledgement: kernels before 6.10 give none. One comes all the same where the batch is refused.
+        let opened = self.encode(begin, PLAIN, &mut bytes);
+        let mut waiting = Vec::with_capacity(requests.len());
+        for (message, flags) in requests {
+            let what = F::describe(&message);
+            waiting.push((self.encode(message, flags | NLM_F_ACK, &mut bytes), what));
+        }
+        self.encode(end, PLAIN, &mut bytes);
+        self.make_room(bytes.as_slice().len());
+        self.send(bytes.as_slice(), &whole)?;
+        let mut waiting = waiting.into_iter().peekable();
+        while waiting.peek().is_some() {
+            let datagram = self.receive(&whole)?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let (number, _, reply, after) = split(rest, &whole)?;
+                rest = after;
+                let Reply::Ack(outcome) = reply else { continue };
+                if number == opened {
+                    outcome.map_err(|e| refused(whole.clone(), e))?;
+                } else if let Some((_, what)) = waiting.next_if(|(of, _)| *of == number) {
+                    outcome.map_err(|e| refused(what, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For what must be sent in one piece. The kernel's own limit stays where it may not be exceeded; then sending says so.
+    fn make_room(&self, length: usize) {
+        if length > BATCH_BYTES {
+            let _ = setsockopt(&self.inner, sockopt::SndBufForce, &(2 * length));
+        }
+    }
+
     /// One piece of a batch: acknowledgements come in the order of the requests.
     fn exchange(
         &mut self,

@@ -19,16 +19,18 @@ pub(crate) struct Remembered {
     desired: Desired,
     devices: Devices,
     pod_mtu: u32,
+    note: Option<String>,
     /// Each peer's objects depend on it alone.
     distinct: bool,
 }
 
 impl Remembered {
-    pub(crate) fn new(desired: &Desired, devices: Devices, pod_mtu: u32) -> Self {
+    pub(crate) fn new(desired: &Desired, devices: Devices, done: &Applied) -> Self {
         Self {
             desired: desired.clone(),
             devices,
-            pod_mtu,
+            pod_mtu: done.pod_mtu,
+            note: done.note.clone(),
             distinct: plan::owners(desired).distinct,
         }
     }
@@ -46,6 +48,7 @@ impl Remembered {
             && old.engine == desired.engine
             && old.deny_clear == desired.deny_clear
             && old.externals == desired.externals
+            && old.masquerade == desired.masquerade
             && old.peers.len() == desired.peers.len();
         if !same {
             return None;
@@ -158,11 +161,12 @@ impl Overlay {
         for (name, peer) in changed {
             remembered.desired.peers.insert(name.clone(), peer.clone());
         }
-        let pod_mtu = remembered.pod_mtu;
+        let (pod_mtu, note) = (remembered.pod_mtu, remembered.note.clone());
         self.applied = Some(remembered);
         Ok(Applied {
             writes: self.writes() - before,
             pod_mtu,
+            note,
         })
     }
 

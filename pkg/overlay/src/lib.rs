@@ -21,6 +21,8 @@
 //! [`Framing::Ipip`] has `espalier.ip` for `espalier.vx` and IP protocol 4 or 41 for UDP 4789; [`Framing::Native`] has no overlay
 //! device, routes by the underlay interface and tunnel mode between pod CIDRs: docs/overlay.md.
 //!
+//! What pods send to other addresses gets the node's (nf_tables, table `espalier`), so that answers find the way back.
+//!
 //! [`Overlay::apply_changes`] writes what differs from what was applied last, without reading. Every [`Overlay::apply`] reads the actual state, so whatever somebody else deleted or changed is put right, and nothing is
 //! written when nothing differs. A pair's path is switched by one `RTM_NEWROUTE` with `NLM_F_REPLACE`: no moment without a
 //! route. What is ours is known by the device's name, by `rtm_protocol` 229 together with the device or the metric, and by the
@@ -29,6 +31,7 @@
 mod change;
 mod devices;
 mod error;
+mod masquerade;
 mod mtu;
 mod observe;
 mod plan;
@@ -87,6 +90,8 @@ pub struct Desired {
     pub peers: BTreeMap<String, PeerRoute>,
     /// Gateways outside of the mesh, by name.
     pub externals: BTreeMap<String, ExternalRoute>,
+    /// Whether what this node's pods send to anything but pods and the networks of `externals` gets the node's address.
+    pub masquerade: bool,
 }
 
 /// How networks behind a gateway outside of the mesh are reached: by its tunnel, or not at all. Whatever the mode is, nothing
@@ -194,12 +199,14 @@ pub enum RoutePath {
 }
 
 /// What [`Overlay::apply`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// Netlink messages and settings written; 0 when everything was as it should be.
     pub writes: usize,
     /// MTU for pods, in bytes.
     pub pod_mtu: u32,
+    /// What could not be had, without harm to what is closed or sealed.
+    pub note: Option<String>,
 }
 
 /// What a restarted agent finds and adopts.

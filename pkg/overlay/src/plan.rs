@@ -283,7 +283,7 @@ pub(crate) fn has_ipv6(desired: &Desired) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Vtep;
 
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    fn desired(peers: &[(&str, PeerRoute)]) -> Desired {
+    pub(crate) fn desired(peers: &[(&str, PeerRoute)]) -> Desired {
         Desired {
             local: "192.0.2.1".parse().unwrap(),
             vtep: Vtep {
@@ -319,6 +319,7 @@ mod tests {
                 .map(|(name, peer)| ((*name).to_owned(), peer.clone()))
                 .collect(),
             externals: BTreeMap::new(),
+            masquerade: false,
         }
     }
 

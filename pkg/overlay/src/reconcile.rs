@@ -16,6 +16,7 @@ use crate::{
     Applied, Desired, Engine, Error, Framing, PROTOCOL, RoutePath,
     change::Remembered,
     devices::{self, Settings},
+    masquerade::Nat,
     observe::{Own, Table, Through},
     plan::{self, Devices},
     policies::{self, Spd},
@@ -26,6 +27,7 @@ use crate::{
 pub struct Overlay {
     pub(crate) route: Socket<Route>,
     pub(crate) spd: Spd,
+    pub(crate) nat: Nat,
     settings: Settings,
     /// What the last apply brought about; none after a failure.
     pub(crate) applied: Option<Remembered>,
@@ -56,9 +58,11 @@ impl Overlay {
         };
         let route = Socket::open_in(netns.as_fd())?;
         let spd = Spd::new(Some(netns.try_clone().map_err(failed)?));
+        let nat = Nat::new(Some(netns.try_clone().map_err(failed)?));
         Ok(Self {
             route,
             spd,
+            nat,
             settings: Settings {
                 netns: Some(netns),
                 writes: 0,
@@ -77,6 +81,8 @@ impl Overlay {
         let before = self.writes();
         let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
+        // Before the routes: of a connection the first packet decides.
+        let note = self.nat.settle(desired);
         let guarded = self.spd.exists().unwrap_or(true);
         let mut wanted = policies::wanted(desired, underlay.as_ref().map(|l| l.index));
         // Without policies routing rules close the way to external networks.
@@ -109,15 +115,17 @@ impl Overlay {
         closed?;
         self.drop_refusals(desired)?;
         devices::drop_others(&mut self.route, desired.framing)?;
-        self.applied = Some(Remembered::new(desired, devices, pod_mtu));
-        Ok(Applied {
+        let done = Applied {
             writes: self.writes() - before,
             pod_mtu,
-        })
+            note,
+        };
+        self.applied = Some(Remembered::new(desired, devices, &done));
+        Ok(done)
     }
 
     pub(crate) fn writes(&self) -> usize {
-        self.route.writes() + self.spd.writes() + self.settings.writes
+        self.route.writes() + self.spd.writes() + self.nat.writes() + self.settings.writes
     }
 
     /// The unreachable routes under everything.

@@ -3,10 +3,10 @@
 use espalier_netlink::{Address, Link};
 use tracing::warn;
 
-use crate::{Error, Overlay, devices, observe::Through};
+use crate::{Error, Overlay, devices, masquerade, observe::Through};
 
 impl Overlay {
-    /// For uninstalling: removes our devices and all routes, rules and policies of ours, and nothing else. The TUN belongs to the
+    /// For uninstalling: removes our devices and all routes, rules, policies and the nf_tables table of ours, and nothing else. The TUN belongs to the
     /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node. Gives a line about each that was removed.
     ///
     /// # Errors
@@ -19,6 +19,7 @@ impl Overlay {
             Self::remove_policies,
             Self::remove_rules,
             Self::remove_refusals,
+            Self::remove_masquerade,
         ];
         let (mut removed, mut errors) = (Vec::new(), Vec::new());
         for step in steps {
@@ -90,6 +91,11 @@ impl Overlay {
             .map(|rule| format!("rule against packets from {}", rule.source));
         let lines = lines.collect();
         self.del_rules(own).map(|()| lines)
+    }
+
+    fn remove_masquerade(&mut self) -> Result<Vec<String>, Error> {
+        let there = self.nat.remove()?;
+        Ok(there.then(masquerade::in_words).into_iter().collect())
     }
 
     fn remove_refusals(&mut self) -> Result<Vec<String>, Error> {

@@ -37,6 +37,7 @@ pub(crate) fn desired(peers: usize) -> Desired {
         deny_clear: true,
         peers: (1..=peers).map(|n| (name(n), peer(n))).collect(),
         externals: [].into(),
+        masquerade: true,
     }
 }
 

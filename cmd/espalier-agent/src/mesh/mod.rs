@@ -119,6 +119,8 @@ pub(crate) struct Mesh<D, K> {
     read_at: Option<Instant>,
     pod_mtu: u32,
     kernel_problem: Option<String>,
+    /// What the kernel cannot do, without harm to what is closed or sealed.
+    kernel_note: Option<String>,
     retry_kernel_at: Option<Instant>,
     next_traffic_poll: Instant,
 }
@@ -144,6 +146,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             read_at: None,
             pod_mtu: 0,
             kernel_problem: None,
+            kernel_note: None,
             retry_kernel_at: None,
             next_traffic_poll: now + TRAFFIC_POLL,
         }

@@ -105,6 +105,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                     debug!(writes = done.writes, "kernel brought in line");
                 }
                 self.pod_mtu = done.pod_mtu;
+                self.kernel_note = done.note;
                 self.read_at = Some(read_at.unwrap_or(now));
                 (self.kernel_problem, self.retry_kernel_at) = (None, None);
                 true

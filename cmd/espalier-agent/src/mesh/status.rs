@@ -138,7 +138,9 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             .hello
             .iter()
             .flat_map(|hello| hello.can.notes.clone());
-        self.demand_note().into_iter().chain(of_plane).collect()
+        let of_kernel = self.kernel_note.clone();
+        let own = self.demand_note().into_iter().chain(of_kernel);
+        own.chain(of_plane).collect()
     }
 
     fn status(&self, dump: Option<&Dump>) -> StatusReply {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
+use espalier_api::Masquerade;
 use espalier_dataplane_core::Dataplane;
 use espalier_overlay::{Desired, PeerRoute, Vtep};
 use espalier_peers::{Mode, gateway, vtep_mac};
@@ -86,6 +87,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             engine: self.uplink.engine(),
             deny_clear: strict,
             externals: self.external_routes(),
+            masquerade: self.snapshot.policy.masquerade == Masquerade::Auto,
             peers: BTreeMap::new(),
         })
     }

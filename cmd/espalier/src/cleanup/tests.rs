@@ -38,10 +38,18 @@ fn kernel() -> String {
         "xfrm policy",
         "xfrm state",
     ];
-    let text = views.map(ip).concat();
+    let text = views.map(ip).concat() + &tables();
     // Link-local addresses count a moment after their device has come up.
     let lines = text.lines().filter(|line| !line.contains("fe80:"));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Tables of nf_tables, where this machine has the program that shows them.
+fn tables() -> String {
+    let list = Command::new("nft").args(["list", "tables"]).output();
+    list.map_or(String::new(), |list| {
+        String::from_utf8(list.stdout).unwrap()
+    })
 }
 
 fn desired() -> Desired {
@@ -70,6 +78,7 @@ fn desired() -> Desired {
         deny_clear: true,
         peers: BTreeMap::from([("b".to_owned(), peer)]),
         externals: BTreeMap::new(),
+        masquerade: true,
     }
 }
 
@@ -116,6 +125,7 @@ fn foreign() {
     ip("link set e1 up");
     ip("route add 10.77.0.0/16 dev esp0123456789a proto 229");
     ip("route add unreachable 10.78.0.0/16 metric 77");
+    let _ = Command::new("nft").arg("add table inet theirs").status();
     ip("rule add from 10.79.0.0/16 blackhole priority 50 protocol 77");
     ip("xfrm policy add src 10.80.0.0/16 dst 10.81.0.0/16 dir out action block priority 5");
     // Without a key: this kernel may have no ESP.
@@ -154,6 +164,10 @@ fn the_kernel_is_as_before_and_what_is_foreign_stays() {
                     "blackhole proto 229",
                     "esp6ad2516ced2",
                 ];
+                assert_eq!(
+                    tables().contains("inet espalier"),
+                    tables().contains("inet theirs")
+                );
                 for ours in ours {
                     assert!(between.contains(ours), "{ours} in {between}");
                 }

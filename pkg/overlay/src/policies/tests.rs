@@ -40,6 +40,7 @@ fn desired(deny_clear: bool, path: RoutePath, accept_clear: bool) -> Desired {
         deny_clear,
         peers: [("b".to_owned(), peer)].into(),
         externals: BTreeMap::new(),
+        masquerade: false,
     }
 }
 

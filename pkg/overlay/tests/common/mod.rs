@@ -154,6 +154,7 @@ impl Node {
             deny_clear: false,
             peers: peers.iter().map(peer).collect(),
             externals: [].into(),
+            masquerade: true,
         }
     }
 

@@ -4,7 +4,7 @@ mod cpus;
 mod external;
 mod world;
 
-use espalier_api::{Establish, Protocol, UdpEncapsulation};
+use espalier_api::{Establish, Masquerade, Protocol, UdpEncapsulation};
 use espalier_dataplane_core::{Direction, Encapsulation, Event, PeerId, Sa, Spi};
 use espalier_ike::{Identity, IkeStatus};
 use espalier_overlay::{Engine, Protect, RoutePath};
@@ -204,6 +204,20 @@ async fn ah_is_installed_and_named_as_such() {
             .iter()
             .all(|e| *e == Encapsulation::Raw)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masquerading_is_as_the_policy_says() {
+    let mut world = two_kernels().await;
+    let masquerades = |world: &World| {
+        let state = world.nodes[0].lock();
+        state.desired.as_ref().unwrap().masquerade
+    };
+    assert!(masquerades(&world));
+    let never = policy(|policy| policy.masquerade = Masquerade::Never);
+    world.set_policy(0, never).await;
+    let off = |world: &World| !masquerades(world);
+    world.until("the rules are not wanted", off).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

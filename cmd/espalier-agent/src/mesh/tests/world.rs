@@ -222,6 +222,7 @@ impl Kernel for Node {
         Ok(Applied {
             writes: 1,
             pod_mtu: 1400,
+            note: None,
         })
     }
 }
