@@ -135,8 +135,19 @@ pub(super) fn rejoined(ground: &mut Ground<'_>) -> Result<String> {
     mesh::settled(ground, Mode::Required)?;
     mesh::nodes_ready(ground)?;
     let seconds = begun.elapsed().as_secs_f64();
-    ground.await_daemon_set(crate::ground::NAMESPACE, "peer")?;
     load.ends_whole(ground)?;
+    // The Node has other pod CIDRs now: a pod that outlived its Node has an address that is nobody's, and is made anew.
+    let there = format!("spec.nodeName={node}");
+    let peer = [
+        "-n",
+        crate::ground::NAMESPACE,
+        "delete",
+        "pod",
+        "-l",
+        "app=peer",
+    ];
+    ground.kubectl(&[&peer[..], &["--field-selector", &there]].concat())?;
+    ground.await_daemon_set(crate::ground::NAMESPACE, "peer")?;
     super::traffic::all_exchange(&ground.pods("app=peer")?)?;
     Ok(format!(
         "encrypted again {seconds:.1} s after its kubelet started"
