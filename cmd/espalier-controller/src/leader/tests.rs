@@ -82,7 +82,7 @@ fn condition(fake: &Fake, type_: &str) -> (String, String, String) {
     let policy = fake.get(POLICY).unwrap();
     let conditions = policy["status"]["conditions"].as_array().unwrap();
     let found = conditions.iter().find(|c| c["type"] == type_).unwrap();
-    let word = |key: &str| found[key].as_str().unwrap().to_owned();
+    let word = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
     (word("status"), word("reason"), word("message"))
 }
 
