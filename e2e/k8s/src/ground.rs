@@ -118,10 +118,16 @@ impl Ground<'_> {
 
     /// The pods of the suite with this label, by node.
     pub(crate) fn pods(&self, label: &str) -> Result<Vec<Pod>> {
-        let mut objects = self.list(&["pods", "-n", NAMESPACE, "-l", label])?;
-        objects.retain(|object| object["metadata"]["deletionTimestamp"].is_null());
+        let mut objects = self.staying(label)?;
         objects.sort_by_key(|object| object["spec"]["nodeName"].to_string());
         objects.iter().map(pods::pod).collect()
+    }
+
+    /// Pods that nobody deletes, as objects.
+    pub(crate) fn staying(&self, label: &str) -> Result<Vec<Value>> {
+        let mut objects = self.list(&["pods", "-n", NAMESPACE, "-l", label])?;
+        objects.retain(|object| object["metadata"]["deletionTimestamp"].is_null());
+        Ok(objects)
     }
 
     /// Waits until every pod of a DaemonSet is ready, and of its newest version.

@@ -125,7 +125,7 @@ pub(super) fn pod_to_host(ground: &mut Ground<'_>) -> Result<String> {
 /// Pods reach what is beyond the default gateway, with an address that it can answer to.
 pub(super) fn pod_to_outside(ground: &mut Ground<'_>) -> Result<String> {
     let outside = ground.harness.outside().to_string();
-    for pod in ground.list(&["pods", "-n", NAMESPACE, "-l", "app=peer"])? {
+    for pod in ground.staying("app=peer")? {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let ping = ["busybox", "ping", "-c", "3", "-W", "2", &outside];
         ground.kubectl(&[&["exec", "-n", NAMESPACE, name, "--"], &ping[..]].concat())?;
