@@ -19,6 +19,7 @@ mod bench;
 mod binaries;
 mod cluster;
 mod flow;
+mod flows;
 mod monitor;
 mod node;
 mod pki;
@@ -35,6 +36,7 @@ pub use cluster::{Cluster, Setup, blocked, encrypted, expect_words, on_path};
 pub use flow::{
     Count, Flow, INTERVAL, Mark, exchange, exchange_on, send_numbered, send_numbered_to,
 };
+pub use flows::Flows;
 pub use monitor::Monitor;
 pub use node::{Auth, Node, Plane};
 pub use pki::Pki;
@@ -44,5 +46,5 @@ pub use plan::{
     policy_with, uid, underlay, underlay_v6,
 };
 pub use pod::Pod;
-pub use watch::Watch;
+pub use watch::{Watch, complete};
 pub use xfrm::{Policy, State, errors_between, policies, stat, states};

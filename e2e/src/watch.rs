@@ -37,14 +37,7 @@ impl Watch {
     /// # Errors
     /// The capture lost frames or met one it cannot decode: it would prove nothing.
     pub fn now(&self) -> Result<Counters> {
-        let seen = self.capture.snapshot().context("the capture on the wire")?;
-        ensure!(
-            seen.dropped + seen.undecoded == 0,
-            "{} frames dropped by the capture, {} not decodable: no proof",
-            seen.dropped,
-            seen.undecoded
-        );
-        Ok(seen)
+        complete(&self.capture).context("on the wire")
     }
 
     /// S1: no clear pod packet since `before`. Returns what else was seen since then.
@@ -61,4 +54,19 @@ impl Watch {
         );
         Ok(seen)
     }
+}
+
+/// What a capture has seen until now.
+///
+/// # Errors
+/// It lost frames or met one it cannot decode: it would prove nothing.
+pub fn complete(capture: &Capture) -> Result<Counters> {
+    let seen = capture.snapshot().context("the capture")?;
+    ensure!(
+        seen.dropped + seen.undecoded == 0,
+        "{} frames dropped by the capture, {} not decodable: no proof",
+        seen.dropped,
+        seen.undecoded
+    );
+    Ok(seen)
 }

@@ -20,7 +20,6 @@ use espalier_ike::{Config, Endpoint, Identity};
 use espalier_ike_io::{IkeIo, OsRng};
 use espalier_overlay::Overlay;
 use espalier_rpc::DataplaneClient;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 
@@ -110,7 +109,7 @@ async fn main() -> Result<()> {
     if let Some(cluster) = cluster {
         cluster.tell(args.node.clone(), queries.clone());
     }
-    let stop = first(stop_signal()?, mesh_ended);
+    let stop = first(espalier_telemetry::stop_signal()?, mesh_ended);
     serve::until(stop, &args.run_dir, pods, queries).await?;
 
     // What is in the kernel and the data plane stays: pods go on.
@@ -135,18 +134,6 @@ async fn first(signal: impl Future<Output = ()>, mesh: oneshot::Receiver<()>) {
         () = signal => {}
         _ = mesh => error!("the mesh task has ended; the agent ends, too"),
     }
-}
-
-/// Completes on SIGTERM or SIGINT.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    })
 }
 
 #[cfg(test)]

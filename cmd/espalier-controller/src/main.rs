@@ -15,7 +15,6 @@ mod status;
 mod taint;
 mod uninstall;
 
-use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,7 +25,6 @@ use clap::Parser as _;
 use espalier_kubernetes::{connect, explain};
 use kube::api::Api;
 use rand::RngExt as _;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use args::{Cli, Command, RunArgs};
@@ -51,7 +49,7 @@ async fn main() -> Result<()> {
 async fn run(args: &RunArgs) -> Result<()> {
     let settings = Arc::new(args.settings());
     let metrics = Arc::new(Metrics::default());
-    let mut stop = pin!(stop_signal()?);
+    let mut stop = pin!(espalier_telemetry::stop_signal()?);
     espalier_telemetry::http::serve(args.http, Arc::clone(&metrics))
         .await
         .with_context(|| format!("--http {}", args.http))?;
@@ -105,16 +103,4 @@ fn identity() -> String {
     let name = names.into_iter().find_map(|name| std::env::var(name).ok());
     let name = name.unwrap_or_else(|| "espalier-controller".into());
     format!("{name}_{:016x}", rand::rng().random::<u64>())
-}
-
-/// Completes on SIGTERM or SIGINT.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    })
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use espalier_capture::{Capture, Config, Counters, Interfaces, interface_index};
-use espalier_e2e::{MARKER, cluster_cidr, until_within};
+use espalier_e2e::{MARKER, cluster_cidr, complete, until_within};
 use espalier_testnet::Netns;
 
 use crate::harness::{Harness, said, succeeded};
 use crate::images;
-use crate::namespaces::{capture, complete};
+use crate::namespaces::capture;
 
 const NAME: &str = "espalier-e2e";
 const LIMIT: Duration = Duration::from_secs(180);

@@ -4,12 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use espalier_capture::Counters;
-use espalier_e2e::{Flow, Mark, Pod};
+use espalier_e2e::{Flow, Flows, Pod};
 
 use crate::ground::Ground;
 
-/// Ports of the flows begin here.
-const FIRST_PORT: u16 = 7001;
 /// Packets each second each way between the first two pods, with some room.
 const FAST: u32 = 1050;
 /// The same between every other two.
@@ -19,7 +17,7 @@ const FAST_AT_LEAST: f64 = 1000.0;
 
 /// Flows each way between each two pods of different nodes.
 pub(crate) struct Load {
-    flows: Vec<(Flow, Mark)>,
+    flows: Flows,
     wire: Counters,
     gateway: Counters,
     begun: Instant,
@@ -37,20 +35,13 @@ impl Load {
         let mut flows = Vec::new();
         for (i, from) in pods.iter().enumerate() {
             for (j, to) in pods.iter().enumerate().filter(|(j, _)| *j != i) {
-                let port = FIRST_PORT + u16::try_from(flows.len())?;
+                let port = Flows::FIRST_PORT + u16::try_from(flows.len())?;
                 let rate = if i + j == 1 { FAST } else { SLOW };
                 flows.push(Flow::start_paced(from, to, port, rate)?);
             }
         }
-        for flow in &flows {
-            flow.await_since(flow.mark())?;
-        }
-        let marked = flows.into_iter().map(|flow| {
-            let mark = flow.mark();
-            (flow, mark)
-        });
         Ok(Self {
-            flows: marked.collect(),
+            flows: Flows::count_from_now(flows)?,
             wire: ground.harness.wire()?,
             gateway: ground.harness.gateway()?,
             begun: Instant::now(),
@@ -64,18 +55,13 @@ impl Load {
 
     /// Waits until packets that are sent from now on arrive.
     pub(crate) fn arrives(&self) -> Result<()> {
-        let mut flows = self.flows.iter();
-        flows.try_for_each(|(flow, _)| flow.await_since(flow.mark()))
+        self.flows.arrive()
     }
 
     /// Ends the flows and adds what was counted.
     pub(crate) fn end(self, ground: &mut Ground<'_>) -> Result<Ended> {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let counts: Vec<_> = self
-            .flows
-            .iter()
-            .map(|(flow, mark)| flow.count_since(*mark))
-            .collect();
+        let counts = self.flows.counts();
         let mut said = Vec::new();
         for count in &counts {
             add(&mut ground.measured.sent, count.sent);

@@ -5,17 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use espalier_capture::Counters;
-use espalier_e2e::{Cluster, Family, Flow, Mark, Pod, errors_between, stat};
+use espalier_e2e::{Cluster, Family, Flow, Flows, Pod, errors_between, stat};
 
 use crate::ground::Populated;
 use crate::report::Measured;
 
-/// Ports of the flows begin here.
-const FIRST_PORT: u16 = 7001;
-
 /// Flows each way between each two pods, in each IP version that they have.
 pub(crate) struct Load {
-    flows: Vec<(Flow, Mark)>,
+    flows: Flows,
     stats: BTreeMap<String, BTreeMap<String, u64>>,
     seen: Counters,
 }
@@ -31,19 +28,12 @@ impl Load {
         let mut flows = Vec::new();
         for family in mesh.setup.shape.pods {
             for (from, to) in &pairs {
-                let port = FIRST_PORT + u16::try_from(flows.len())?;
+                let port = Flows::FIRST_PORT + u16::try_from(flows.len())?;
                 flows.push(Flow::start_on(*family, from, to, port)?);
             }
         }
-        for flow in &flows {
-            flow.await_since(flow.mark())?;
-        }
-        let marked = flows.into_iter().map(|flow| {
-            let mark = flow.mark();
-            (flow, mark)
-        });
         Ok(Self {
-            flows: marked.collect(),
+            flows: Flows::count_from_now(flows)?,
             stats: stats(mesh)?,
             seen: mesh.watch.now()?,
         })
@@ -51,8 +41,7 @@ impl Load {
 
     /// Waits until packets that are sent from now on arrive.
     pub(crate) fn arrives(&self) -> Result<()> {
-        let mut flows = self.flows.iter();
-        flows.try_for_each(|(flow, _)| flow.await_since(flow.mark()))
+        self.flows.arrive()
     }
 
     /// Lets it run on for this long.
@@ -63,8 +52,7 @@ impl Load {
     /// Ends the flows; adds what was counted. Returns what was lost and when, for the case's detail.
     pub(crate) fn end(self, mesh: &Cluster, measured: &mut Measured) -> Result<String> {
         let mut said = Vec::new();
-        for (flow, mark) in &self.flows {
-            let count = flow.count_since(*mark);
+        for count in self.flows.counts() {
             add(&mut measured.sent, count.sent);
             add(&mut measured.lost, count.lost);
             if count.lost > 0 {

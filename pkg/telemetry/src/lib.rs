@@ -1,9 +1,12 @@
-//! Logs, metrics and health, the same in every binary.
+//! Logs, metrics, health and the signal to end, the same in every binary.
 //!
 //! Logs go to standard error: standard output belongs to results (the CNI plugin's JSON, the command line's tables).
 
 pub mod http;
 pub mod metrics;
+mod stop;
+
+pub use stop::stop_signal;
 
 use std::io::{self, IsTerminal as _};
 

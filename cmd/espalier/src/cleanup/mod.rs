@@ -114,18 +114,13 @@ fn states() -> Result<Removed> {
 }
 
 fn hold() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let told = espalier_telemetry::stop_signal().context("waiting for SIGTERM and SIGINT")?;
+        told.await;
         Ok(())
     })
 }

@@ -158,12 +158,7 @@ fn under_load(
     ground: &mut Ground<'_>,
     work: impl FnOnce(&Ground<'_>) -> Result<()>,
 ) -> Result<String> {
-    let pods = ground.pods("app=peer")?;
-    let load = Load::start(ground, &pods)?;
-    work(ground)?;
-    mesh::settled(ground, Mode::Required)?;
-    load.run(AFTER);
-    load.ends_whole(ground)?;
+    loaded(ground, work)?.ends_whole(ground)?;
     Ok(String::new())
 }
 
@@ -171,13 +166,18 @@ fn losing_load(
     ground: &mut Ground<'_>,
     work: impl FnOnce(&Ground<'_>) -> Result<()>,
 ) -> Result<String> {
-    let pods = ground.pods("app=peer")?;
-    let load = Load::start(ground, &pods)?;
+    let load = loaded(ground, work)?;
+    load.arrives()?;
+    load.ends_hidden(ground)
+}
+
+/// The load, which still runs, some time after the work was done and the mesh had settled.
+fn loaded(ground: &Ground<'_>, work: impl FnOnce(&Ground<'_>) -> Result<()>) -> Result<Load> {
+    let load = Load::start(ground, &ground.pods("app=peer")?)?;
     work(ground)?;
     mesh::settled(ground, Mode::Required)?;
     load.run(AFTER);
-    load.arrives()?;
-    load.ends_hidden(ground)
+    Ok(load)
 }
 
 fn replace_dataplane(ground: &Ground<'_>, node: &str) -> Result<()> {
