@@ -5,7 +5,7 @@ MESH_NODES ?= 1000
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix kernel-kubernetes fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -35,6 +35,9 @@ interop: ## the IKE engine against strongSwan and Libreswan, in guest kernels (O
 
 kernel-test: ## the real binaries over a real kernel's IPsec, in a guest of Linux 6.1 (ONLY="--case basic")
 	@scripts/kernel.sh test $(ONLY)
+
+kernel-kubernetes: ## agents that watch a real API server, over the kernel of Linux 6.1 (builds Kubernetes once)
+	@scripts/kernel.sh kubernetes $(ONLY)
 
 kernel-matrix: ## the core of it on Linux 6.1, 6.12 and 7.2, and on two processors (ONLY="--kernel uml-sid")
 	@scripts/kernel.sh matrix $(ONLY)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# kernel.sh test|matrix [ARGUMENT…]: the real binaries over the IPsec of real kernels; arguments choose (see
+# kernel.sh test|matrix|kubernetes [ARGUMENT…]: the real binaries over the IPsec of real kernels; arguments choose (see
 # `espalier-e2e-kernel run --help`). docs/kernel-tests.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?test or matrix}
+part=${1:?test, matrix or kubernetes}
 shift
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/espalier-interop
 # Of the cases `external_gateway…`.
@@ -44,6 +44,16 @@ case $part in
       set -- --kernel uml-bookworm --kernel uml-trixie --kernel uml-sid --kernel qemu-sid "$@"
     fi
     exec target/debug/espalier-e2e-kernel run "${gateway[@]}" "${tests[@]}" --core --out target/kernel-matrix "$@"
+    ;;
+  kubernetes)
+    scripts/packages.sh kernel
+    scripts/packages.sh e2e
+    programs=$(scripts/kubernetes.sh)
+    binaries+=(espalier-controller)
+    build
+    export GUEST_MEMORY=2G
+    exec target/debug/espalier-e2e-kernel run --out target/kernel-kubernetes --kubernetes "$programs" \
+      --case kubernetes_toggles --case kubernetes_api_server_away "$@"
     ;;
   *) sed -n 2,3p "$0" >&2 && exit 2 ;;
 esac

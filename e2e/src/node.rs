@@ -77,6 +77,8 @@ pub struct Node {
     pub netns: Netns,
     /// What the agent starts with.
     pub auth: Auth,
+    /// Instead of manifests: the API server, and who the agent is there.
+    pub kubeconfig: Option<PathBuf>,
     /// Given to the agent as `--rekey-seconds`.
     pub rekey_seconds: Option<u32>,
     /// `None`: what the process does without being told.
@@ -107,6 +109,7 @@ impl Node {
             uid: plan::uid(index, 1),
             netns,
             auth: Auth::certificate(bench, &name),
+            kubeconfig: None,
             rekey_seconds: None,
             plane: None,
             bin: bench.bin.clone(),
@@ -181,7 +184,10 @@ impl Node {
     pub fn start_agent(&mut self) -> Result<()> {
         let mut command = self.command("espalier-agent", "agent")?;
         command.args(["--node", &self.name]);
-        command.arg("--manifests").arg(self.dir.join("manifests"));
+        match &self.kubeconfig {
+            Some(file) => command.arg("--kubernetes").env("KUBECONFIG", file),
+            None => command.arg("--manifests").arg(self.dir.join("manifests")),
+        };
         command.arg("--state-dir").arg(self.dir.join("state"));
         command.arg("--run-dir").arg(self.run_dir());
         if let Some([cert, key, ca]) = &self.auth.certificate {

@@ -68,7 +68,9 @@ fn one_size(
 
     let before = hub.agent()?;
     let began = Instant::now();
-    hub.write("nodes.yaml", &manifests::nodes(nodes))?;
+    for (number, text) in manifests::nodes(nodes).iter().enumerate() {
+        hub.write(&format!("nodes-{number}.yaml"), text)?;
+    }
     hub.await_peers(nodes)?;
     add("configure", "s", began.elapsed().as_secs_f64())?;
     hub.await_idle()?;

@@ -32,6 +32,10 @@ pub(crate) struct Plan {
     pub(crate) tests: Vec<Tests>,
     /// Root file system with strongSwan.
     pub(crate) strongswan: Option<PathBuf>,
+    /// Folder of kube-apiserver and kubectl.
+    pub(crate) kubernetes: Option<PathBuf>,
+    /// Folder of CRDs and of what the chart installs.
+    pub(crate) manifests: PathBuf,
     /// Of this guest.
     pub(crate) folder: PathBuf,
     /// JSON lines.

@@ -41,6 +41,12 @@ pub(crate) struct Options {
     /// Root file system with strongSwan, for cases with a foreign gateway.
     #[arg(long)]
     strongswan: Option<PathBuf>,
+    /// Folder of kube-apiserver and kubectl, for cases with an API server.
+    #[arg(long)]
+    kubernetes: Option<PathBuf>,
+    /// Folder of CRDs and of what the chart installs.
+    #[arg(long, default_value = "deploy")]
+    manifests: PathBuf,
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
@@ -130,6 +136,8 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         bin: absolute(&options.bin)?,
         tests: programs,
         strongswan: options.strongswan.as_deref().map(absolute).transpose()?,
+        kubernetes: options.kubernetes.as_deref().map(absolute).transpose()?,
+        manifests: absolute(&options.manifests)?,
         rows: folder.join("rows.jsonl"),
         folder,
         scripts,

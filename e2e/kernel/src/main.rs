@@ -6,6 +6,7 @@
 
 mod case;
 mod cases;
+mod control;
 mod ground;
 mod guest;
 mod host;

@@ -39,7 +39,11 @@ impl Kernel {
 
     /// Whether the case is meant for it.
     pub(crate) fn has(self, case: &Case) -> bool {
-        (self == Self::QemuSid) == (case.set == Set::PerCpu)
+        match case.set {
+            Set::PerCpu => self == Self::QemuSid,
+            Set::Core | Set::Once => self != Self::QemuSid,
+            Set::Named => false,
+        }
     }
 
     /// Whether the tests of that program are: a guest that does not see this machine's files has no test programs.
@@ -72,6 +76,8 @@ pub(crate) enum Set {
     Once,
     /// On the guest with several processors.
     PerCpu,
+    /// Where it is named: it needs what the others do not.
+    Named,
 }
 
 /// A case.
@@ -90,6 +96,7 @@ impl Case {
             "rekeys" | "esp_dropped_falls_back_to_udp" | "per_cpu_states" => {
                 Duration::from_secs(600)
             }
+            "kubernetes_toggles" | "kubernetes_api_server_away" => Duration::from_secs(900),
             _ => Duration::from_secs(300),
         }
     }

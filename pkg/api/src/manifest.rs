@@ -64,7 +64,10 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Read>, Problem> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| Problem {
         place: file.to_owned(),
         key: None,
-        what: format!("not valid YAML: {e}; the file's last good version stays in force"),
+        what: format!(
+            "{}; the file's last good version stays in force",
+            not_read(&e.to_string())
+        ),
     })?;
     let present = documents
         .into_iter()
@@ -73,6 +76,15 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Read>, Problem> {
     Ok(present
         .filter_map(|(index, document)| read_document(file, index, document))
         .collect())
+}
+
+/// The parser limits what a file may cost; a folder may have any number of files.
+fn not_read(why: &str) -> String {
+    if why.contains("budget breached") {
+        format!("has more in it than one file may have, split it: {why}")
+    } else {
+        format!("not valid YAML: {why}")
+    }
 }
 
 /// `None` for kinds that are somebody else's.

@@ -377,3 +377,18 @@ fn protection_that_cannot_work_is_refused_with_field_and_remedy() {
         assert_problem(&snapshot, words);
     }
 }
+
+#[test]
+fn a_file_with_too_many_documents_is_named_with_the_remedy() {
+    let mut folder = Folder::good();
+    let many: String = (0..2000)
+        .map(|n| node(&format!("n{n}"), "10.0.1.1", "10.245.0.0/24"))
+        .collect();
+    let snapshot = folder.put("many.yaml", &many);
+    let said = snapshot.problem_texts().join("; ");
+    assert!(
+        said.contains("many.yaml") && said.contains("split it"),
+        "{said}"
+    );
+    assert_eq!(names(&snapshot), ["a", "b"]);
+}

@@ -29,11 +29,13 @@ pub(crate) fn hub() -> String {
     node(plan::HUB_NAME, plan::HUB.into(), 0)
 }
 
-/// All others, as documents of one file.
-pub(crate) fn nodes(count: usize) -> String {
+/// All others, as documents of files with as many as the agent takes in one.
+pub(crate) fn nodes(count: usize) -> Vec<String> {
+    const PER_FILE: usize = 1000;
     let one = |n| node(&plan::spoke_name(n), plan::spoke(n).ip(), n + 1);
     let all: Vec<String> = (0..count).map(one).collect();
-    all.join("---\n")
+    let files = all.chunks(PER_FILE);
+    files.map(|documents| documents.join("---\n")).collect()
 }
 
 fn node(name: &str, address: IpAddr, number: usize) -> String {

@@ -25,9 +25,11 @@ const ETHERNET: usize = 14;
 pub(crate) struct Place<'a> {
     pub(crate) sender: UdpSocket,
     pub(crate) to: SocketAddr,
-    /// The sender's underlay, seen from outside of the node.
+    /// The sender's underlay, seen from outside of the node where that can be.
     pub(crate) netns: &'a Netns,
     pub(crate) device: &'a str,
+    /// `netns` is the sender's own: what it sends is counted.
+    pub(crate) leaving: bool,
 }
 
 /// Total lengths of the IP packets that were seen, octets.
@@ -78,7 +80,7 @@ impl Place<'_> {
     fn send(&self, count: usize) -> Result<Vec<Packet>> {
         let mut reader = self.netns.run(|| {
             let device = interface_index(self.device)?;
-            Reader::open(Interfaces::Only(vec![device]), false, 4 << 20)
+            Reader::open(Interfaces::Only(vec![device]), self.leaving, 4 << 20)
         })??;
         reader.set_timeout(TICK)?;
         let payload = vec![0x5a; PAYLOAD];

@@ -36,6 +36,7 @@ pub(crate) fn measure(name: &str, settings: &Settings) -> Result<Sizes> {
             to: (to.address, POD_PORT).into(),
             netns: mesh.bridge.netns(),
             device: "node-1",
+            leaving: false,
         };
         sizes = Some(place.measure(settings.outer)?);
         drop(listener);

@@ -46,6 +46,7 @@ pub(crate) fn measure(folder: &Path) -> Result<Sizes> {
         to: "10.244.0.2:7000".parse()?,
         netns: right,
         device: "eth0",
+        leaving: false,
     };
     let sizes = place.measure(Outer::Udp(PORT));
     drop(daemons);

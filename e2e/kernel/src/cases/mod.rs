@@ -7,6 +7,7 @@ mod faults;
 mod forms;
 mod invariants;
 mod keys;
+mod kubernetes;
 mod life;
 mod reader;
 mod shapes;
@@ -32,6 +33,15 @@ const fn once(name: &'static str, run: Run) -> Case {
     Case {
         name,
         set: Set::Once,
+        run,
+        alone: false,
+    }
+}
+
+const fn named(name: &'static str, run: Run) -> Case {
+    Case {
+        name,
+        set: Set::Named,
         run,
         alone: false,
     }
@@ -97,6 +107,8 @@ pub(crate) const ALL: &[Case] = &[
     core("quiet_agent_writes_nothing", adopt::quiet),
     once("node_removed_while_the_agent_is_down", adopt::node_removed),
     core("another_reader_decrypts_the_wire", reader::decrypts),
+    named("kubernetes_toggles", kubernetes::toggles),
+    named("kubernetes_api_server_away", kubernetes::api_server_away),
     Case {
         name: "per_cpu_states",
         set: Set::PerCpu,

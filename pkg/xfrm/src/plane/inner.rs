@@ -352,7 +352,7 @@ impl Inner {
 
     /// A peer's packet came in on this state, authenticated.
     pub(super) fn confirmed(&mut self, name: &Name) -> Option<Event> {
-        self.states.get_mut(name)?.watch.take()?;
+        self.states.unwatch(name)?;
         Some(Event::FirstPacket {
             peer: self.owner(name.reqid),
             spi: name.spi(),

@@ -41,7 +41,7 @@ pub(super) struct Print {
 pub(super) struct Known {
     pub(super) print: Print,
     /// Inbound states without an authenticated packet so far.
-    pub(super) watch: Option<Watch>,
+    watch: Option<Watch>,
     seen: Seen,
 }
 
@@ -94,7 +94,7 @@ fn wall_clock() -> u64 {
 /// When to look next whether a packet came. One packet alone makes the kernel say nothing; those that follow do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
-    pub(super) due: Instant,
+    due: Instant,
     wait: Duration,
 }
 
@@ -110,7 +110,7 @@ impl Watch {
         }
     }
 
-    pub(super) fn later(self, now: Instant) -> Self {
+    fn later(self, now: Instant) -> Self {
         let wait = (self.wait * 2).min(Self::LONGEST);
         Self {
             due: now + wait,
@@ -124,6 +124,8 @@ impl Watch {
 pub(super) struct States {
     all: BTreeMap<Name, Known>,
     by_spi: BTreeSet<(Direction, u32, Name)>,
+    /// Those that are watched, by when to look: thousands may be there that nobody has to look at.
+    watched: BTreeSet<(Instant, Name)>,
 }
 
 impl States {
@@ -136,21 +138,55 @@ impl States {
     }
 
     pub(super) fn insert(&mut self, name: Name, known: Known) {
+        self.remove(&name);
         self.by_spi.insert((name.direction, name.id.spi, name));
+        self.watched
+            .extend(known.watch.map(|watch| (watch.due, name)));
         self.all.insert(name, known);
     }
 
     pub(super) fn remove(&mut self, name: &Name) -> Option<Known> {
         self.by_spi.remove(&(name.direction, name.id.spi, *name));
-        self.all.remove(name)
+        let known = self.all.remove(name)?;
+        self.forget_look(name, known.watch);
+        Some(known)
+    }
+
+    /// Ends the watch over a state; `None` if there was none.
+    pub(super) fn unwatch(&mut self, name: &Name) -> Option<()> {
+        let watch = self.all.get_mut(name)?.watch.take()?;
+        self.forget_look(name, Some(watch));
+        Some(())
+    }
+
+    /// When the first of the watched states is to be looked at.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.watched.first().map(|(due, _)| *due)
+    }
+
+    /// The states that are to be looked at now; they are looked at again later.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Name> {
+        let mut due = Vec::new();
+        while let Some((_, name)) = self.watched.first().copied().filter(|(at, _)| *at <= now) {
+            self.watched.pop_first();
+            let known = self.all.get_mut(&name);
+            if let Some(watch) = known.and_then(|known| known.watch.as_mut()) {
+                *watch = watch.later(now);
+                self.watched.insert((watch.due, name));
+                due.push(name);
+            }
+        }
+        due
+    }
+
+    fn forget_look(&mut self, name: &Name, watch: Option<Watch>) {
+        if let Some(watch) = watch {
+            self.watched.remove(&(watch.due, *name));
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Known)> {
         self.all.iter()
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Name, &mut Known)> {
-        self.all.iter_mut()
     }
 
     pub(super) fn of(&self, reqid: u32) -> impl Iterator<Item = &Name> {

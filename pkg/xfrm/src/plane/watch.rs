@@ -35,7 +35,7 @@ pub(super) fn run(shared: &Arc<Shared>, mut listener: Listener) {
 }
 
 fn turn(shared: &Shared, listener: &mut Listener) -> Result<(), Error> {
-    let due = shared.inner.lock().next_look();
+    let due = shared.inner.lock().states.next_look();
     wait(shared, listener, due)?;
     loop {
         let events = match listener.hear()? {
@@ -75,11 +75,6 @@ fn wait(shared: &Shared, listener: &Listener, due: Option<Instant>) -> Result<()
 }
 
 impl Inner {
-    fn next_look(&self) -> Option<Instant> {
-        let watched = self.states.iter().filter_map(|(_, known)| known.watch);
-        watched.map(|watch| watch.due).min()
-    }
-
     fn take(&mut self, notices: &[Notice]) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         for notice in notices {
@@ -119,15 +114,7 @@ impl Inner {
 
     /// Looks at the states whose time has come.
     fn look(&mut self, now: Instant) -> Result<Vec<Event>, Error> {
-        let mut due = Vec::new();
-        for (name, known) in self.states.iter_mut() {
-            if let Some(watch) = &mut known.watch
-                && watch.due <= now
-            {
-                *watch = watch.later(now);
-                due.push(*name);
-            }
-        }
+        let due = self.states.take_due(now);
         if due.len() > ONE_BY_ONE {
             let found = self.sad.list(|reqid| PEERS.contains(&reqid))?;
             return Ok(self.compare(&found));

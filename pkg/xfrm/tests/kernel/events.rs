@@ -1,10 +1,10 @@
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Direction, Event, Spi};
 use espalier_testnet::isolated;
 
-use crate::node::{Node, Protect, SERVICE, connect, name, pair, passes};
+use crate::node::{LIMIT, Node, Protect, SERVICE, connect, host, name, pair, passes};
 
 fn protected(spi: u32) -> (Node, Node) {
     let (a, b) = pair();
@@ -154,6 +154,81 @@ fn a_packet_without_an_sa_asks_for_one() {
         connect(&a, &b, 0x1000, |_| {});
         passes(&service_a, &service_b, b"passes");
     });
+}
+
+/// The kernel has no room for events that nobody reads (ENOBUFS): the list of states tells what they would have told.
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn events_that_were_lost_are_made_up_for() {
+    isolated("events::events_that_were_lost_are_made_up_for", || {
+        let (a, b) = pair();
+        let (to_b, _) = (a.put(&b, false), b.put(&a, false));
+        let protect = Protect {
+            v6: false,
+            reqid: to_b,
+            spi: None,
+            ah: false,
+        };
+        a.protect(&b, protect);
+        let held = a.gate.lock().unwrap();
+        let _ = a
+            .bind(false, SERVICE)
+            .send_to(b"asks for an SA", (host(false, 2), SERVICE));
+        connect(&a, &b, 0x1000, |sa| sa.hard_seconds = 4);
+        let key = "0x".to_owned() + &"99".repeat(36);
+        a.ip(&format!(
+            "xfrm state add src 192.0.2.1 dst 192.0.2.9 proto esp spi 0x9 reqid 7 mode transport \
+             aead rfc4106(gcm(aes)) {key} 128"
+        ));
+        flood(&a);
+        assert!(drops(&a) > 0, "the kernel had room for all");
+        let deadline = Instant::now() + LIMIT;
+        while a.ip("xfrm state").contains("0x0000100") {
+            assert!(Instant::now() < deadline, "the SA does not expire");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(held);
+        for (direction, spi) in [(Direction::In, 0x1001), (Direction::Out, 0x1000)] {
+            a.wait_for(&Event::Expired {
+                peer: name(2),
+                direction,
+                spi: Spi(spi),
+            });
+        }
+        assert!(a.sas().is_empty());
+    });
+}
+
+/// More soft expiries of a foreign state than the plane's socket has room for, each asked for by a message.
+fn flood(node: &Node) {
+    const EXPIRE: u16 = 0x18;
+    // xfrm_user_expire in front of its end: selector 56, daddr 16, SPI, protocol; the family stands at 212.
+    let mut message = vec![0; 16 + 232];
+    let length = u32::try_from(message.len()).unwrap();
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message[4..6].copy_from_slice(&EXPIRE.to_ne_bytes());
+    message[6..8].copy_from_slice(&1_u16.to_ne_bytes()); // NLM_F_REQUEST
+    message[72..76].copy_from_slice(&[192, 0, 2, 9]);
+    message[88..92].copy_from_slice(&9_u32.to_be_bytes());
+    message[92] = 50;
+    message[228..230].copy_from_slice(&2_u16.to_ne_bytes()); // AF_INET
+    let many = message.repeat(100);
+    let open = || netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_XFRM).unwrap();
+    let socket = node.netns.run(open).unwrap();
+    for _ in 0..500 {
+        socket.send(&many, 0).unwrap();
+    }
+}
+
+/// Messages that the kernel could not put into XFRM sockets of this namespace.
+fn drops(node: &Node) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let table = node.netns.run(read).unwrap();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace());
+    let xfrm = rows
+        .map(Iterator::collect::<Vec<_>>)
+        .filter(|row| row[1] == "6");
+    xfrm.map(|row| row[8].parse::<u64>().unwrap()).sum()
 }
 
 /// Nothing that was lost is missed: here the plane was away all the time.

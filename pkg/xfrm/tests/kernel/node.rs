@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::pin;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) number: u8,
     plane: Option<KernelPlane>,
     pub(crate) events: Receiver<Event>,
+    /// Held: the plane's thread waits with its next event.
+    pub(crate) gate: Arc<Mutex<()>>,
     pub(crate) run_dir: tempfile::TempDir,
     _sockets: Vec<UdpSocket>,
 }
@@ -90,6 +93,7 @@ impl Node {
             number,
             plane: None,
             events: channel().1,
+            gate: Arc::default(),
             run_dir: tempfile::tempdir().unwrap(),
             _sockets: sockets,
         };
@@ -101,12 +105,16 @@ impl Node {
     pub(crate) fn restart(&mut self) {
         self.plane = None;
         let (sender, events) = channel();
+        let gate = self.gate.clone();
         let config = Config {
             run_dir: self.run_dir.path().to_owned(),
             version: "test".into(),
             port: PORT,
             findings: self.netns.run(probe).unwrap(),
-            report: Box::new(move |event| drop(sender.send(event))),
+            report: Box::new(move |event| {
+                drop(gate.lock().unwrap());
+                let _ = sender.send(event);
+            }),
         };
         assert_eq!(config.findings.problem, None, "{:?}", config.findings);
         self.plane = Some(
