@@ -51,8 +51,15 @@ case $part in
     programs=$(scripts/kubernetes.sh)
     binaries+=(espalier-controller)
     build
+    . scripts/chart/tools.sh
+    # What an admin installs, for this server.
+    manifests=target/kernel-manifests
+    mkdir -p $manifests
+    cp -r deploy/crds $manifests/
+    "$(helm_of 3)/helm" template espalier charts/espalier --namespace espalier-system --kube-version 1.20.2 \
+      --set 'policy.clusterCIDRs={10.244.0.0/16}' >$manifests/espalier.yaml
     export GUEST_MEMORY=2G
-    exec target/debug/espalier-e2e-kernel run --out target/kernel-kubernetes --kubernetes "$programs" \
+    exec target/debug/espalier-e2e-kernel run --out target/kernel-kubernetes --kubernetes "$programs" --manifests $manifests \
       --case kubernetes_toggles --case kubernetes_api_server_away "$@"
     ;;
   *) sed -n 2,3p "$0" >&2 && exit 2 ;;

@@ -59,7 +59,8 @@ impl Control {
         control.start_etcd()?;
         control.prepare_api()?;
         control.start_api()?;
-        control.install(&ground.plan.manifests, mode)?;
+        let manifests = ground.plan.manifests.as_deref();
+        control.install(manifests.context("give --manifests, too")?, mode)?;
         for node in &mut mesh.nodes {
             node.auth = espalier_e2e::Auth::default();
             node.kubeconfig = Some(control.add_node(node.index, &node.name)?);
@@ -160,7 +161,7 @@ impl Control {
         self.kubeconfig("admin", ADMIN).map(drop)
     }
 
-    /// CRDs, then all that `deploy/espalier.yaml` has; nobody makes pods of its workloads.
+    /// CRDs, then all of the chart; nobody makes pods of its workloads.
     fn install(&self, manifests: &Path, mode: Mode) -> Result<()> {
         let file = |name: &str| manifests.join(name).display().to_string();
         // The kubectl of a server without CEL does not know its field.
@@ -172,6 +173,7 @@ impl Control {
             "crd",
             "--all",
         ])?;
+        self.kubectl(&["create", "namespace", NAMESPACE])?;
         self.kubectl(&["apply", "-f", &file("espalier.yaml")])?;
         self.apply("policy.yaml", &policy_manifest(mode))
     }

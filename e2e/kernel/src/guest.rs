@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     /// Folder of kube-apiserver and kubectl.
     pub(crate) kubernetes: Option<PathBuf>,
     /// Folder of CRDs and of what the chart installs.
-    pub(crate) manifests: PathBuf,
+    pub(crate) manifests: Option<PathBuf>,
     /// Of this guest.
     pub(crate) folder: PathBuf,
     /// JSON lines.

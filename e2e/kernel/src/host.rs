@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[arg(long)]
     kubernetes: Option<PathBuf>,
     /// Folder of CRDs and of what the chart installs.
-    #[arg(long, default_value = "deploy")]
-    manifests: PathBuf,
+    #[arg(long, requires = "kubernetes")]
+    manifests: Option<PathBuf>,
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
@@ -137,7 +137,7 @@ fn plan(options: &Options, kernel: Kernel) -> Result<Plan> {
         tests: programs,
         strongswan: options.strongswan.as_deref().map(absolute).transpose()?,
         kubernetes: options.kubernetes.as_deref().map(absolute).transpose()?,
-        manifests: absolute(&options.manifests)?,
+        manifests: options.manifests.as_deref().map(absolute).transpose()?,
         rows: folder.join("rows.jsonl"),
         folder,
         scripts,

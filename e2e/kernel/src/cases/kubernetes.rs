@@ -50,7 +50,7 @@ pub(crate) fn toggles(ground: &mut Ground<'_>) -> Result<String> {
 pub(crate) fn api_server_away(ground: &mut Ground<'_>) -> Result<String> {
     let (mut on, mut control) = mesh(ground, Mode::Required)?;
     on.works()?;
-    encrypted_says_the_policy(&control)?;
+    encrypted_says_the_policy(ground, &control)?;
     let load = Load::start(&on)?;
     control.stop_api()?;
     load.run(Duration::from_secs(5));
@@ -64,19 +64,24 @@ pub(crate) fn api_server_away(ground: &mut Ground<'_>) -> Result<String> {
     load.ends_without_loss(&on.mesh, ground.measured)?;
     nothing_clear(ground.measured)?;
     on.works()?;
-    encrypted_says_the_policy(&control)?;
+    encrypted_says_the_policy(ground, &control)?;
     Ok("away for 15 s, both agents killed meanwhile".into())
 }
 
 /// What an admin looks at.
-fn encrypted_says_the_policy(control: &Control) -> Result<()> {
+fn encrypted_says_the_policy(ground: &Ground<'_>, control: &Control) -> Result<()> {
     let path = "{.status.conditions[?(@.type==\"Encrypted\")].status}";
     until("condition Encrypted of the policy", || {
         let said = control.get(&["encryptionpolicy", "default"], path)?;
         Ok((said == "True").then_some(()).ok_or(said))
     })?;
-    until("both MeshNodes to say that the kernel encrypts", || {
+    let kind = if ground.in_kernel() {
+        "kernel"
+    } else {
+        "userspace"
+    };
+    until("both MeshNodes to say what encrypts", || {
         let said = control.get(&["meshnodes"], "{.items[*].status.dataplane}")?;
-        Ok((said == "kernel kernel").then_some(()).ok_or(said))
+        Ok((said == format!("{kind} {kind}")).then_some(()).ok_or(said))
     })
 }
