@@ -2,16 +2,16 @@
 CARGO ?= cargo
 NODES ?= 3
 MESH_NODES ?= 1000
-BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
+BINARIES := espalier espalier-agent espalier-dataplane espalier-cni espalier-controller
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
 .PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix kernel-kubernetes fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## release binaries in target/release
+build: ## release binaries, static, linked into target/bin
 	@scripts/packages.sh build
-	$(CARGO) build --locked --release $(addprefix -p ,$(BINARIES))
+	@folder=$$(realpath $$(scripts/static.sh release)) && mkdir -p target/bin && ln -sf $(addprefix $$folder/,$(BINARIES)) target/bin/
 
 bench: bench-ike bench-kernel ## all benchmarks
 
@@ -25,7 +25,7 @@ bench-kernel: ## bytes on the wire, SA installs, reconcile, agent at scale (targ
 
 demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 	@scripts/packages.sh demo
-	target/release/espalier demo --nodes $(NODES)
+	target/bin/espalier demo --nodes $(NODES)
 
 test: ## everything that tests run, the demo included
 	@scripts/test.sh

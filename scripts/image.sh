@@ -4,7 +4,6 @@
 # The binaries are static (glibc), built for this machine's processor; with --binaries those in FOLDER are taken as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-packages=(espalier-agent espalier-dataplane espalier-cni espalier-controller espalier-cli)
 profile=release binaries=
 
 usage() { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -19,28 +18,7 @@ done
 (($# == 2)) || usage
 out=$1 reference=$2
 
-# Static, for an image of nothing else. A target of its own keeps the flag from build scripts and procedural macros, which
-# cannot be static.
-build() {
-  local target folder
-  target=$(rustc -vV | sed -n 's/^host: //p')
-  folder=$profile
-  if [[ $profile == dev ]]; then folder=debug; fi
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --quiet --profile "$profile" --target "$target" "${packages[@]/#/-p}"
-  binaries=${CARGO_TARGET_DIR:-target}/$target/$folder
-}
-
-if [[ -z $binaries ]]; then
-  # A package that is not in the workspace yet is left out, and said to be.
-  for index in "${!packages[@]}"; do
-    if [[ ! -e cmd/${packages[index]/%espalier-cli/espalier}/Cargo.toml ]]; then
-      echo "the image is without ${packages[index]}, which is not in this workspace" >&2
-      unset "packages[index]"
-    fi
-  done
-  build
-fi
-
+[[ -n $binaries ]] || binaries=$(scripts/static.sh "$profile")
 stripped=$(mktemp -d)
 trap 'rm -rf "$stripped"' EXIT
 for name in espalier espalier-agent espalier-cni espalier-controller espalier-dataplane; do

@@ -21,7 +21,7 @@ pub(crate) struct Options {
 }
 
 /// What is to be done in this guest.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Plan {
     /// Its name and version.
     pub(crate) kernel: String,

@@ -10,7 +10,7 @@ use espalier_guest::Guest;
 
 use crate::cases;
 use crate::guest::Plan;
-use crate::matrix::{Case, Expected, Kernel, Set};
+use crate::matrix::{self, Case, Expected, Kernel, Set};
 use crate::programs::{self, Tests};
 use crate::report::{self, Outcome, Row};
 
@@ -50,9 +50,12 @@ pub(crate) struct Options {
     /// Which data plane is to be tested.
     #[arg(long, value_enum, default_value = "kernel")]
     plane: Expected,
-    /// Cases at a time: they mostly wait.
+    /// Cases at a time in a guest: they mostly wait.
     #[arg(long, default_value_t = 2)]
     lanes: usize,
+    /// Guests of one processor at a time, which share the cases; default: one for each processor, two at most.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    guests: Option<u8>,
 }
 
 /// What is under test, in `--bin`.
@@ -80,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     );
     let mut rows = Vec::new();
     for plan in plans.iter().filter(|plan| !plan.cases.is_empty()) {
-        rows.extend(run_guest(options, plan));
+        rows.extend(run_guests(options, plan));
     }
     espalier_guest::write_report(&options.out.join("report.json"), &rows)?;
     println!("\n{}", report::table(&rows));
@@ -179,9 +182,62 @@ fn fetch(scripts: &Path, kernel: Kernel) -> Result<PathBuf> {
     Ok(said.trim().into())
 }
 
-/// Boots a guest for a plan; returns the rows that it left.
+/// Boots the guests of a plan; returns the rows that they left, in the plan's order.
+fn run_guests(options: &Options, plan: &Plan) -> Vec<Row> {
+    let shares = shares(plan, guests(options, plan));
+    println!(
+        "{}: {} cases, {} at a time",
+        plan.kernel,
+        plan.cases.len(),
+        shares.len() * plan.lanes
+    );
+    let mut rows: Vec<Row> = std::thread::scope(|scope| {
+        let one = |share| scope.spawn(move || run_guest(options, share));
+        let guests: Vec<_> = shares.iter().map(one).collect();
+        let rows = |guest: std::thread::ScopedJoinHandle<'_, Vec<Row>>| guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        guests.into_iter().flat_map(rows).collect()
+    });
+    let place = |row: &Row| plan.cases.iter().position(|case| *case == row.case);
+    rows.sort_by_key(place);
+    rows
+}
+
+/// A guest with several processors has this machine for itself.
+fn guests(options: &Options, plan: &Plan) -> usize {
+    let several = plan
+        .cases
+        .iter()
+        .any(|case| matrix::find(case).is_some_and(|case| case.set == Set::PerCpu));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match options.guests {
+        _ if several => 1,
+        Some(guests) => guests.into(),
+        None => processors.min(2),
+    }
+}
+
+/// A plan's cases dealt out to so many guests, of which none is without one.
+fn shares(plan: &Plan, guests: usize) -> Vec<Plan> {
+    let share = |guest: usize| {
+        let folder = plan.folder.join(format!("guest-{}", guest + 1));
+        Plan {
+            cases: plan
+                .cases
+                .iter()
+                .skip(guest)
+                .step_by(guests)
+                .cloned()
+                .collect(),
+            rows: folder.join("rows.jsonl"),
+            folder,
+            ..plan.clone()
+        }
+    };
+    (0..guests.min(plan.cases.len())).map(share).collect()
+}
+
+/// Boots one guest.
 fn run_guest(options: &Options, plan: &Plan) -> Vec<Row> {
-    println!("{}: {} cases", plan.kernel, plan.cases.len());
     let ended = boot(options, plan);
     let mut rows: Vec<Row> = espalier_guest::read(&plan.rows);
     let why = match &ended {
@@ -195,12 +251,11 @@ fn run_guest(options: &Options, plan: &Plan) -> Vec<Row> {
             rows.push(Row::failed(&plan.kernel, case, detail));
         }
     }
-    let place = |row: &Row| plan.cases.iter().position(|case| *case == row.case);
-    rows.sort_by_key(place);
     rows
 }
 
 fn boot(options: &Options, plan: &Plan) -> Result<()> {
+    std::fs::create_dir_all(&plan.folder)?;
     let file = plan.folder.join("plan.json");
     std::fs::write(&file, serde_json::to_vec(plan)?)?;
     let programs = PROGRAMS.map(|name| plan.bin.join(name)).to_vec();
@@ -217,6 +272,23 @@ fn boot(options: &Options, plan: &Plan) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guests_share_all_cases() {
+        let plan = Plan {
+            cases: ["a", "b", "c"].map(str::to_owned).into(),
+            ..Plan::default()
+        };
+        let cases = |guests| {
+            shares(&plan, guests)
+                .into_iter()
+                .map(|share| share.cases.join(" "))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(cases(1), ["a b c"]);
+        assert_eq!(cases(2), ["a c", "b"]);
+        assert_eq!(cases(8), ["a", "b", "c"]);
+    }
 
     #[test]
     fn a_pattern_is_a_name_or_a_beginning() {

@@ -57,9 +57,10 @@ impl Kernel {
 }
 
 /// Which data plane the nodes are to have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Expected {
     /// What they choose by themselves, and that must be the kernel's.
+    #[default]
     Kernel,
     /// They are told.
     Userspace,
