@@ -171,11 +171,8 @@ impl Recorder {
         };
         written.count += 1;
         let patch = json!({"count": written.count, "lastTimestamp": conditions::now()});
-        let params = PatchParams::default();
-        let done = self
-            .events
-            .patch(&written.name, &params, &Patch::Merge(patch));
-        match done.await {
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        match self.events.patch(&written.name, &params, &patch).await {
             Ok(_) => true,
             // It was deleted: it is written anew.
             Err(error) => {

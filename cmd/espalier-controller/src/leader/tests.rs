@@ -365,19 +365,18 @@ async fn a_leader_without_crds_says_so_and_begins_when_they_come() {
         settings(CaMode::Generate),
         Arc::clone(&metrics),
     );
-    let running = tokio::spawn(leader.run());
-    until(async || {
-        ready(&metrics)
-            .await
-            .contains("meshnodes.espalier.dev is not installed")
-    })
-    .await;
-    assert!(fake.get(SECRET).is_none(), "it acts on an incomplete list");
-    fake.miss("/apis/espalier.dev/v1alpha1/meshnodes", false);
-    until(async || fake.get(SECRET).is_some()).await;
-    metrics.connected.store(true, Ordering::Relaxed);
-    assert_eq!(ready(&metrics).await, "ok\n");
-    running.abort();
+    let watched = async {
+        let waits = "meshnodes.espalier.dev is not installed";
+        until(async || ready(&metrics).await.contains(waits)).await;
+        assert!(fake.get(SECRET).is_none(), "it acts on an incomplete list");
+        fake.miss("/apis/espalier.dev/v1alpha1/meshnodes", false);
+        until(async || fake.get(SECRET).is_some()).await;
+        assert_eq!(ready(&metrics).await, "ok\n");
+    };
+    tokio::select! {
+        () = leader.run() => panic!("it acts until it is dropped"),
+        () = watched => {}
+    }
 }
 
 async fn ready(metrics: &Metrics) -> String {
