@@ -158,7 +158,8 @@ fn fetch(http: &str, page: &str) -> Result<String> {
         stream.with_context(|| format!("the agent's pages at {http} (its option --http)"))?;
     stream.set_read_timeout(Some(HTTP_PATIENCE))?;
     stream.set_write_timeout(Some(HTTP_PATIENCE))?;
-    write!(stream, "GET /{page} HTTP/1.0\r\nHost: {http}\r\n\r\n")?;
+    let request = format!("GET /{page} HTTP/1.0\r\nHost: {http}\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.take(PAGE_MAX).read_to_string(&mut text)?;
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
