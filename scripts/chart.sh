@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The Helm chart: lint, render by Helm 3 and 4, check against the schemas of Kubernetes 1.25 to 1.37, bad values are refused with
-# the value's name, and nothing that is made from something else differs from it. The last line counts.
+# The Helm chart: lint, render by Helm 3 and 4, check against the schemas of Kubernetes 1.25 to 1.37, promtool on alerts and on the
+# metrics of a live agent, bad values are refused
+# with the value's name, and nothing that is made from something else differs from it. The last line counts.
 #   chart.sh --write   makes what is made from something else: CRDs, deploy/espalier.yaml, the README's table.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +31,7 @@ main() {
   done
   refusals
   drift
+  prometheus
   if [[ -e docs/metrics.md ]]; then check "alerts and dashboard use metrics that there are" known_metrics; fi
   printf '%d passed, %d failed\n' "$passed" "$failed"
   ((failed == 0))
@@ -112,6 +114,24 @@ known_metrics() {
   for name in $(grep -ohE 'espalier_[a-z_]+' "$chart"/files/* | sort -u); do
     grep -rqF --include='*.rs' --include=metrics.md -e "$name" docs cmd || { echo "nothing has a metric $name"; return 1; }
   done
+}
+
+# Rules as they are rendered, what they do, and what a live agent tells.
+prometheus() {
+  promtool=$(promtool_of) || { failed=$((failed + 1)); return; }
+  mkdir -p "$work/rules"
+  render "$helm3" "$chart/ci/all-values.yaml" 1.37.0 > "$work/rendered.yaml"
+  check "alerts are rendered" to_file "$work/rules/rules.yaml" python3 scripts/chart/rules.py "$work/rendered.yaml"
+  cp scripts/chart/alerts_test.yaml "$work/rules/"
+  check "promtool check rules" "$promtool" check rules "$work/rules/rules.yaml"
+  check "promtool test rules: alerts fire when they should" "$promtool" test rules "$work/rules/alerts_test.yaml"
+  check "build of the agent" cargo build --locked --quiet -p espalier-agent
+  check "metrics of a live agent" to_file "$work/metrics.txt" scripts/chart/live-metrics.sh "${CARGO_TARGET_DIR:-target}/debug/espalier-agent"
+  check "promtool check metrics" check_metrics "$work/metrics.txt"
+}
+
+check_metrics() {
+  grep -c '^# TYPE' "$1" && "$promtool" check metrics < "$1"
 }
 
 # derive FOLDER: everything that is made from something else, under FOLDER.

@@ -44,5 +44,6 @@ if [[ -z $image ]]; then
   scripts/image.sh --profile "${ESPALIER_PROFILE:-release}" "$image" espalier.dev/espalier:e2e
 fi
 arguments+=(--image "$image")
-cargo build --locked --quiet -p espalier-e2e-k8s
+cargo build --locked --quiet -p espalier-e2e-k8s -p espalier-cli
+arguments+=(--cli target/debug/espalier)
 exec target/debug/espalier-e2e-k8s run "${arguments[@]}" "$@"

@@ -62,3 +62,24 @@ python_tools() {
   fi
   echo "$folder"
 }
+
+# promtool_of: prints Prometheus' checker of rules and metrics: this machine's own, or out of Debian's package, which is not installed.
+promtool_of() {
+  local folder=$tools/promtool new
+  command -v promtool && return
+  if [[ ! -x $folder/promtool ]]; then
+    mkdir -p "$tools"
+    new=$(mktemp -d -p "$tools")
+    if ! (cd "$new" && apt-get -q download prometheus && dpkg-deb -x prometheus_*.deb .) > "$new/log" 2>&1; then
+      tail -n 5 "$new/log" >&2
+      rm -rf "$new"
+      echo "promtool cannot be had: install Prometheus, or use Debian, whose package prometheus has it" >&2
+      return 1
+    fi
+    mkdir "$new/bin" && mv "$new/usr/bin/promtool" "$new/bin/"
+    # Another run may have been faster.
+    mv -T "$new/bin" "$folder" 2>/dev/null || [[ -x $folder/promtool ]] || return 1
+    rm -rf "$new"
+  fi
+  echo "$folder/promtool"
+}

@@ -70,7 +70,9 @@ async fn main() -> Result<()> {
         .as_ref()
         .and_then(|cluster| cluster.enrolment.clone());
     let conf = args.cni_conf().map(|conf| conf.start(facts_seen.clone()));
-    let complaints = obstacles.into_iter().chain(conf).collect();
+    let (strays, strays_seen) = watch::channel(Vec::new());
+    let complaints = obstacles.into_iter().chain(conf).chain([strays_seen]);
+    let complaints = complaints.collect();
     let mesh = Mesh::new(Parts {
         node: args.node.clone(),
         keys: KeyFiles::new(&args),
@@ -95,6 +97,7 @@ async fn main() -> Result<()> {
         mesh.run(mesh_stops).await
     });
     let pods = pods::Pods::open(args.state_dir.clone(), facts_seen.clone());
+    tokio::spawn(pods.clone().complain_of_strays(strays));
     if let Some(address) = args.http {
         let pages = Pages {
             queries: queries.clone(),

@@ -1,5 +1,7 @@
 //! Addresses for pods: the CNI plugin's side of the agent.
 
+mod strays;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::pin::Pin;
 
 use espalier_api::{EncryptionPolicy, MeshNode};
+use espalier_kubernetes::explain;
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -13,11 +14,14 @@ use kube::api::Api;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
-use kube::{Client, Resource};
+use kube::{Client, Error, Resource};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::{ca, signer};
+
+/// Kinds of our own, which may not be installed.
+const OWN: [&str; 2] = ["encryptionpolicies", "meshnodes"];
 
 /// Something was heard on the watch with this number.
 enum Heard {
@@ -25,6 +29,8 @@ enum Heard {
     Complete(usize),
     /// An object is another now.
     Change,
+    /// The watch with this number fails.
+    Failed(usize, String),
     /// Nothing of use.
     Nothing,
 }
@@ -41,7 +47,18 @@ pub(crate) struct Caches {
     pub(crate) trust: Store<ConfigMap>,
     feeds: SelectAll<Feed>,
     /// By number of the watch.
-    complete: Vec<bool>,
+    states: Vec<State>,
+}
+
+/// Of a list.
+#[derive(Clone, Debug)]
+enum State {
+    /// Asked for.
+    Listing,
+    /// It cannot be had, and why.
+    Failing(String),
+    /// It was complete once.
+    Complete,
 }
 
 impl Caches {
@@ -73,21 +90,26 @@ impl Caches {
             csrs,
             secret,
             trust,
-            complete: vec![false; feeds.0.len()],
+            states: vec![State::Listing; feeds.0.len()],
             feeds: select_all(feeds.0),
         }
     }
 
-    /// Waits for the next change. It is lost nothing when this is dropped.
+    /// Waits for the next change. Nothing is lost when this is dropped.
     pub(crate) async fn changed(&mut self) {
         loop {
             match self.feeds.next().await {
                 Some(Heard::Change) => return,
                 Some(Heard::Complete(number)) => {
-                    if let Some(complete) = self.complete.get_mut(number) {
-                        *complete = true;
-                    }
+                    self.set(number, State::Complete);
                     return;
+                }
+                Some(Heard::Failed(number, why)) => {
+                    // One that was complete stays: what is known goes on to hold.
+                    if !matches!(self.states.get(number), Some(State::Complete)) {
+                        self.set(number, State::Failing(why));
+                        return;
+                    }
                 }
                 Some(Heard::Nothing) => {}
                 // Watches never end.
@@ -96,9 +118,27 @@ impl Caches {
         }
     }
 
+    fn set(&mut self, number: usize, new: State) {
+        if let Some(state) = self.states.get_mut(number) {
+            *state = new;
+        }
+    }
+
     /// Whether every list was complete once: before, an absent object proves nothing.
     pub(crate) fn are_complete(&self) -> bool {
-        self.complete.iter().all(|complete| *complete)
+        self.states
+            .iter()
+            .all(|state| matches!(state, State::Complete))
+    }
+
+    /// Why not, as far as it is known.
+    pub(crate) fn why_not(&self) -> Option<String> {
+        let whys = self.states.iter().filter_map(|state| match state {
+            State::Failing(why) => Some(why.as_str()),
+            _ => None,
+        });
+        let whys: Vec<&str> = whys.collect();
+        (!whys.is_empty()).then(|| whys.join("; "))
     }
 }
 
@@ -129,10 +169,26 @@ impl Feeds {
             Ok(Event::Init | Event::InitApply(_)) => Heard::Nothing,
             Err(error) => {
                 warn!(what, %error, "watching failed; it is tried again");
-                Heard::Nothing
+                Heard::Failed(number, why(what, &error))
             }
         });
         self.0.push(Box::pin(heard));
         store
+    }
+}
+
+/// For people, with a remedy.
+fn why(what: &str, error: &watcher::Error) -> String {
+    use watcher::Error as E;
+    match error {
+        E::InitialListFailed(Error::Api(status)) if status.code == 404 && OWN.contains(&what) => {
+            format!(
+                "CustomResourceDefinition {what}.espalier.dev is not installed: kubectl apply --server-side -f deploy/crds"
+            )
+        }
+        E::InitialListFailed(error) | E::WatchStartFailed(error) => {
+            explain(&format!("list {what}"), error)
+        }
+        other => format!("list {what}: {other}"),
     }
 }

@@ -1,6 +1,6 @@
 //! An API server of a few lines for tests: objects by path, versions, conflicts, merge patches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use http::{Method, Request, Response, StatusCode};
@@ -19,6 +19,8 @@ struct State {
     writes: Vec<String>,
     broken: bool,
     hanging: bool,
+    /// Lists of kinds that are not installed.
+    missing: BTreeSet<String>,
 }
 
 impl Fake {
@@ -57,6 +59,26 @@ impl Fake {
         self.state().hanging = hanging;
     }
 
+    /// Whether the kind whose list is at `path` is not installed from now on.
+    pub(crate) fn miss(&self, path: &str, missing: bool) {
+        let mut state = self.state();
+        match missing {
+            true => state.missing.insert(path.to_owned()),
+            false => state.missing.remove(path),
+        };
+    }
+
+    /// The objects of a list.
+    pub(crate) fn below(&self, path: &str) -> Vec<Value> {
+        let below = format!("{path}/");
+        let state = self.state();
+        let found = state
+            .objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(&below));
+        found.map(|(_, object)| object.clone()).collect()
+    }
+
     /// Method and path of all that changed something or tried to.
     pub(crate) fn writes(&self) -> Vec<String> {
         self.state().writes.clone()
@@ -91,6 +113,9 @@ impl State {
     fn handle(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
         if self.broken {
             return failure(503, "ServiceUnavailable");
+        }
+        if self.missing.contains(path) {
+            return failure(404, "NotFound");
         }
         if method != Method::GET {
             self.writes.push(format!("{method} {path}"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use espalier_api::conditions::{self, ConditionStatus, READY};
 use espalier_api::{EncryptionPolicy, MeshNode};
-use espalier_kubernetes::explain;
+use espalier_kubernetes::{Event, Recorder, explain};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,6 +15,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -22,6 +23,7 @@ use crate::api::{FIELD_MANAGER, is_code, is_stale, merge};
 use crate::args::{CaMode, Settings};
 use crate::ca::{self, Ca, CaError};
 use crate::caches::Caches;
+use crate::events;
 use crate::metrics::{Metrics, add, now, seconds, set};
 use crate::rotation::{Report, Stage, Step, Trust};
 use crate::signer::{self, Outcome, Signer};
@@ -39,6 +41,20 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Requests to the API server at once.
 const AT_ONCE: usize = 8;
 
+/// Reason and note of a rotation's steps.
+const BEGUN: (&str, &str) = (
+    "CARotationBegun",
+    "the CA is being replaced: a new one was made, and nodes learn to trust it",
+);
+const SWITCHED: (&str, &str) = (
+    "CARotationSwitched",
+    "every node trusts the new CA: it signs now, and nodes get new certificates",
+);
+const FINISHED: (&str, &str) = (
+    "CARotated",
+    "the CA was replaced: every node has a certificate of the new one, and the old one is no longer trusted",
+);
+
 /// The replica that acts.
 pub(crate) struct Leader {
     client: Client,
@@ -46,6 +62,7 @@ pub(crate) struct Leader {
     metrics: Arc<Metrics>,
     caches: Caches,
     signer: Signer,
+    recorder: Mutex<Recorder>,
 }
 
 impl Leader {
@@ -54,6 +71,7 @@ impl Leader {
         Self {
             caches: Caches::new(&client, &settings.namespace, signs),
             signer: Signer::new(client.clone(), &settings.namespace, settings.days),
+            recorder: Mutex::new(events::recorder(client.clone())),
             client,
             settings,
             metrics,
@@ -69,15 +87,39 @@ impl Leader {
             tokio::select! {
                 () = self.caches.changed() => due = due.min(Instant::now() + GATHER),
                 () = sleep_until(due) => {
-                    let well = !self.caches.are_complete() || self.round().await;
+                    let well = match self.caches.are_complete() {
+                        true => self.round().await,
+                        false => self.wait(),
+                    };
                     due = Instant::now() + if well { IDLE } else { RETRY };
                 }
             }
         }
     }
 
+    /// Before every list was complete nothing is done; what cannot be listed is said, and looked at again soon.
+    fn wait(&self) -> bool {
+        let why = self.caches.why_not();
+        let waits = why.is_some();
+        if self.metrics.waits_for(why.clone())
+            && let Some(why) = why
+        {
+            warn!("leading, but waiting: {why}");
+        }
+        // A leader that waits does not hang.
+        set(&self.metrics.last_round, seconds(now()));
+        !waits
+    }
+
+    async fn event(&self, event: Event) {
+        self.recorder.lock().await.tell(event).await;
+    }
+
     /// One look at everything; false when something has to be tried again soon.
     async fn round(&self) -> bool {
+        if self.metrics.waits_for(None) {
+            info!("all that is needed is there: acting");
+        }
         let mut troubles = Vec::new();
         let ca = match self.authority().await {
             Ok(ca) => ca,
@@ -160,11 +202,24 @@ impl Leader {
         let secret =
             ca::make(now(), self.settings.labels()).map_err(|error| failed(error.to_string()))?;
         match self.secrets().create(&PostParams::default(), &secret).await {
-            Ok(_) => info!(secret = ca::SECRET, "CA made"),
+            Ok(_) => {
+                info!(secret = ca::SECRET, "CA made");
+                self.tell_of_ca("CAMade", "a CA was made for the nodes' certificates")
+                    .await;
+            }
             Err(error) if is_code(&error, 409) => {}
             Err(error) => return Err(failed(explain("create secrets", &error))),
         }
         Ok(())
+    }
+
+    async fn tell_of_ca(&self, reason: &str, note: &str) {
+        let policies = self.caches.policies.state();
+        let mut named = policies
+            .iter()
+            .filter(|policy| policy.name_any() == status::POLICY);
+        let event = events::of_ca(named.next().map(AsRef::as_ref), reason, note);
+        self.event(event).await;
     }
 
     fn secrets(&self) -> Api<Secret> {
@@ -190,15 +245,15 @@ impl Leader {
             Step::Rest => true,
             Step::Tell(trust) => self.tell_agents(&trust).await,
             Step::Begin => {
-                self.replace_secret("begun", |secret| ca::begun(secret, now()))
+                self.replace_secret(BEGUN, |secret| ca::begun(secret, now()))
                     .await
             }
             Step::Switch if self.settings.ca == CaMode::Generate => {
-                self.replace_secret("switched", ca::switched).await
+                self.replace_secret(SWITCHED, ca::switched).await
             }
             Step::Finish if self.settings.ca == CaMode::Generate => {
                 let finished = |secret| Ok(ca::finished(secret));
-                self.replace_secret("finished", finished).await
+                self.replace_secret(FINISHED, finished).await
             }
             // A CA that others replaced: what is there is known by the ConfigMap alone.
             Step::Switch | Step::Finish => {
@@ -207,7 +262,16 @@ impl Leader {
                 if step == Step::Finish {
                     after.previous.clear();
                 }
-                self.tell_agents(&after.trust()).await
+                let well = self.tell_agents(&after.trust()).await;
+                if well {
+                    let (reason, note) = if step == Step::Finish {
+                        FINISHED
+                    } else {
+                        SWITCHED
+                    };
+                    self.tell_of_ca(reason, note).await;
+                }
+                well
             }
             Step::Wait(stage, nodes) => {
                 let since = self.metrics.rotation_since.load(Ordering::Relaxed);
@@ -234,7 +298,7 @@ impl Leader {
 
     async fn replace_secret(
         &self,
-        what: &str,
+        (reason, note): (&str, &str),
         change: impl FnOnce(Secret) -> Result<Secret, CaError>,
     ) -> bool {
         let Some(secret) = self.secret() else {
@@ -252,7 +316,8 @@ impl Leader {
             .replace(ca::SECRET, &PostParams::default(), &changed)
             .await;
         if done.is_ok() {
-            info!(secret = ca::SECRET, "CA rotation {what}");
+            info!(secret = ca::SECRET, reason, "{note}");
+            self.tell_of_ca(reason, note).await;
         }
         self.went("update secrets", done.map(drop))
     }
@@ -305,15 +370,22 @@ impl Leader {
             .iter()
             .filter(|csr| signer::state(csr) != signer::State::Through);
         let handled = futures_util::stream::iter(open)
-            .map(|csr| self.signer.handle(csr, &ca.authority, now()))
+            .map(|csr| async move { (csr, self.signer.handle(csr, &ca.authority, now()).await) })
             .buffer_unordered(AT_ONCE);
         let outcomes: Vec<_> = handled.collect().await;
         let mut well = true;
-        for outcome in outcomes {
+        for (csr, outcome) in outcomes {
             match outcome {
-                Ok(Outcome::Issued) => add(&self.metrics.issued),
-                Ok(Outcome::Refused) => add(&self.metrics.refused),
-                Ok(Outcome::Overtaken) => {}
+                Ok(outcome) => {
+                    match outcome {
+                        Outcome::Issued { .. } => add(&self.metrics.issued),
+                        Outcome::Refused(_) => add(&self.metrics.refused),
+                        Outcome::Overtaken => {}
+                    }
+                    if let Some(event) = events::of_request(csr, &outcome) {
+                        self.event(event).await;
+                    }
+                }
                 Err(error) => {
                     well = false;
                     let message = match &error {
@@ -394,16 +466,21 @@ impl Leader {
         let api: Api<Node> = Api::all(self.client.clone());
         let mut well = true;
         for (node, member) in self.members() {
-            let ready = conditions::find(&member.status.conditions, READY).map(|c| c.status);
+            let said = conditions::find(&member.status.conditions, READY);
             // A node that says nothing, or that nobody can tell of, keeps what it has.
-            let ready = match ready {
+            let ready = match said.map(|condition| condition.status) {
                 Some(ConditionStatus::True) => true,
                 Some(ConditionStatus::False) => false,
                 _ => continue,
             };
-            if let Some(taints) = taint::wanted(&node, key, ready) {
-                well &= self.went("patch nodes", taint::write(&api, &node, &taints).await);
+            let Some(taints) = taint::wanted(&node, key, ready) else {
+                continue;
+            };
+            let done = taint::write(&api, &node, &taints).await;
+            if matches!(done, Ok(true)) {
+                self.event(events::of_taint(&member.name, key, said)).await;
             }
+            well &= self.went("patch nodes", done.map(drop));
         }
         well
     }
@@ -436,6 +513,11 @@ impl Leader {
             let done = api
                 .patch_status(&name, &params, &Patch::Apply(&apply))
                 .await;
+            if done.is_ok() {
+                for event in events::of_policy(&policy, &status) {
+                    self.event(event).await;
+                }
+            }
             well &= self.went("patch encryptionpolicies/status", done.map(drop));
         }
         well

@@ -4,6 +4,7 @@ mod api;
 mod args;
 mod ca;
 mod caches;
+mod events;
 #[cfg(test)]
 mod fake;
 mod leader;

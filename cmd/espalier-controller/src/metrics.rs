@@ -1,6 +1,7 @@
 //! What a scraper and the kubelet's probes see.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use espalier_telemetry::http::{Page, Site};
@@ -30,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) nodes: AtomicI64,
     pub(crate) nodes_ready: AtomicI64,
     pub(crate) nodes_encrypted: AtomicI64,
+    /// What a leader waits for before it can act; `None`: nothing.
+    waits_for: Mutex<Option<String>>,
 }
 
 pub(crate) fn add(counter: &AtomicU64) {
@@ -51,6 +54,28 @@ pub(crate) fn seconds(time: Duration) -> i64 {
 }
 
 impl Metrics {
+    /// What a leader waits for before it can act. True when that is another thing than before.
+    pub(crate) fn waits_for(&self, what: Option<String>) -> bool {
+        let mut waits = self
+            .waits_for
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let changed = *waits != what;
+        *waits = what;
+        changed
+    }
+
+    /// Only of a leader.
+    fn waiting(&self) -> Option<String> {
+        let waits = self
+            .waits_for
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        waits
+            .clone()
+            .filter(|_| self.leading.load(Ordering::Relaxed))
+    }
+
     /// A leader that hangs is better started anew; a replica that waits for its turn is well.
     fn is_stalled(&self) -> bool {
         let age = seconds(now()) - self.last_round.load(Ordering::Relaxed);
@@ -93,6 +118,13 @@ impl Metrics {
         if leading == 0 {
             return text;
         }
+        let waits = u8::from(self.waiting().is_some());
+        text.single(
+            "espalier_controller_waiting",
+            Kind::Gauge,
+            "1: the leader cannot act yet; /readyz says what it waits for.",
+            waits,
+        );
         for (name, help, value) in [
             (
                 "espalier_controller_ca_not_after_timestamp_seconds",
@@ -134,8 +166,13 @@ impl Site for Metrics {
                 Some(Page::text(503, "leading, but the last round is long ago\n"))
             }
             "/healthz" => Some(Page::text(200, "ok\n")),
-            "/readyz" if self.connected.load(Ordering::Relaxed) => Some(Page::text(200, "ok\n")),
-            "/readyz" => Some(Page::text(503, "the API server has not answered yet\n")),
+            "/readyz" => Some(match self.waiting() {
+                _ if !self.connected.load(Ordering::Relaxed) => {
+                    Page::text(503, "the API server has not answered yet\n")
+                }
+                Some(what) => Page::text(503, format!("leading, but waiting: {what}\n")),
+                None => Page::text(200, "ok\n"),
+            }),
             _ => None,
         }
     }
@@ -161,6 +198,11 @@ mod tests {
         set(&metrics.last_round, seconds(now()));
         assert_eq!(status(&metrics, "/healthz").await, Some(200));
         assert_eq!(status(&metrics, "/other").await, None);
+        assert!(metrics.waits_for(Some("no CRDs".to_owned())));
+        assert!(!metrics.waits_for(Some("no CRDs".to_owned())));
+        assert_eq!(status(&metrics, "/readyz").await, Some(503));
+        metrics.leading.store(false, Ordering::Relaxed);
+        assert_eq!(status(&metrics, "/readyz").await, Some(200));
     }
 
     #[tokio::test]

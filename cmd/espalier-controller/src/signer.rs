@@ -31,14 +31,28 @@ pub(crate) struct Signer {
 }
 
 /// What came of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It has its certificate.
-    Issued,
+    Issued {
+        /// Of this node.
+        node: String,
+    },
     /// It gets none.
-    Refused,
+    Refused(Refusal),
     /// Somebody else changed or deleted it meanwhile.
     Overtaken,
+}
+
+/// Why a request gets no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Where the pod runs that asks, as the API server knows it.
+    pub(crate) node: Option<String>,
+    /// One word.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
 }
 
 /// Why a request is neither issued nor refused yet.
@@ -97,9 +111,10 @@ impl Signer {
         ca: &Authority,
         now: Duration,
     ) -> Result<Outcome, SignError> {
-        let done = match self.judge(csr).await? {
+        let (on, judged) = self.judge(csr).await?;
+        let done = match judged {
             Ok(approved) => self.issue(csr, &approved, ca, now).await,
-            Err(denial) => self.refuse(csr, &denial).await.map_err(SignError::Api),
+            Err(denial) => self.refuse(csr, &denial, on).await.map_err(SignError::Api),
         };
         match done {
             Err(SignError::Api(error)) if is_stale(&error) => Ok(Outcome::Overtaken),
@@ -107,14 +122,14 @@ impl Signer {
         }
     }
 
-    /// Pod and Node are asked for now, not taken from a cache.
+    /// With the name of the node that the asking pod runs on. Pod and Node are asked for now, not taken from a cache.
     async fn judge(
         &self,
         csr: &CertificateSigningRequest,
-    ) -> kube::Result<Result<Approved, Denial>> {
+    ) -> kube::Result<(Option<String>, Result<Approved, Denial>)> {
         let requester = match Requester::of(&csr.spec, &self.namespace) {
             Ok(requester) => requester,
-            Err(denial) => return Ok(Err(denial)),
+            Err(denial) => return Ok((None, Err(denial))),
         };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = pods.get_opt(&requester.pod).await?;
@@ -125,7 +140,13 @@ impl Signer {
             Some(name) => Api::<Node>::all(self.client.clone()).get_opt(name).await?,
             None => None,
         };
-        Ok(judge(csr, &self.namespace, pod.as_ref(), node.as_ref()))
+        let judged = judge(csr, &self.namespace, pod.as_ref(), node.as_ref());
+        // A pod of the same name that is not the one that asks tells nothing of it.
+        let asks = pod
+            .as_ref()
+            .filter(|pod| pod.metadata.uid.as_ref() == Some(&requester.uid));
+        let on = asks.and(on).map(str::to_owned);
+        Ok((on, judged))
     }
 
     async fn issue(
@@ -155,13 +176,14 @@ impl Signer {
         });
         self.patch("status", name, &patch).await?;
         info!(csr = name, node, uid, "certificate issued");
-        Ok(Outcome::Issued)
+        Ok(Outcome::Issued { node: node.clone() })
     }
 
     async fn refuse(
         &self,
         csr: &CertificateSigningRequest,
         denial: &Denial,
+        on: Option<String>,
     ) -> kube::Result<Outcome> {
         // Approved and Denied exclude each other: what somebody approved wrongly fails.
         let (subresource, kind) = match state(csr) {
@@ -172,7 +194,11 @@ impl Signer {
         self.patch(subresource, name(csr), &patch).await?;
         let user = csr.spec.username.as_deref().unwrap_or_default();
         warn!(csr = name(csr), user, reason = denial.reason, %denial, "request refused");
-        Ok(Outcome::Refused)
+        Ok(Outcome::Refused(Refusal {
+            node: on,
+            reason: denial.reason,
+            message: denial.message.clone(),
+        }))
     }
 
     async fn patch(

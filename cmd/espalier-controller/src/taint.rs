@@ -26,8 +26,8 @@ pub(crate) fn wanted(node: &Node, key: &str, ready: bool) -> Option<Vec<Taint>> 
     Some(taints)
 }
 
-/// Writes the node's taints. When the node was changed since it was read, nothing happens: the change brings it here again.
-pub(crate) async fn write(api: &Api<Node>, node: &Node, taints: &[Taint]) -> kube::Result<()> {
+/// Writes the node's taints. When the node was changed since it was read, nothing happens (false): the change brings it here again.
+pub(crate) async fn write(api: &Api<Node>, node: &Node, taints: &[Taint]) -> kube::Result<bool> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let patch = json!({
         "metadata": {"resourceVersion": node.metadata.resource_version},
@@ -38,9 +38,9 @@ pub(crate) async fn write(api: &Api<Node>, node: &Node, taints: &[Taint]) -> kub
         Ok(_) => {
             let keys: Vec<&str> = taints.iter().map(|taint| taint.key.as_str()).collect();
             info!(node = name, taints = ?keys, "taints changed");
-            Ok(())
+            Ok(true)
         }
-        Err(error) if is_stale(&error) => Ok(()),
+        Err(error) if is_stale(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -95,12 +95,12 @@ mod tests {
         let another = node(&[(KEY, "NoSchedule"), ("other", "NoExecute")]);
         fake.put(PATH, another);
         let api = Api::all(fake.client());
-        write(&api, &seen, &[]).await.unwrap();
+        assert!(!write(&api, &seen, &[]).await.unwrap());
         let taints = |fake: &Fake| fake.get(PATH).unwrap()["spec"]["taints"].clone();
         assert_eq!(taints(&fake).as_array().unwrap().len(), 2);
         let now: Node = serde_json::from_value(fake.get(PATH).unwrap()).unwrap();
         let wanted = wanted(&now, KEY, true).unwrap();
-        write(&api, &now, &wanted).await.unwrap();
+        assert!(write(&api, &now, &wanted).await.unwrap());
         assert_eq!(taints(&fake)[0]["key"], "other");
     }
 }

@@ -1,19 +1,28 @@
-//! `espalier`: the command line, for a workstation or a node.
+//! `espalier`: the command line, for a workstation or a node; as `kubectl-espalier` a plugin of kubectl.
 
+mod bundle;
 mod cleanup;
+mod cluster;
 mod demo;
 mod install_cni;
 mod mesh;
+mod model;
+mod overview;
+mod peers;
 mod pki;
+mod place;
 mod status;
 mod verify;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-/// Encrypted pod networking: looks at a node, checks it, and shows it.
+/// Nobody could be asked, or something else went wrong; 1 is an answer. Wrong arguments have it, too.
+const FAILED: u8 = 2;
+
+/// Encrypted pod networking: looks at a node or a whole cluster, checks it, and shows it.
 #[derive(Debug, Parser)]
 #[command(name = "espalier", version)]
 struct Cli {
@@ -25,10 +34,17 @@ struct Cli {
 enum Command {
     /// Runs a mesh of several nodes on this machine and proves what it promises.
     Demo(demo::DemoArgs),
-    /// Shows this node's peers, modes, SAs, counters and problems.
+    /// Shows this node's peers, modes, SAs, counters and problems, or all nodes of a cluster.
     Status(status::StatusArgs),
-    /// Checks that no pod packet leaves this node in clear, on the wire and in the kernel's state.
+    /// Shows every pair of nodes of a cluster, as both ends see it, or this node's peers.
+    Peers(peers::PeersArgs),
+    /// Checks that no pod packet leaves this node, or any node of a cluster, in clear: wire, kernel's state, probes.
     Verify(verify::VerifyArgs),
+    /// Puts what helps to find a fault into a .tar.gz: status, logs, metrics, objects, kernel; no keys, no Secrets.
+    SupportBundle(bundle::BundleArgs),
+    /// Prints what `support-bundle` wants to know of this node.
+    #[command(hide = true)]
+    NodeReport(bundle::NodeReportArgs),
     /// Makes the CA, certificates and PSKs of a mesh without Kubernetes.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
@@ -38,13 +54,32 @@ enum Command {
     CleanupNode(cleanup::CleanupArgs),
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let mut command = Cli::command();
+    if place::is_plugin() {
+        command = command.bin_name("kubectl espalier");
+    }
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
         Command::Demo(args) => demo::run(&args),
-        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Verify(args) => verify::run(&args),
-        Command::Pki(command) => pki::run(&command).map(|()| ExitCode::SUCCESS),
-        Command::InstallCni(args) => install_cni::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::CleanupNode(args) => cleanup::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::SupportBundle(args) => bundle::run(&args),
+        Command::NodeReport(args) => bundle::report(&args).map(done),
+        Command::Pki(command) => pki::run(&command).map(done),
+        Command::InstallCni(args) => install_cni::run(&args).map(done),
+        Command::CleanupNode(args) => cleanup::run(&args).map(done),
     }
 }

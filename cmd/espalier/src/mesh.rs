@@ -11,12 +11,15 @@ use espalier_rpc::agent::{StatusReply, StatusRequest};
 /// An agent that needs longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Where sockets are when nobody says otherwise.
+pub(crate) const RUN_DIR: &str = "/run/espalier";
+
 /// Where the agent listens.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct AgentSocket {
-    /// Folder with the sockets of this node's Espalier processes.
-    #[arg(long, default_value = "/run/espalier")]
-    run_dir: PathBuf,
+    /// Folder with the sockets of this node's Espalier processes; default: /run/espalier.
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
     /// The agent's socket, when it is not RUN_DIR/agent.sock.
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -26,8 +29,16 @@ impl AgentSocket {
     pub(crate) fn path(&self) -> PathBuf {
         match &self.socket {
             Some(socket) => socket.clone(),
-            None => self.run_dir.join("agent.sock"),
+            None => {
+                let folder = self.run_dir.as_deref();
+                folder.unwrap_or(Path::new(RUN_DIR)).join("agent.sock")
+            }
         }
+    }
+
+    /// Whether an option names it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.socket.is_some() || self.run_dir.is_some()
     }
 }
 

@@ -1,59 +1,91 @@
-//! `espalier status`.
+//! `espalier status`: what the agent of this host sees, or every agent of a cluster.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use espalier_rpc::agent::{Capabilities, PeerStatus, StatusReply};
-use serde::Serialize;
 
-use crate::mesh::{self, AgentSocket};
+use crate::cluster::{self, Cluster};
+use crate::mesh;
+use crate::model::{Node, Peer};
+use crate::overview;
+use crate::place::{Place, PlaceArgs};
 
 /// Options of `espalier status`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    agent: AgentSocket,
+    place: PlaceArgs,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Show what this node's data plane was found to be able to do.
+    /// Show what the data plane of this host, or of each node, was found to be able to do.
     #[arg(long)]
-    node: bool,
+    dataplane: bool,
 }
 
+/// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     Table,
     Json,
 }
 
-pub(crate) fn run(args: &StatusArgs) -> Result<()> {
-    let status = mesh::status(&args.agent.path())?;
-    match args.output {
-        Output::Table if args.node => print!("{}", head(&status) + &abilities(&status)),
-        Output::Table => print!("{}", table(&status)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&Node::from(&status))?),
+/// Of a host: success when the agent answers. Of a cluster: success when all is encrypted.
+pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
+    match args.place.choose()? {
+        Place::Here(socket) => {
+            let node = Node::from(mesh::status(&socket)?);
+            match args.output {
+                Output::Table if args.dataplane => print!("{}", head(&node) + &abilities(&node)),
+                Output::Table => print!("{}", table(&node)),
+                Output::Json => println!("{}", serde_json::to_string_pretty(&node)?),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Place::Cluster => cluster::block_on(async {
+            let cluster = Cluster::connect(&args.place.cluster).await?;
+            let answers = cluster.statuses().await?;
+            let seen = overview::Overview::new(&cluster, &answers);
+            match args.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&seen)?),
+                Output::Table if args.dataplane => {
+                    for node in answers
+                        .iter()
+                        .filter_map(|answer| answer.heard.as_ref().ok())
+                    {
+                        println!("{}", head(node) + &abilities(node));
+                    }
+                }
+                Output::Table => print!("{}", seen.table()),
+            }
+            Ok(seen.exit_code())
+        }),
     }
-    Ok(())
 }
 
-fn table(status: &StatusReply) -> String {
+/// A host's, for people.
+pub(crate) fn table(status: &Node) -> String {
     let mut text = head(status);
+    text.push('\n');
+    text.push_str(&peers(status));
+    problems(status, &mut text);
+    text
+}
+
+/// One line for each peer.
+pub(crate) fn peers(status: &Node) -> String {
     let columns = [
         "PEER", "ADDRESS", "MODE", "PATH", "IKE", "SUITE", "VIA", "SPI IN", "SPI OUT", "AGE", "IN",
         "OUT", "DROPS",
     ];
     let rows = status.peers.iter().map(row);
     let header = columns.map(str::to_owned);
-    text.push('\n');
-    text.push_str(&align(std::iter::once(header).chain(rows).collect()));
-    problems(status, &mut text);
-    text
+    align(std::iter::once(header).chain(rows).collect())
 }
 
-fn head(status: &StatusReply) -> String {
+pub(crate) fn head(status: &Node) -> String {
     let ready = if status.ready { "ready" } else { "NOT READY" };
     let encrypted = status.peers.iter().filter(|peer| peer.path == "Encrypted");
     format!(
@@ -75,7 +107,7 @@ fn head(status: &StatusReply) -> String {
     )
 }
 
-fn row(peer: &PeerStatus) -> [String; 13] {
+fn row(peer: &Peer) -> [String; 13] {
     let path = match (peer.path.as_str(), peer.enforced) {
         (path @ ("Encrypted" | "Authenticated"), true) => format!("{path}, enforced"),
         (path, _) => path.to_owned(),
@@ -103,7 +135,7 @@ fn row(peer: &PeerStatus) -> [String; 13] {
 }
 
 /// Protocol, what is around it, and how many CPUs have SAs of their own.
-fn via(peer: &PeerStatus) -> String {
+pub(crate) fn via(peer: &Peer) -> String {
     let protocol = &peer.protocol;
     let cpus = match peer.cpus {
         0 => String::new(),
@@ -117,7 +149,7 @@ fn via(peer: &PeerStatus) -> String {
 }
 
 /// What the data plane can do, and what it found.
-fn abilities(status: &StatusReply) -> String {
+pub(crate) fn abilities(status: &Node) -> String {
     let mut text = format!("overlay {}, protocol {}\n", status.overlay, status.protocol);
     let yes = |can: bool| if can { "yes" } else { "no" };
     match &status.can {
@@ -148,9 +180,9 @@ fn abilities(status: &StatusReply) -> String {
     text
 }
 
-fn problems(status: &StatusReply, text: &mut String) {
+fn problems(status: &Node, text: &mut String) {
     // What the node says of an external gateway is not said twice.
-    let said = |peer: &&PeerStatus| status.problems.contains(&peer.problem);
+    let said = |peer: &&Peer| status.problems.contains(&peer.problem);
     let of_peers = status.peers.iter().filter(|peer| !peer.problem.is_empty());
     let of_peers = of_peers.filter(|peer| !said(peer));
     let of_peers = of_peers.map(|peer| format!("{}: {}", peer.name, peer.problem));
@@ -161,19 +193,13 @@ fn problems(status: &StatusReply, text: &mut String) {
         }
         let _ = writeln!(text, "  - {problem}");
     }
-    let mut drops: Vec<_> = status
-        .drops
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .collect();
-    drops.sort();
-    for (reason, count) in drops {
+    for (reason, count) in status.drops.iter().filter(|(_, count)| **count > 0) {
         let _ = writeln!(text, "dropped: {count} packets: {reason}");
     }
 }
 
 /// Seconds in the two largest units.
-fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
@@ -208,155 +234,13 @@ pub(crate) fn align<const N: usize>(rows: Vec<[String; N]>) -> String {
     rows.iter().map(line).collect()
 }
 
-/// The node as JSON; the names are those of `agent.proto`.
-#[derive(Serialize)]
-struct Node<'a> {
-    node: &'a str,
-    version: &'a str,
-    dataplane: &'a str,
-    dataplane_version: &'a str,
-    mode: &'a str,
-    ready: bool,
-    problems: &'a [String],
-    peers: Vec<Peer<'a>>,
-    leases: u32,
-    uptime_s: u64,
-    pid: u32,
-    pod_cidrs: &'a [String],
-    cluster_cidrs: &'a [String],
-    underlay: &'a str,
-    mtu: u32,
-    drops: BTreeMap<&'a str, u64>,
-    protocol: &'a str,
-    overlay: &'a str,
-    can: Option<Can<'a>>,
-    notes: &'a [String],
-}
-
-#[derive(Serialize)]
-struct Can<'a> {
-    suites: &'a [String],
-    raw: bool,
-    udp: bool,
-    tunnel: bool,
-    esn: bool,
-    max_replay_window: u32,
-    cpus: u32,
-}
-
-impl<'a> From<&'a Capabilities> for Can<'a> {
-    fn from(can: &'a Capabilities) -> Self {
-        Self {
-            suites: &can.suites,
-            raw: can.raw,
-            udp: can.udp,
-            tunnel: can.tunnel,
-            esn: can.esn,
-            max_replay_window: can.max_replay_window,
-            cpus: can.cpus,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Peer<'a> {
-    name: &'a str,
-    kind: &'a str,
-    address: &'a str,
-    pod_cidrs: &'a [String],
-    effective_mode: &'a str,
-    path: &'a str,
-    accepts_clear: bool,
-    enforced: bool,
-    ike: &'a str,
-    suite: &'a str,
-    protocol: &'a str,
-    encapsulation: &'a str,
-    encrypted: bool,
-    authenticated: bool,
-    spi_in: u32,
-    spi_out: u32,
-    sas: u32,
-    cpus: u32,
-    age_s: u64,
-    packets_in: u64,
-    packets_out: u64,
-    bytes_in: u64,
-    bytes_out: u64,
-    drops: u64,
-    handshake_us: Option<u64>,
-    problem: &'a str,
-}
-
-impl<'a> From<&'a StatusReply> for Node<'a> {
-    fn from(status: &'a StatusReply) -> Self {
-        let drops = status.drops.iter();
-        Self {
-            node: &status.node,
-            version: &status.version,
-            dataplane: &status.dataplane,
-            dataplane_version: &status.dataplane_version,
-            mode: &status.mode,
-            ready: status.ready,
-            problems: &status.problems,
-            peers: status.peers.iter().map(Peer::from).collect(),
-            leases: status.leases,
-            uptime_s: status.uptime_s,
-            pid: status.pid,
-            pod_cidrs: &status.pod_cidrs,
-            cluster_cidrs: &status.cluster_cidrs,
-            underlay: &status.underlay,
-            mtu: status.mtu,
-            protocol: &status.protocol,
-            overlay: &status.overlay,
-            can: status.can.as_ref().map(Can::from),
-            notes: &status.notes,
-            drops: drops
-                .map(|(reason, count)| (reason.as_str(), *count))
-                .collect(),
-        }
-    }
-}
-
-impl<'a> From<&'a PeerStatus> for Peer<'a> {
-    fn from(peer: &'a PeerStatus) -> Self {
-        Self {
-            name: &peer.name,
-            kind: &peer.kind,
-            address: &peer.address,
-            pod_cidrs: &peer.pod_cidrs,
-            effective_mode: &peer.effective_mode,
-            path: &peer.path,
-            accepts_clear: peer.accepts_clear,
-            enforced: peer.enforced,
-            ike: &peer.ike,
-            suite: &peer.suite,
-            protocol: &peer.protocol,
-            encapsulation: &peer.encapsulation,
-            encrypted: peer.encrypted,
-            authenticated: peer.authenticated,
-            spi_in: peer.spi_in,
-            spi_out: peer.spi_out,
-            sas: peer.sas,
-            cpus: peer.cpus,
-            age_s: peer.age_s,
-            packets_in: peer.packets_in,
-            packets_out: peer.packets_out,
-            bytes_in: peer.bytes_in,
-            bytes_out: peer.bytes_out,
-            drops: peer.drops,
-            handshake_us: peer.handshake_us,
-            problem: &peer.problem,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Can;
 
-    fn mesh_of_two() -> StatusReply {
-        let encrypted = PeerStatus {
+    fn mesh_of_two() -> Node {
+        let encrypted = Peer {
             name: "node-2".into(),
             path: "Encrypted".into(),
             enforced: true,
@@ -366,19 +250,19 @@ mod tests {
             encrypted: true,
             authenticated: true,
             spi_in: 0xabc,
-            ..PeerStatus::default()
+            ..Peer::default()
         };
-        let blocked = PeerStatus {
+        let blocked = Peer {
             name: "node-10".into(),
             path: "Blocked".into(),
             problem: "no answer; is its agent running?".into(),
-            ..PeerStatus::default()
+            ..Peer::default()
         };
-        StatusReply {
+        Node {
             node: "node-1".into(),
             peers: vec![encrypted, blocked],
             drops: [("replayed".to_owned(), 3), ("unknown spi".to_owned(), 0)].into(),
-            ..StatusReply::default()
+            ..Node::default()
         }
     }
 
@@ -410,13 +294,13 @@ mod tests {
 
     #[test]
     fn what_was_probed_is_shown() {
-        let can = Capabilities {
+        let can = Can {
             suites: vec!["Aes256Gcm16".into(), "AhHmacSha256".into()],
             raw: true,
             max_replay_window: 4096,
-            ..Capabilities::default()
+            ..Can::default()
         };
-        let status = StatusReply {
+        let status = Node {
             can: Some(can),
             overlay: "VXLAN".into(),
             notes: vec!["no SAs per CPU before Linux 6.13".into()],
@@ -437,7 +321,7 @@ mod tests {
     #[test]
     fn the_json_has_the_same_words() {
         let status = mesh_of_two();
-        let json = serde_json::to_value(Node::from(&status)).unwrap();
+        let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["peers"][0]["spi_in"], 0xabc);
         assert_eq!(json["peers"][1]["handshake_us"], serde_json::Value::Null);
         assert_eq!(json["drops"]["replayed"], 3);
@@ -449,20 +333,20 @@ mod tests {
     fn external_gateways_are_told_apart_and_their_problems_are_said_once() {
         let mut status = mesh_of_two();
         let refused = "ExternalPeer berlin: needs tunnel mode";
-        status.peers.push(PeerStatus {
+        status.peers.push(Peer {
             name: "berlin".into(),
             kind: "external".into(),
             effective_mode: "Required".into(),
             path: "Blocked".into(),
             problem: refused.into(),
-            ..PeerStatus::default()
+            ..Peer::default()
         });
         status.problems.push(refused.into());
         let text = table(&status);
         let row = text.lines().find(|line| line.starts_with("berlin"));
         assert!(row.unwrap().contains("external"), "{text}");
         assert_eq!(text.matches(refused).count(), 1, "{text}");
-        let json = serde_json::to_value(Node::from(&status)).unwrap();
+        let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["peers"][2]["kind"], "external");
     }
 

@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// Espalier's image, as scripts/image.sh writes it.
     #[arg(long)]
     pub(crate) image: Option<PathBuf>,
+    /// The command line of the admin's machine, the program `espalier`.
+    #[arg(long)]
+    pub(crate) cli: Option<PathBuf>,
     /// Espalier's chart.
     #[arg(long, default_value = "charts/espalier")]
     pub(crate) chart: PathBuf,

@@ -8,6 +8,7 @@ use crate::fake::Fake;
 const SECRET: &str = "/api/v1/namespaces/ns/secrets/espalier-ca";
 const TRUST: &str = "/api/v1/namespaces/ns/configmaps/espalier-trust";
 const POLICY: &str = "/apis/espalier.dev/v1alpha1/encryptionpolicies/default";
+const EVENTS: &str = "/api/v1/namespaces/default/events";
 const KEY: &str = "node.espalier.dev/not-ready";
 
 fn settings(ca: CaMode) -> Arc<Settings> {
@@ -291,4 +292,103 @@ fn a_rotation_that_waits_long_is_a_problem_that_names_a_node() {
     let trouble = waiting(Stage::Renew, &nodes, 0).unwrap();
     assert_eq!(trouble.reason, "CARotationWaits");
     assert!(trouble.message.contains("2 nodes") && trouble.message.contains("first: a"));
+}
+
+fn told_events(fake: &Fake) -> Vec<(String, String, i64)> {
+    let writes = fake.writes();
+    let created = writes.iter().filter(|write| write.ends_with("/events"));
+    assert_eq!(created.count(), fake.below(EVENTS).len());
+    let read = |event: Value| {
+        let word = |at: &str| {
+            event
+                .pointer(at)
+                .and_then(Value::as_str)
+                .unwrap()
+                .to_owned()
+        };
+        let about = format!(
+            "{} {}",
+            word("/involvedObject/kind"),
+            word("/involvedObject/name")
+        );
+        (about, word("/reason"), event["count"].as_i64().unwrap())
+    };
+    let mut events: Vec<_> = fake.below(EVENTS).into_iter().map(read).collect();
+    events.sort();
+    events
+}
+
+#[tokio::test]
+async fn what_people_want_to_know_is_told_once() {
+    let fake = Fake::default();
+    put_policy(&fake);
+    put_node(&fake, "a", true, Value::Null);
+    rounds(&fake, 4).await;
+    let told = |about: &str, reason: &str| (about.to_owned(), reason.to_owned(), 1);
+    let expected = [
+        told("EncryptionPolicy default", "AllNodesReady"),
+        told("EncryptionPolicy default", "CAMade"),
+        told("Node a", "EspalierUntainted"),
+    ];
+    assert_eq!(told_events(&fake), expected);
+    // Each round is a new leader's: nothing is told again. A node that fails is.
+    fake.change(&mesh_path("a"), |mesh| {
+        mesh["status"]["conditions"][0]["status"] = json!("False");
+        mesh["status"]["conditions"][0]["message"] = json!("no data plane");
+    });
+    rounds(&fake, 3).await;
+    let more = told_events(&fake);
+    assert_eq!(more.len(), 5, "{more:?}");
+    assert!(more.contains(&told("EncryptionPolicy default", "NodesNotReady")));
+    assert!(more.contains(&told("Node a", "EspalierTainted")));
+}
+
+#[tokio::test]
+async fn a_flapping_node_is_counted_in_one_event() {
+    let fake = Fake::default();
+    let metrics = Arc::new(Metrics::default());
+    let leader = Leader::new(fake.client(), settings(CaMode::None), metrics);
+    for _ in 0..3 {
+        leader.event(events::of_taint("a", KEY, None)).await;
+    }
+    let told = ("Node a".to_owned(), "EspalierUntainted".to_owned(), 3);
+    assert_eq!(told_events(&fake), [told]);
+}
+
+#[tokio::test]
+async fn a_leader_without_crds_says_so_and_begins_when_they_come() {
+    let fake = Fake::default();
+    fake.miss("/apis/espalier.dev/v1alpha1/meshnodes", true);
+    let metrics = Arc::new(Metrics::default());
+    let leader = Leader::new(
+        fake.client(),
+        settings(CaMode::Generate),
+        Arc::clone(&metrics),
+    );
+    let watched = async {
+        let waits = "meshnodes.espalier.dev is not installed";
+        until(async || ready(&metrics).await.contains(waits)).await;
+        assert!(fake.get(SECRET).is_none(), "it acts on an incomplete list");
+        fake.miss("/apis/espalier.dev/v1alpha1/meshnodes", false);
+        until(async || fake.get(SECRET).is_some()).await;
+        assert_eq!(ready(&metrics).await, "ok\n");
+    };
+    tokio::select! {
+        () = leader.run() => panic!("it acts until it is dropped"),
+        () = watched => {}
+    }
+}
+
+async fn ready(metrics: &Metrics) -> String {
+    use espalier_telemetry::http::Site as _;
+    metrics.connected.store(true, Ordering::Relaxed);
+    metrics.page("/readyz").await.unwrap().body
+}
+
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(std::time::Instant::now() < deadline, "it took too long");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

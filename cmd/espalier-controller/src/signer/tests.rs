@@ -57,6 +57,14 @@ async fn handle(fake: &Fake, ca: &Authority) -> Result<Outcome, SignError> {
     signer.handle(&read(fake), ca, NOW).await
 }
 
+/// Refused, and told of the node that the asking pod runs on.
+fn refused(outcome: &Outcome, on: Option<&str>) {
+    let Outcome::Refused(refusal) = outcome else {
+        panic!("expected a refusal, found {outcome:?}");
+    };
+    assert_eq!(refusal.node.as_deref(), on);
+}
+
 fn conditions(fake: &Fake) -> Vec<(String, String, String)> {
     let status = read(fake).status.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default().into_iter();
@@ -74,7 +82,10 @@ fn conditions(fake: &Fake) -> Vec<(String, String, String)> {
 #[tokio::test]
 async fn a_good_request_is_approved_and_issued() {
     let (fake, ca) = (cluster(), authority());
-    assert_eq!(handle(&fake, &ca).await.unwrap(), Outcome::Issued);
+    let issued = Outcome::Issued {
+        node: "node-a".to_owned(),
+    };
+    assert_eq!(handle(&fake, &ca).await.unwrap(), issued);
     let csr = read(&fake);
     assert_eq!(state(&csr), State::Through);
     let pem = csr.status.unwrap().certificate.unwrap().0;
@@ -102,7 +113,7 @@ async fn a_good_request_is_approved_and_issued() {
 async fn a_bad_request_is_denied_with_the_reason() {
     let fake = cluster();
     fake.change(NODE, |node| node["metadata"]["uid"] = json!("new"));
-    assert_eq!(handle(&fake, &authority()).await.unwrap(), Outcome::Refused);
+    refused(&handle(&fake, &authority()).await.unwrap(), Some("node-a"));
     let (kind, reason, message) = conditions(&fake).remove(0);
     assert_eq!((kind.as_str(), reason.as_str()), ("Denied", "WrongNames"));
     assert!(message.contains("uid-a"), "{message}");
@@ -122,7 +133,7 @@ async fn an_approval_by_somebody_else_does_not_replace_the_checks() {
     let fake = cluster();
     approve_by_hand(&fake);
     fake.change(CSR, |csr| csr["spec"]["extra"] = json!({}));
-    assert_eq!(handle(&fake, &authority()).await.unwrap(), Outcome::Refused);
+    refused(&handle(&fake, &authority()).await.unwrap(), None);
     let kinds: Vec<String> = conditions(&fake).into_iter().map(|c| c.0).collect();
     assert_eq!(kinds, ["Approved", "Failed"]);
     assert!(read(&fake).status.unwrap().certificate.is_none());
@@ -132,7 +143,8 @@ async fn an_approval_by_somebody_else_does_not_replace_the_checks() {
 async fn an_approved_request_is_issued_after_an_interruption() {
     let fake = cluster();
     approve_by_hand(&fake);
-    assert_eq!(handle(&fake, &authority()).await.unwrap(), Outcome::Issued);
+    let outcome = handle(&fake, &authority()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Issued { .. }), "{outcome:?}");
     assert_eq!(fake.writes(), [format!("PATCH {CSR}/status")]);
 }
 

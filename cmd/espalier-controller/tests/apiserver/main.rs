@@ -16,7 +16,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
@@ -98,8 +98,8 @@ impl Cluster {
             let kind = rule["kind"].as_str().unwrap();
             let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", kind);
             let resource = ApiResource::from_gvk(&gvk);
-            let api: Api<DynamicObject> = match rule["metadata"].get("namespace") {
-                Some(_) => Api::namespaced_with(self.admin.clone(), NS, &resource),
+            let api: Api<DynamicObject> = match rule["metadata"]["namespace"].as_str() {
+                Some(namespace) => Api::namespaced_with(self.admin.clone(), namespace, &resource),
                 None => Api::all_with(self.admin.clone(), &resource),
             };
             let object = read(rule.clone());
@@ -228,6 +228,32 @@ impl Cluster {
             .unwrap();
     }
 
+    /// Kind and name of what it is about, and reason of each of the controller's events.
+    async fn events(&self) -> Vec<(String, String)> {
+        let events: Api<Event> = Api::namespaced(self.admin.clone(), "default");
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let ours = all.into_iter().filter(|event| {
+            let source = event.source.as_ref().and_then(|s| s.component.as_deref());
+            source == Some("espalier-controller")
+        });
+        ours.map(|event| {
+            let about = event.involved_object;
+            let about = [about.kind, about.name].map(Option::unwrap_or_default);
+            (about.join(" "), event.reason.unwrap_or_default())
+        })
+        .collect()
+    }
+
+    async fn has_told(&self, about: &str, reason: &str) {
+        let expected = (about.to_owned(), reason.to_owned());
+        until(
+            &format!("the event {reason} about {about}"),
+            15,
+            async || self.events().await.contains(&expected),
+        )
+        .await;
+    }
+
     async fn condition(&self, type_: &str) -> Option<(String, String)> {
         let policies: Api<EncryptionPolicy> = Api::all(self.admin.clone());
         let status = policies.get("default").await.unwrap().status?;
@@ -336,6 +362,14 @@ async fn signer_checks(cluster: &Cluster, bundle: &Bundle, signer: &str) {
     let stolen = cluster.ask("node-a", Some(&agent_pod("node-b"))).await;
     assert_eq!(denial(&stolen), "WrongNames");
     assert_eq!(denial(&cluster.ask("node-a", None).await), "TokenNotBound");
+    cluster.has_told("Node node-a", "CertificateIssued").await;
+    // Of the agent that asked for another node's identity, not of the node that it named; and of none for a token of no pod.
+    cluster.has_told("Node node-b", "CertificateRefused").await;
+    let refused = cluster.events().await;
+    let of_requests = refused
+        .iter()
+        .filter(|(about, _)| about.starts_with("CertificateSigningRequest "));
+    assert_eq!(of_requests.count(), 1, "{refused:?}");
     println!(
         "signed for the agent of the node, denied for another node's and for an unbound token"
     );
@@ -366,7 +400,12 @@ async fn taints_and_status(cluster: &Cluster, bundle: &Bundle, signer: &str) {
         cluster.is_tainted("node-a").await
     })
     .await;
-    println!("taints and status follow the nodes");
+    cluster.has_told("Node node-a", "EspalierUntainted").await;
+    cluster.has_told("Node node-a", "EspalierTainted").await;
+    cluster
+        .has_told("EncryptionPolicy default", "AllNodesReady")
+        .await;
+    println!("taints, status and events follow the nodes");
 }
 
 async fn rotation(cluster: &Cluster, old: &str) {
@@ -396,6 +435,9 @@ async fn rotation(cluster: &Cluster, old: &str) {
     cluster.say("node-b", "True", &both, &new).await;
     until("the old CA to leave", 15, async || cas().await == 1).await;
     assert_eq!(cluster.told().await.unwrap().1, new);
+    for reason in ["CARotationBegun", "CARotationSwitched", "CARotated"] {
+        cluster.has_told("EncryptionPolicy default", reason).await;
+    }
     println!("the CA was rotated");
 }
 

@@ -11,10 +11,10 @@ use espalier_netlink::packet_xfrm::constants::{
 use espalier_netlink::packet_xfrm::policy::DelGetMessage;
 use espalier_netlink::packet_xfrm::{Selector, UserPolicyInfo, XfrmMessage};
 use espalier_netlink::{Direction, InstalledPolicy, Route, RouteEntry, RouteFilter, Socket, Xfrm};
-use espalier_rpc::agent::{PeerStatus, StatusReply};
 use ipnet::IpNet;
 
 use super::{Finding, cidrs, required};
+use crate::model::{Node, Peer};
 
 /// Under every peer's route stands one that leads nowhere, with this metric.
 const UNREACHABLE_METRIC: u32 = 4_278_198_272;
@@ -40,11 +40,11 @@ struct State {
     devices: BTreeMap<String, u32>,
 }
 
-pub(super) fn check(status: &StatusReply, underlay: &str) -> Result<Vec<Finding>> {
+pub(super) fn check(status: &Node, underlay: &str) -> Result<Vec<Finding>> {
     judge(&State::read()?, status, underlay)
 }
 
-fn judge(state: &State, status: &StatusReply, underlay: &str) -> Result<Vec<Finding>> {
+fn judge(state: &State, status: &Node, underlay: &str) -> Result<Vec<Finding>> {
     let clusters = cidrs(&status.cluster_cidrs)?;
     let mut findings: Vec<_> = clusters
         .iter()
@@ -104,7 +104,7 @@ impl State {
 
     /// A peer's pods must be reached as its path says, and by no other device: encrypted by the TUN, or by the overlay where a
     /// policy seals for the host.
-    fn wrong_route(&self, peer: &PeerStatus, cidr: IpNet, underlay: &str) -> Option<Finding> {
+    fn wrong_route(&self, peer: &Peer, cidr: IpNet, underlay: &str) -> Option<Finding> {
         let overlay = match () {
             () if self.devices.contains_key(NATIVE) => underlay,
             () if self.devices.contains_key(IPIP) => IPIP,
@@ -113,8 +113,8 @@ impl State {
         let address = peer.address.parse::<IpAddr>().ok();
         let sealed = address.is_some_and(|host| self.sealed.contains(&host));
         let device = match peer.path.as_str() {
-            "Encrypted" if sealed => Some(overlay),
-            "Encrypted" => Some(TUN),
+            "Encrypted" | "Authenticated" if sealed => Some(overlay),
+            "Encrypted" | "Authenticated" => Some(TUN),
             "Clear" => Some(overlay),
             _ => None,
         };
@@ -301,18 +301,18 @@ mod tests {
         );
     }
 
-    fn status(path: &str) -> StatusReply {
-        let peer = PeerStatus {
+    fn status(path: &str) -> Node {
+        let peer = Peer {
             name: "node-2".into(),
             path: path.into(),
             pod_cidrs: vec!["10.244.2.0/24".into()],
-            ..PeerStatus::default()
+            ..Peer::default()
         };
-        StatusReply {
+        Node {
             mode: "Required".into(),
             cluster_cidrs: vec!["10.244.0.0/16".into()],
             peers: vec![peer],
-            ..StatusReply::default()
+            ..Node::default()
         }
     }
 

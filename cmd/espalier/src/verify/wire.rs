@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use espalier_capture::{Capture, Config, Counters, Interfaces, interface_index};
-use espalier_rpc::agent::StatusReply;
 use nix::ifaddrs::getifaddrs;
 
 use super::{Finding, cidrs, required};
+use crate::model::Node;
 
 /// The interface that holds the node's address.
 pub(super) fn interface_with(underlay: &str) -> Result<String> {
@@ -32,24 +32,32 @@ pub(super) fn interface_with(underlay: &str) -> Result<String> {
 }
 
 /// Captures for a while and judges.
-pub(super) fn check(status: &StatusReply, interface: &str, time: Duration) -> Result<Vec<Finding>> {
+pub(super) fn check(
+    status: &Node,
+    interface: &str,
+    time: Duration,
+    say: impl Fn(&str),
+) -> Result<Vec<Finding>> {
     let capture = Capture::start(Config {
         interfaces: Interfaces::Only(vec![interface_index(interface)?]),
         with_outgoing: true,
         pods: cidrs(&status.cluster_cidrs)?,
         marker: Vec::new(),
     })?;
-    println!("wire: capturing on {interface} for {} s", time.as_secs());
+    say(&format!(
+        "wire: capturing on {interface} for {} s",
+        time.as_secs()
+    ));
     std::thread::sleep(time);
     let seen = capture.snapshot()?;
-    println!(
+    say(&format!(
         "wire: {} packets looked at: {} ESP, {} IKE, {} between pods in clear, {} of a pod with the outside in clear",
         seen.frames,
         seen.esp,
         seen.ike,
         seen.clear_between_pods,
         seen.clear_pod - seen.clear_between_pods
-    );
+    ));
     Ok(judge(&seen, required(status)))
 }
 

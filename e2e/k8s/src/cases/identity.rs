@@ -23,7 +23,7 @@ pub(super) fn wrong_request_refused(ground: &mut Ground<'_>) -> Result<String> {
     let (thief, victim) = (&nodes[0], &nodes[1]);
     let stolen = token_of(ground, thief)?;
     let first = refused(ground, &stolen, victim, "stolen").context("a stolen token")?;
-    let unbound = unbound_token(ground)?;
+    let unbound = token(ground, NAMESPACE, ACCOUNT)?;
     let second = refused(ground, &unbound, thief, "unbound").context("a token of no pod")?;
     Ok(format!("stolen token: {first}; token of no pod: {second}"))
 }
@@ -165,15 +165,15 @@ fn token_of(ground: &Ground<'_>, node: &str) -> Result<String> {
     ground.on_node(node, "cat", &[&path])
 }
 
-/// A token of the agents' account that no pod has.
-fn unbound_token(ground: &Ground<'_>) -> Result<String> {
+/// A token of an account that is bound to no pod.
+pub(super) fn token(ground: &Ground<'_>, namespace: &str, account: &str) -> Result<String> {
     let request = json!({
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
         "spec": {"audiences": [], "expirationSeconds": 3600},
     });
     let file = ground.file("token.json", &request.to_string())?;
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
     let output = ground.try_kubectl(&["create", "--raw", &path, "-f", &file])?;
     let reply: Value = serde_json::from_str(&succeeded(&output, "asking for a token")?)?;
     let token = reply["status"]["token"].as_str();
@@ -181,7 +181,7 @@ fn unbound_token(ground: &Ground<'_>) -> Result<String> {
 }
 
 /// A kubeconfig for the same cluster with this token only.
-fn with_token(ground: &Ground<'_>, token: &str, name: &str) -> Result<String> {
+pub(super) fn with_token(ground: &Ground<'_>, token: &str, name: &str) -> Result<String> {
     let arguments = [
         "config",
         "view",

@@ -1,5 +1,6 @@
 //! What must hold on any cluster; in this order, on one cluster.
 
+mod cli;
 mod cluster;
 mod identity;
 mod install;
@@ -94,6 +95,11 @@ pub(crate) const ALL: &[Case] = &[
         "leak_check",
         "Disabled shows the packets that Required hides: the check can fail",
         traffic::leak_check,
+    ),
+    installed(
+        "cli",
+        "the command line from an admin's machine: status, peers, verify, support-bundle",
+        cli::works,
     ),
     installed(
         "toggle",
