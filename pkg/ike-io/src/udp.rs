@@ -70,7 +70,12 @@ impl UdpIke {
             port = local.map_or(port, |local| local.port());
             *family = Some(UdpSocket::from_std(socket.into()).map_err(failed)?);
         }
-        let none = || io::Error::new(io::ErrorKind::NotFound, "no IPv4 socket among those handed over");
+        let none = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "no IPv4 socket among those handed over",
+            )
+        };
         Ok(Self {
             v4: v4.ok_or_else(|| failed(none()))?,
             v6,
@@ -296,7 +301,10 @@ mod tests {
         drop(old);
         let mut new = UdpIke::resume(same).unwrap();
         let (path, message) = new.recv().await.unwrap();
-        assert_eq!((message, path.remote, path.local.port()), (b"waits".to_vec(), remote, port));
+        assert_eq!(
+            (message, path.remote, path.local.port()),
+            (b"waits".to_vec(), remote, port)
+        );
         assert!(UdpIke::resume(Vec::new()).is_err());
     }
 
