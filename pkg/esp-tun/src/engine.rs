@@ -74,6 +74,15 @@ pub(crate) struct Shared {
     pub(crate) report: Box<dyn Fn(Report) + Send + Sync>,
 }
 
+/// Whether [`Engine::resume`] on this UDP port would take the state: everything is made of it but the threads.
+///
+/// # Errors
+/// [`Error::State`].
+pub fn check(port: u16, frozen: Frozen) -> Result<(), Error> {
+    Control::resume(port, frozen, Instant::now())?;
+    Ok(())
+}
+
 impl Engine {
     /// Starts the threads, with no peer and no SA: every packet is dropped and counted.
     ///
