@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -122,15 +122,8 @@ impl<P: Keeps> Upgrade<P> {
         let state = format::write(self.state(self.told.plane.snapshot(), digest));
         let memfd = memory::write(&state).context("making a memfd")?;
         drop(state);
-        let mut args = std::env::args_os();
-        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        command
-            .arg0(args.next().unwrap_or_default())
-            .args(without_resume(args))
-            .arg(RESUME_CHECK)
-            .stdin(Stdio::from(carry::for_child(memfd.as_fd())?))
-            .kill_on_drop(true);
-        let ended = tokio::time::timeout(REHEARSAL, command.output()).await;
+        let stdin = carry::for_child(memfd.as_fd()).context("handing the state over")?;
+        let ended = tokio::time::timeout(REHEARSAL, rehearsal(program, stdin).output()).await;
         // The child has taken it, if it could.
         memory::wipe(&memfd).context("wiping the state")?;
         let Ok(ended) = ended else {
@@ -186,6 +179,20 @@ impl<P: Keeps> Upgrade<P> {
             plane,
         }
     }
+}
+
+/// The program with this one's arguments, as a child that only looks at the state.
+fn rehearsal(program: &File, stdin: OwnedFd) -> Command {
+    let mut args = std::env::args_os();
+    // By the descriptor, which is the file that was hashed.
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    command
+        .arg0(args.next().unwrap_or_default())
+        .args(without_resume(args))
+        .arg(RESUME_CHECK)
+        .stdin(Stdio::from(stdin))
+        .kill_on_drop(true);
+    command
 }
 
 /// The command line of this process as somebody gave it.
