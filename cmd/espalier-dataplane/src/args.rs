@@ -32,6 +32,15 @@ pub(crate) struct Args {
     /// UDP port of ESP and IKE.
     #[arg(long, default_value_t = 4500, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) listen_port: u16,
+    /// Folder of binaries that this program lets itself be replaced with in place: root's files, named after their SHA-256.
+    #[arg(long, default_value = "/var/lib/espalier/bin")]
+    pub(crate) upgrade_dir: PathBuf,
+    /// Goes on with what the program before left on standard input; that one gives this flag.
+    #[arg(long, hide = true)]
+    pub(crate) resume: bool,
+    /// Says whether this program could go on with the state on standard input, and ends.
+    #[arg(long, hide = true, conflicts_with = "resume")]
+    pub(crate) resume_check: bool,
     /// Log filter, such as `info` or `espalier_esp_tun=trace`.
     #[arg(long, env = "ESPALIER_LOG", default_value = "info")]
     pub(crate) log: String,

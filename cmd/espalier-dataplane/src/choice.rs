@@ -58,7 +58,7 @@ pub(crate) async fn kernel_can() {
     }
 }
 
-async fn ask() -> Result<Findings> {
+pub(crate) async fn ask() -> Result<Findings> {
     tokio::task::spawn_blocking(probe)
         .await
         .context("probing the kernel")

@@ -1,6 +1,7 @@
 //! The run directory, held by one data plane at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl RunDir {
@@ -42,7 +43,7 @@ impl RunDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.to_owned(),
-                _lock: lock,
+                lock,
             }),
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -54,6 +55,18 @@ impl RunDir {
                 Err(error).with_context(|| format!("locking {}", lock_path.display()))
             }
         }
+    }
+
+    /// Goes on with the lock of the program before, which this process has had all the time.
+    pub(crate) fn resume(path: &Path, lock: OwnedFd) -> Self {
+        Self {
+            path: path.to_owned(),
+            lock: lock.into(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     pub(crate) fn path(&self) -> &Path {

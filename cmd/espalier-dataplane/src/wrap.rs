@@ -1,18 +1,23 @@
-//! Data planes that are not quite what was asked for.
+//! Data planes that have something more to say, or nothing.
 
 use espalier_dataplane_core::{
     Dataplane, Direction, Dump, Error, Hello, Peer, PeerId, Reqid, Sa, Spi,
 };
 
-/// Another data plane with something more to say about what it can do.
-pub(crate) struct Noted<D> {
+use crate::own::Own;
+
+/// A data plane, which program it is, and what more there is to say about what it can do.
+pub(crate) struct Told<D> {
     pub(crate) plane: D,
     pub(crate) notes: Vec<String>,
+    pub(crate) own: Own,
 }
 
-impl<D: Dataplane> Dataplane for Noted<D> {
+impl<D: Dataplane> Dataplane for Told<D> {
     async fn hello(&self) -> Result<Hello, Error> {
         let mut hello = self.plane.hello().await?;
+        let digest = self.own.get().await;
+        hello.digest = digest.map_or_else(String::new, |digest| digest.to_string());
         hello.can.notes.extend(self.notes.iter().cloned());
         Ok(hello)
     }

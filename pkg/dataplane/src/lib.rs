@@ -4,8 +4,10 @@
 //! that is gone succeeds. A data plane outlives the agent; [`Dataplane::dump`] tells a restarted agent what to adopt.
 
 pub mod check;
+mod frozen;
 mod types;
 
+pub use frozen::{Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenUsed, Progress};
 pub use types::{
     Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer,
     PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,

@@ -178,10 +178,12 @@ pub struct Sa {
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Random per process: another value means that all state is gone.
+    /// Random per process, and kept by one that takes over another's state: another value means that all state is gone.
     pub instance: u64,
     /// Version of the binary.
     pub version: String,
+    /// SHA-256 of the binary that runs, in hex; empty: it does not say.
+    pub digest: String,
     /// `userspace` or `kernel`.
     pub kind: String,
     /// Device that pod routes point at while a peer is encrypted (userspace), if any.

@@ -88,6 +88,15 @@ impl Drops {
         }
     }
 
+    /// Adds what an earlier process counted. A reason that this one does not know is not counted any more.
+    pub(crate) fn resume(&self, counts: &[(String, u64)]) {
+        for (counter, reason) in self.0.iter().zip(Reason::ALL) {
+            for (_, count) in counts.iter().filter(|(name, _)| name == reason.name()) {
+                counter.fetch_add(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Every reason that has occurred, sorted by name.
     pub(crate) fn dump(&self) -> Vec<(String, u64)> {
         let counted = Reason::ALL.iter().zip(&self.0);
@@ -118,6 +127,16 @@ mod tests {
                 "{reason:?}"
             );
         }
+    }
+
+    #[test]
+    fn counts_are_taken_over_and_go_on() {
+        let drops = Drops::default();
+        let earlier = [("bad_icv", 7), ("of_another_release", 9), ("no_sa", 1)];
+        drops.resume(&earlier.map(|(name, count)| (name.to_owned(), count)));
+        drops.count(Reason::BadIcv);
+        let expected = [("bad_icv".to_owned(), 8), ("no_sa".to_owned(), 1)];
+        assert_eq!(drops.dump(), expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use espalier_dataplane_core::Event;
+use espalier_dataplane_core::{Event, Frozen};
 use espalier_ike_io::relay::DataplaneEnd;
 use parking_lot::Mutex;
 use tracing::info;
@@ -17,7 +17,7 @@ use crate::threads;
 
 /// What an engine works with.
 pub struct Config {
-    /// Random per process.
+    /// Random per process; that of the state which is taken over, if one is.
     pub instance: u64,
     /// Version of the binary.
     pub version: String,
@@ -47,6 +47,12 @@ pub struct Engine {
     pub(crate) identity: Identity,
     pub(crate) control: Mutex<Control>,
     pub(crate) shared: Arc<Shared>,
+    running: Mutex<Running>,
+}
+
+/// The threads, while they run.
+#[derive(Default)]
+struct Running {
     stopper: Option<Stopper>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -68,12 +74,41 @@ pub(crate) struct Shared {
     pub(crate) report: Box<dyn Fn(Report) + Send + Sync>,
 }
 
+/// Whether [`Engine::resume`] on this UDP port would take the state: everything is made of it but the threads.
+///
+/// # Errors
+/// [`Error::State`].
+pub fn check(port: u16, frozen: Frozen) -> Result<(), Error> {
+    Control::resume(port, frozen, Instant::now())?;
+    Ok(())
+}
+
 impl Engine {
     /// Starts the threads, with no peer and no SA: every packet is dropped and counted.
     ///
     /// # Errors
     /// [`Error::Thread`].
     pub fn start(config: Config) -> Result<Self, Error> {
+        let control = Control::new(config.udp.port());
+        Self::with(config, control, Drops::default())
+    }
+
+    /// Starts the threads where those of another engine stopped, which will never run again.
+    ///
+    /// # Errors
+    /// [`Error::State`]: it is not what [`Self::freeze`] gives; [`Error::Thread`].
+    pub fn resume(config: Config, frozen: Frozen) -> Result<Self, Error> {
+        let drops = Drops::default();
+        drops.resume(&frozen.drops);
+        let config = Config {
+            instance: frozen.instance,
+            ..config
+        };
+        let control = Control::resume(config.udp.port(), frozen, Instant::now())?;
+        Self::with(config, control, drops)
+    }
+
+    fn with(config: Config, control: Control, drops: Drops) -> Result<Self, Error> {
         let Config {
             instance,
             version,
@@ -83,33 +118,71 @@ impl Engine {
             relay,
             report,
         } = config;
-        let control = Control::new(udp.port());
-        let tables = ArcSwap::from_pointee(control.tables());
-        let shared = Arc::new(Shared {
-            tables,
-            drops: Drops::default(),
-            tun,
-            udp,
-            relay,
-            report,
-        });
-        let (stopper, stop) = stopper().map_err(Error::Thread)?;
-        let mut engine = Self {
+        let engine = Self {
             identity: Identity {
                 instance,
                 version,
                 device,
             },
+            shared: Arc::new(Shared {
+                tables: ArcSwap::from_pointee(control.tables()),
+                drops,
+                tun,
+                udp,
+                relay,
+                report,
+            }),
             control: Mutex::new(control),
-            shared,
-            stopper: Some(stopper),
-            threads: Vec::new(),
+            running: Mutex::default(),
         };
-        engine.spawn("espalier-tx", &stop, threads::transmit)?;
-        engine.spawn("espalier-rx", &stop, threads::receive)?;
-        engine.spawn("espalier-ike", &stop, threads::relay_out)?;
+        engine.thaw()?;
         info!(instance, "data plane is running");
         Ok(engine)
+    }
+
+    /// A copy of the state while it goes on, by which another program can be tried. Nobody may seal by it.
+    #[must_use]
+    pub fn snapshot(&self) -> Frozen {
+        Frozen {
+            instance: self.identity.instance,
+            drops: self.shared.drops.dump(),
+            ..self.control.lock().freeze(Instant::now())
+        }
+    }
+
+    /// Stops the threads, and copies the state: exact, since nothing changes it but operations and [`Self::thaw`]. Packets wait in
+    /// the TUN device's queue and in the socket.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen {
+        self.stop();
+        self.snapshot()
+    }
+
+    /// Starts the threads again after [`Self::freeze`], when no other process took the state over.
+    ///
+    /// # Errors
+    /// [`Error::Thread`].
+    pub fn thaw(&self) -> Result<(), Error> {
+        let mut running = self.running.lock();
+        if running.stopper.is_some() {
+            return Ok(());
+        }
+        let (stopper, stop) = stopper().map_err(Error::Thread)?;
+        running.stopper = Some(stopper);
+        running.threads = vec![
+            self.spawn("espalier-tx", &stop, threads::transmit)?,
+            self.spawn("espalier-rx", &stop, threads::receive)?,
+            self.spawn("espalier-ike", &stop, threads::relay_out)?,
+        ];
+        Ok(())
+    }
+
+    fn stop(&self) {
+        let mut running = self.running.lock();
+        drop(running.stopper.take());
+        for thread in running.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 
     /// The UDP port of ESP and IKE.
@@ -126,22 +199,23 @@ impl Engine {
         result
     }
 
-    fn spawn(&mut self, name: &str, stop: &Stop, run: fn(&Shared, &Stop)) -> Result<(), Error> {
+    fn spawn(
+        &self,
+        name: &str,
+        stop: &Stop,
+        run: fn(&Shared, &Stop),
+    ) -> Result<JoinHandle<()>, Error> {
         let (shared, stop) = (self.shared.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || run(&shared, &stop));
-        self.threads.push(thread.map_err(Error::Thread)?);
-        Ok(())
+        thread.map_err(Error::Thread)
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        drop(self.stopper.take());
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        self.stop();
         info!("data plane has stopped");
     }
 }

@@ -31,6 +31,9 @@ pub enum Error {
     /// The UDP port cannot be had.
     #[error(transparent)]
     Udp(#[from] espalier_ike_io::Error),
+    /// Another process' state cannot be taken over.
+    #[error("the state that was handed over does not fit: {0}")]
+    State(#[from] espalier_dataplane_core::Error),
     /// A thread or its means to stop it cannot be made.
     #[error(
         "starting a thread of the data plane: {0}; is the process short of file descriptors or threads (ulimit)?"

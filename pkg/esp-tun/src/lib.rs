@@ -29,7 +29,7 @@ mod tables;
 mod threads;
 mod tx;
 
-pub use engine::{Config, Engine, Report};
+pub use engine::{Config, Engine, Report, check};
 pub use error::Error;
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Sa, SaInfo, Suite};
-use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa};
+use espalier_dataplane_core::{FrozenCounters, FrozenSa, Progress, Sa, SaInfo, Suite};
+use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa, ReplayWindow};
 use parking_lot::Mutex;
 
 /// Counts from the moment the SA was installed.
@@ -46,6 +46,25 @@ impl Outbound {
         })
     }
 
+    /// Goes on where another process ended.
+    pub(crate) fn after(self, counters: Counters, last: u64) -> Self {
+        Self {
+            esp: self.esp.after(last),
+            counters,
+            ..self
+        }
+    }
+
+    pub(crate) fn freeze(&self, now: Instant) -> FrozenSa {
+        FrozenSa {
+            sa: self.sa.clone(),
+            counters: self.counters.freeze(now),
+            progress: Progress::Sealed {
+                last: self.esp.last_sequence(),
+            },
+        }
+    }
+
     pub(crate) fn info(&self, active: bool, now: Instant) -> SaInfo {
         self.counters.info(&self.sa, active, now)
     }
@@ -68,6 +87,30 @@ impl Inbound {
         })
     }
 
+    /// Goes on where another process ended.
+    pub(crate) fn after(self, counters: Counters, window: ReplayWindow, proven: bool) -> Self {
+        Self {
+            esp: Mutex::new(self.esp.into_inner().with_window(window)),
+            counters,
+            proven: AtomicBool::new(proven),
+            ..self
+        }
+    }
+
+    pub(crate) fn freeze(&self, now: Instant) -> FrozenSa {
+        let esp = self.esp.lock();
+        let window = esp.window();
+        FrozenSa {
+            sa: self.sa.clone(),
+            counters: self.counters.freeze(now),
+            progress: Progress::Opened {
+                top: window.top(),
+                words: window.words().to_vec(),
+                proven: self.proven.load(Ordering::Relaxed),
+            },
+        }
+    }
+
     /// Notes an authenticated packet; true for the first one.
     pub(crate) fn prove(&self) -> bool {
         !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::Relaxed)
@@ -88,6 +131,28 @@ impl Counters {
             bytes: zero(),
             drops: zero(),
             last: zero(),
+        }
+    }
+
+    /// Those of another process, whose clock is this one's.
+    pub(crate) fn resume(frozen: &FrozenCounters, now: Instant) -> Self {
+        let age = Duration::from_millis(frozen.age_ms);
+        Self {
+            installed: now.checked_sub(age).unwrap_or(now),
+            packets: AtomicU64::new(frozen.packets),
+            bytes: AtomicU64::new(frozen.bytes),
+            drops: AtomicU64::new(frozen.drops),
+            last: AtomicU64::new(frozen.last_ms),
+        }
+    }
+
+    fn freeze(&self, now: Instant) -> FrozenCounters {
+        FrozenCounters {
+            age_ms: u64::try_from(self.age(now).as_millis()).unwrap_or(u64::MAX),
+            last_ms: self.last.load(Ordering::Relaxed),
+            packets: self.packets.load(Ordering::Acquire),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            drops: self.drops.load(Ordering::Relaxed),
         }
     }
 

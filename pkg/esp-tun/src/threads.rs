@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use espalier_dataplane_core::Event;
 use espalier_ike::Path;
@@ -16,9 +16,6 @@ use crate::error::Error;
 use crate::io::{Interest, Stop};
 use crate::rx::{self, Verdict};
 use crate::tx;
-
-/// How long the IKE thread waits at most before it looks whether it is to end.
-const RELAY_TICK: Duration = Duration::from_millis(100);
 
 /// TUN device → UDP port.
 pub(crate) fn transmit(shared: &Shared, stop: &Stop) {
@@ -41,7 +38,7 @@ fn forward(shared: &Shared, stop: &Stop, buffer: &mut [u8], len: usize) {
     }
 }
 
-/// Sends, waiting while the socket is full: a burst is delayed and not cut.
+/// Sends, waiting while the socket is full: a burst is delayed and not cut, also when the threads are told to end.
 fn send(
     shared: &Shared,
     stop: &Stop,
@@ -54,7 +51,7 @@ fn send(
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stop.wait(shared.udp.as_fd(), Interest::Writable)
+                stop.wait_or_finish(shared.udp.as_fd(), Interest::Writable)
                     .map_err(|_| Reason::SendFailed)?;
             }
             Err(error) => {
@@ -121,7 +118,7 @@ fn relay(shared: &Shared, message: &[u8], path: Option<Path>) {
 /// Agent → UDP port.
 pub(crate) fn relay_out(shared: &Shared, stop: &Stop) {
     let Some(relay) = &shared.relay else { return };
-    if let Err(error) = relay.set_timeout(RELAY_TICK) {
+    if let Err(error) = relay.set_nonblocking() {
         return end(shared, stop, "IKE relay socket", error);
     }
     while !stop.is_stopped() {
@@ -131,11 +128,7 @@ pub(crate) fn relay_out(shared: &Shared, stop: &Stop) {
                     shared.drops.count(Reason::IkeRelay);
                 }
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) => {}
+            Err(error) if retry("IKE relay socket", stop, relay.as_fd(), &error) => {}
             Err(error) => return end(shared, stop, "IKE relay socket", error),
         }
     }

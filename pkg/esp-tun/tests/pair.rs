@@ -10,11 +10,13 @@
 mod common;
 
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Dataplane as _, Direction, Event, Overlay, Spi};
+use espalier_dataplane_core::{Dataplane as _, Direction, Event, Frozen, Overlay, Spi};
 use espalier_esp_tun::io::Udp;
 use espalier_esp_tun::{Config, Engine, Error, Report};
 
@@ -33,23 +35,22 @@ struct Host {
     engine: Engine,
     pods: UnixDatagram,
     reports: mpsc::Receiver<Report>,
+    /// The engine's own descriptors, as a successor gets them.
+    tun: UnixDatagram,
+    udp: OwnedFd,
 }
 
 fn host(n: u8) -> Host {
     let (tun, pods) = UnixDatagram::pair().unwrap();
     tun.set_nonblocking(true).unwrap();
     pods.set_read_timeout(Some(LIMIT)).unwrap();
-    let (sender, reports) = mpsc::channel();
-    let engine = Engine::start(Config {
-        instance: n.into(),
-        version: "test".into(),
-        device: "none".into(),
-        tun: Arc::new(tun),
-        udp: Udp::bind(0).unwrap(),
-        relay: None,
-        report: Box::new(move |report| sender.send(report).unwrap_or_default()),
-    })
-    .unwrap();
+    let udp = Udp::bind(0).unwrap();
+    let kept = (
+        tun.try_clone().unwrap(),
+        udp.as_fd().try_clone_to_owned().unwrap(),
+    );
+    let (config, reports) = config(n, tun, udp);
+    let engine = Engine::start(config).unwrap();
     let node = Node {
         n,
         address: [127, 0, 0, n].into(),
@@ -60,7 +61,23 @@ fn host(n: u8) -> Host {
         engine,
         pods,
         reports,
+        tun: kept.0,
+        udp: kept.1,
     }
+}
+
+fn config(n: u8, tun: UnixDatagram, udp: Udp) -> (Config, mpsc::Receiver<Report>) {
+    let (sender, reports) = mpsc::channel();
+    let config = Config {
+        instance: n.into(),
+        version: "test".into(),
+        device: "none".into(),
+        tun: Arc::new(tun),
+        udp,
+        relay: None,
+        report: Box::new(move |report| sender.send(report).unwrap_or_default()),
+    };
+    (config, reports)
 }
 
 fn pair(overlay: Overlay) -> (Host, Host) {
@@ -97,6 +114,16 @@ impl Host {
         let mut buffer = [0; 2048];
         let len = self.pods.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], expected);
+    }
+
+    /// Another engine goes on with what this one leaves.
+    fn replace(&mut self) {
+        let frozen = self.engine.freeze();
+        let udp = Udp::resume(self.udp.try_clone().unwrap()).unwrap();
+        // Of the config's instance nothing is left.
+        let (config, reports) = config(0, self.tun.try_clone().unwrap(), udp);
+        self.engine = Engine::resume(config, frozen).unwrap();
+        self.reports = reports;
     }
 
     fn drops(&self, reason: &str) -> u64 {
@@ -181,6 +208,72 @@ fn a_rekey_under_traffic_loses_nothing() {
         ),
         (vec![], vec![])
     );
+}
+
+/// Sends numbered packets from one to two, and does `work` with the engines again and again until all are there.
+fn under_traffic(one: &mut Host, two: &mut Host, mut work: impl FnMut(&mut Host, &mut Host)) {
+    // No more are under way than a socket pair holds, unlike a TUN device.
+    let (sent, at_once, arrived) = (5000, 8, AtomicU32::new(0));
+    let (sender, receiver) = (one.pods.try_clone().unwrap(), two.pods.try_clone().unwrap());
+    let numbered = |number| packet([10, 244, 1, 2], [10, 244, 2, 3], number);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..sent {
+                let begun = Instant::now();
+                while number - arrived.load(Ordering::Acquire) >= at_once {
+                    assert!(begun.elapsed() < LIMIT, "{number} does not get through");
+                    std::thread::yield_now();
+                }
+                sender.send(&numbered(number)).unwrap();
+            }
+        });
+        let received = scope.spawn(|| {
+            let mut buffer = [0; 2048];
+            for number in 0..sent {
+                let len = receiver.recv(&mut buffer).unwrap();
+                assert_eq!(&buffer[..len], numbered(number), "in order, none lost");
+                arrived.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        while !received.is_finished() {
+            work(one, two);
+        }
+    });
+    for host in [one, two] {
+        assert_eq!(now(host.engine.dump()).unwrap().drops, []);
+    }
+}
+
+#[test]
+fn a_freeze_that_is_thawed_loses_nothing() {
+    let (mut one, mut two) = pair(VXLAN);
+    under_traffic(&mut one, &mut two, |one, two| {
+        for host in [one, two] {
+            let progress = |frozen: Frozen| frozen.sas.into_iter().map(|sa| sa.progress);
+            let frozen = progress(host.engine.freeze());
+            assert!(frozen.eq(progress(host.engine.snapshot())), "it is still");
+            host.engine.thaw().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_successor_takes_over_under_traffic_and_nothing_is_lost() {
+    let (mut one, mut two) = pair(VXLAN);
+    let mut times = 0;
+    under_traffic(&mut one, &mut two, |one, two| {
+        one.replace();
+        two.replace();
+        times += 1;
+    });
+    assert!(times > 1);
+    for host in [&one, &two] {
+        let hello = now(host.engine.hello()).unwrap();
+        assert_eq!(hello.instance, u64::from(host.node.n), "no SA is lost");
+    }
+    let dump = now(one.engine.dump()).unwrap();
+    let sealed: Vec<_> = dump.sas.iter().map(|sa| sa.packets).collect();
+    assert_eq!(sealed, [0, 5000], "counters go on: {dump:?}");
 }
 
 #[test]

@@ -45,6 +45,19 @@ impl<A: Aead> InboundSa<A> {
         })
     }
 
+    /// Goes on with the window of a process that has ended, instead of a new one.
+    #[must_use]
+    pub fn with_window(mut self, window: ReplayWindow) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// What was received.
+    #[must_use]
+    pub fn window(&self) -> &ReplayWindow {
+        &self.window
+    }
+
     /// SPI that packets carry.
     #[must_use]
     pub fn spi(&self) -> u32 {

@@ -5,8 +5,9 @@ use crate::error::{KeyError, SealError};
 use crate::wire::esp;
 use crate::{Algorithm, HEADER_LEN, ICV_LEN};
 
-/// One outbound SA: key and counter. The counter starts at zero with the key and only ever goes up; it cannot be set, so no
-/// nonce repeats as long as a key is given to one `OutboundSa` only (S4). Shared between threads without a lock.
+/// One outbound SA: key and counter. The counter starts at zero with the key, or behind what a process that has ended used of it,
+/// and only ever goes up: no nonce repeats as long as a key is given to one `OutboundSa` at a time (S4). Shared between threads
+/// without a lock.
 pub struct OutboundSa<A = AwsLc> {
     spi: u32,
     key: SaltedKey<A>,
@@ -32,6 +33,13 @@ impl<A: Aead> OutboundSa<A> {
             esn,
             last: AtomicU64::new(0),
         })
+    }
+
+    /// Goes on behind `last`, the [`Self::last_sequence`] of the process that sealed with this key before and has ended.
+    #[must_use]
+    pub fn after(self, last: u64) -> Self {
+        self.last.fetch_max(last, Ordering::Relaxed);
+        self
     }
 
     /// SPI that goes on the wire.
@@ -162,6 +170,16 @@ mod tests {
             assert_eq!(sequence_of(&sa), Err(SealError::Exhausted));
             assert_eq!(sa.last_sequence(), end);
         }
+    }
+
+    #[test]
+    fn s4_a_resumed_counter_goes_on_and_never_back() {
+        let resumed = sa(true).after(41);
+        assert_eq!(sequence_of(&resumed), Ok(42));
+        let resumed = resumed.after(7);
+        assert_eq!(sequence_of(&resumed), Ok(43));
+        let used_up = sa(false).after(u64::from(u32::MAX) + 5);
+        assert_eq!(sequence_of(&used_up), Err(SealError::Exhausted));
     }
 
     #[test]

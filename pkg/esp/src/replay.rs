@@ -48,6 +48,28 @@ impl ReplayWindow {
         }
     }
 
+    /// The window of a process that has ended, whose [`Self::words`] these are. `None`: no window of this size has them.
+    #[must_use]
+    pub fn resume(size: u32, top: u64, words: &[u64]) -> Option<Self> {
+        let mut window = Self::new(size);
+        if words.len() != window.words.len() {
+            return None;
+        }
+        window.top = top;
+        window.words.copy_from_slice(words);
+        let (word, bit) = window.place(top);
+        let up_to_top = bit | (bit - 1);
+        let found = *words.get(word)?;
+        // The top is what was accepted last; nothing above it was.
+        (found & bit != 0 && found & !up_to_top == 0).then_some(window)
+    }
+
+    /// One bit per sequence number: that of `n` is bit `n % 64` of word `n / 64` modulo their count.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Highest sequence number accepted.
     #[must_use]
     pub fn top(&self) -> u64 {
@@ -252,7 +274,40 @@ mod tests {
         assert_eq!(window.recover(u32::MAX), Ok(u64::MAX));
     }
 
+    #[test]
+    fn words_that_no_window_has_are_refused() {
+        let mut window = ReplayWindow::new(128);
+        [3, 70, 500].into_iter().for_each(|n| window.accept(n));
+        let (top, words) = (window.top(), window.words().to_vec());
+        assert!(ReplayWindow::resume(128, top, &words).is_some());
+        assert!(ReplayWindow::resume(192, top, &words).is_none(), "size");
+        assert!(ReplayWindow::resume(128, top, &words[1..]).is_none());
+        assert!(ReplayWindow::resume(128, top - 1, &words).is_none(), "top");
+        assert!(ReplayWindow::resume(128, top + 1, &words).is_none(), "top");
+        let mut above = words.clone();
+        above[(top / WORD % 3) as usize] |= 1 << (top % WORD + 1);
+        assert!(ReplayWindow::resume(128, top, &above).is_none(), "above it");
+        let fresh = ReplayWindow::new(64);
+        assert!(ReplayWindow::resume(64, 0, fresh.words()).is_some());
+    }
+
     proptest! {
+        #[test]
+        fn a_resumed_window_decides_as_the_one_before(
+            size in 1u32..300,
+            before in prop::collection::vec(0u64..2000, 0..200),
+            after in prop::collection::vec(0u64..3000, 0..200),
+        ) {
+            let mut window = ReplayWindow::new(size);
+            for sequence in before {
+                take(&mut window, sequence);
+            }
+            let mut next = ReplayWindow::resume(size, window.top(), window.words()).unwrap();
+            for sequence in after {
+                prop_assert_eq!(take(&mut next, sequence), take(&mut window, sequence));
+            }
+        }
+
         #[test]
         fn the_ring_agrees_with_a_plain_set(
             size in 1u32..300,

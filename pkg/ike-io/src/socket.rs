@@ -16,6 +16,22 @@ pub(crate) struct Name {
     inode: (u64, u64),
 }
 
+impl Name {
+    /// Of a socket that this process has, and that has this name already.
+    pub(crate) fn of(path: &Path) -> Result<Self, Error> {
+        match inode(path) {
+            Ok(inode) => Ok(Self {
+                path: path.into(),
+                inode,
+            }),
+            Err(cause) => Err(Error::Socket {
+                path: path.into(),
+                cause,
+            }),
+        }
+    }
+}
+
 impl Drop for Name {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|inode| inode == self.inode) {

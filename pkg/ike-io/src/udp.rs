@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use espalier_ike::Path;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -52,7 +52,39 @@ impl UdpIke {
         })
     }
 
-    /// The sockets themselves, to set options on them.
+    /// Goes on with the [`Self::sockets`] of an earlier process, in their order, and with what waits in them. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Port`] when they are not such sockets.
+    pub fn resume(sockets: Vec<OwnedFd>) -> Result<Self, Error> {
+        let (mut v4, mut v6, mut port) = (None, None, 0);
+        let failed = |cause| Error::Port { port: 0, cause };
+        for socket in sockets.into_iter().map(Socket::from) {
+            socket.set_nonblocking(true).map_err(failed)?;
+            let local = socket.local_addr().map_err(failed)?.as_socket();
+            let family = match local {
+                Some(SocketAddr::V4(_)) => &mut v4,
+                _ => &mut v6,
+            };
+            port = local.map_or(port, |local| local.port());
+            *family = Some(UdpSocket::from_std(socket.into()).map_err(failed)?);
+        }
+        let none = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "no IPv4 socket among those handed over",
+            )
+        };
+        Ok(Self {
+            v4: v4.ok_or_else(|| failed(none()))?,
+            v6,
+            port,
+            buffers: [vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]],
+        })
+    }
+
+    /// The sockets themselves, to set options on them and to hand them over.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let sockets = [Some(&self.v4), self.v6.as_ref()];
         sockets.into_iter().flatten().map(|socket| socket.as_fd())
@@ -256,6 +288,24 @@ mod tests {
     async fn answers_leave_from_the_address_that_was_asked() {
         echo("127.0.0.1", "127.0.0.1:0").await;
         echo("127.9.9.9", "127.0.0.1:0").await;
+    }
+
+    #[tokio::test]
+    async fn a_successor_goes_on_with_the_sockets_and_what_waits_in_them() {
+        let old = bind_free();
+        let (peer, remote) = plain("127.0.0.1:0");
+        peer.send_to(b"waits", ("127.0.0.1", old.port)).unwrap();
+        let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        let same: Vec<_> = old.sockets().map(clone).collect();
+        let port = old.port;
+        drop(old);
+        let mut new = UdpIke::resume(same).unwrap();
+        let (path, message) = new.recv().await.unwrap();
+        assert_eq!(
+            (message, path.remote, path.local.port()),
+            (b"waits".to_vec(), remote, port)
+        );
+        assert!(UdpIke::resume(Vec::new()).is_err());
     }
 
     #[tokio::test]

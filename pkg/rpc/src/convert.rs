@@ -333,6 +333,7 @@ impl From<core::Hello> for proto::HelloReply {
         Self {
             instance: hello.instance,
             version: hello.version,
+            digest: hello.digest,
             kind: hello.kind,
             device: hello.device.unwrap_or_default(),
             pid: hello.pid,
@@ -387,6 +388,7 @@ impl From<proto::HelloReply> for core::Hello {
         Self {
             instance: hello.instance,
             version: hello.version,
+            digest: hello.digest,
             kind: hello.kind,
             device: Some(hello.device).filter(|device| !device.is_empty()),
             pid: hello.pid,

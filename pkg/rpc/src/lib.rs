@@ -9,10 +9,10 @@ mod failure;
 mod service;
 mod unix;
 
-pub use client::{DataplaneClient, EventStream};
+pub use client::{DataplaneClient, EventStream, UpgradeError};
 pub use failure::{error_from_status, status_from_error};
-pub use service::DataplaneService;
-pub use unix::{Error, SocketFile, bind_unix, connect_unix, serve_unix};
+pub use service::{DataplaneService, Upgrader};
+pub use unix::{Error, SocketFile, bind_unix, connect_unix, resume_unix, serve_bound, serve_unix};
 
 /// What the agent tells the data plane (`proto/dataplane.proto`).
 #[allow(

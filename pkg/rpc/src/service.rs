@@ -14,18 +14,43 @@ use crate::dataplane::dataplane_server::{self, DataplaneServer};
 use crate::dataplane::{self as proto};
 use crate::failure::status_from_error;
 
+/// Replaces the program that serves.
+#[tonic::async_trait]
+pub trait Upgrader: Send + Sync + 'static {
+    /// By the one with this SHA-256, in hex. Returns when it is that one already, or with the reason why it goes on as it was:
+    /// a program that is replaced does not return.
+    async fn upgrade(&self, sha256: &str) -> Result<(), String>;
+}
+
 /// Serves `D` and what it reports.
-#[derive(Debug)]
 pub struct DataplaneService<D> {
     dataplane: Arc<D>,
     events: broadcast::Sender<Event>,
+    upgrader: Option<Arc<dyn Upgrader>>,
 }
 
 impl<D: Dataplane> DataplaneService<D> {
     /// The service for `tonic::transport::Server::add_service`. `events` is what `dataplane` sends its events to; a subscriber
     /// that falls behind by the channel's capacity is cut off with `DATA_LOSS`, so that it dumps and asks again.
     pub fn server(dataplane: Arc<D>, events: broadcast::Sender<Event>) -> DataplaneServer<Self> {
-        DataplaneServer::new(Self { dataplane, events })
+        DataplaneServer::new(Self {
+            dataplane,
+            events,
+            upgrader: None,
+        })
+    }
+
+    /// The same for a program that can be replaced in place.
+    pub fn upgradable(
+        dataplane: Arc<D>,
+        events: broadcast::Sender<Event>,
+        upgrader: Arc<dyn Upgrader>,
+    ) -> DataplaneServer<Self> {
+        DataplaneServer::new(Self {
+            dataplane,
+            events,
+            upgrader: Some(upgrader),
+        })
     }
 }
 
@@ -73,6 +98,17 @@ impl<D: Dataplane> dataplane_server::Dataplane for DataplaneService<D> {
         Ok(Response::new(Box::pin(
             events.map(|event| event.map(Into::into).map_err(lagged)),
         )))
+    }
+
+    async fn upgrade(&self, request: Request<proto::UpgradeRequest>) -> Answer<proto::Done> {
+        let sha256 = request.into_inner().sha256;
+        let upgraded = match &self.upgrader {
+            Some(upgrader) => upgrader.upgrade(&sha256).await,
+            None => Err("nothing encrypts here, so there is nothing to go on with".to_owned()),
+        };
+        upgraded
+            .map(|()| Response::new(proto::Done {}))
+            .map_err(Status::failed_precondition)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -88,7 +89,18 @@ pub async fn serve_unix(
     router: Router,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let (listener, file) = bind_unix(path).await?;
+    serve_bound(bind_unix(path).await?, router, shutdown).await
+}
+
+/// The same on a socket that is there already.
+///
+/// # Errors
+/// [`Error::Serve`].
+pub async fn serve_bound(
+    (listener, file): (UnixListener, SocketFile),
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let (stop, stopped) = oneshot::channel::<()>();
     let (cut, is_cut) = watch::channel(false);
     let incoming = UnixListenerStream::new(listener)
@@ -123,6 +135,31 @@ pub async fn bind_unix(path: impl AsRef<Path>) -> Result<(UnixListener, SocketFi
     check_length(path)?;
     check_free(path).await?;
     bind_privately(path).map_err(|cause| Error::Bind {
+        path: path.into(),
+        cause,
+    })
+}
+
+/// Goes on with the listening socket that an earlier program of this process made at `path`: who connects meanwhile, waits. Must be
+/// called inside a tokio runtime.
+///
+/// # Errors
+/// [`Error::Bind`] when it is none.
+pub fn resume_unix(
+    path: impl AsRef<Path>,
+    listener: OwnedFd,
+) -> Result<(UnixListener, SocketFile), Error> {
+    let path = path.as_ref();
+    let resume = || {
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let file = SocketFile {
+            path: path.into(),
+            inode: inode(path)?,
+        };
+        Ok((UnixListener::from_std(listener)?, file))
+    };
+    resume().map_err(|cause| Error::Bind {
         path: path.into(),
         cause,
     })
@@ -329,6 +366,19 @@ mod tests {
             "{refused}"
         );
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_resumed_socket_has_who_connected_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dataplane.sock");
+        let (listener, file) = bind_unix(&path).await.unwrap();
+        let same = listener.into_std().unwrap();
+        // As an exec does it: the old program's destructors do not run.
+        std::mem::forget(file);
+        let _waits = UnixStream::connect(&path).await.unwrap();
+        let (listener, _file) = resume_unix(&path, same.into()).unwrap();
+        listener.accept().await.unwrap();
     }
 
     #[tokio::test]

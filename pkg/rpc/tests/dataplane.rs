@@ -33,6 +33,7 @@ impl Dataplane for Memory {
         Ok(Hello {
             instance: u64::MAX,
             version,
+            digest: String::new(),
             kind,
             device,
             pid: 7,

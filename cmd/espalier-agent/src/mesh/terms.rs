@@ -331,6 +331,7 @@ mod tests {
         Hello {
             instance: 1,
             version: String::new(),
+            digest: String::new(),
             kind: kind.to_owned(),
             device: None,
             pid: 1,

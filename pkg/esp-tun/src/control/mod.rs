@@ -1,6 +1,7 @@
 //! The operations of the seam, on plain maps under one lock. The threads see their outcome as a new snapshot.
 
 mod check;
+mod frozen;
 mod seam;
 mod used;
 

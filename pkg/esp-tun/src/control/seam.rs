@@ -14,6 +14,7 @@ impl Dataplane for Engine {
         Ok(Hello {
             instance: self.identity.instance,
             version: self.identity.version.clone(),
+            digest: String::new(),
             kind: USERSPACE.into(),
             device: Some(self.identity.device.clone()),
             pid: std::process::id(),

@@ -1,9 +1,9 @@
-//! No second life (S3, S4): outbound SPIs and keys that were once installed are remembered for the life of the process. A key
+//! No second life (S3, S4): outbound SPIs and keys that were once installed are remembered for the life of the process, and of those that take over from it. A key
 //! installed again would start its counter at zero and repeat nonces; an inbound one would forget its replay window.
 
 use std::collections::HashSet;
 
-use espalier_dataplane_core::{Direction, Error, Sa, Spi};
+use espalier_dataplane_core::{Direction, Error, FrozenUsed, Sa, Spi};
 use sha2::{Digest, Sha256};
 
 /// What was installed before. Grows with negotiated SAs only: some 50 bytes each.
@@ -31,6 +31,24 @@ impl UsedKeys {
             self.outbound.insert(sa.spi);
         }
         Ok(())
+    }
+}
+
+impl UsedKeys {
+    pub(super) fn freeze(&self) -> FrozenUsed {
+        let (mut outbound, mut keys): (Vec<_>, Vec<_>) = (
+            self.outbound.iter().copied().collect(),
+            self.keys.iter().copied().collect(),
+        );
+        outbound.sort_unstable();
+        keys.sort_unstable();
+        FrozenUsed { outbound, keys }
+    }
+
+    /// Those of an earlier process are used, too.
+    pub(super) fn resume(&mut self, used: &FrozenUsed) {
+        self.outbound.extend(&used.outbound);
+        self.keys.extend(&used.keys);
     }
 }
 

@@ -1,10 +1,10 @@
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use tracing::{debug, info};
-use tun_rs::{DeviceBuilder, Layer, SyncDevice};
+use tun_rs::{DeviceBuilder, Layer};
 
 use super::PacketIo;
 use crate::error::Error;
@@ -14,8 +14,9 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Packets that may wait for the TX thread: room for the bursts of many pods.
 const QUEUE_LEN: u32 = 2000;
 
-/// A TUN device (`IFF_TUN | IFF_NO_PI`, not persistent): it goes with the process, and its routes with it.
-pub struct Tun(SyncDevice);
+/// A TUN device (`IFF_TUN | IFF_NO_PI`, not persistent): it goes with its last descriptor, and its routes with it.
+#[derive(Debug)]
+pub struct Tun(File);
 
 impl Tun {
     /// Makes the device in the calling thread's network namespace and brings it up with `mtu` bytes.
@@ -49,17 +50,24 @@ impl Tun {
         tune(name);
         device.enabled(true).map_err(explain)?;
         info!(device = name, mtu, "TUN device is up");
-        Ok(Self(device))
+        let descriptor = device.as_fd().try_clone_to_owned().map_err(explain)?;
+        Ok(Self::resume(descriptor))
+    }
+
+    /// The device that another process made, by its descriptor, with the packets that wait in it.
+    #[must_use]
+    pub fn resume(descriptor: OwnedFd) -> Self {
+        Self(descriptor.into())
     }
 }
 
 impl PacketIo for Tun {
     fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.recv(buffer)
+        (&self.0).read(buffer)
     }
 
     fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.0.send(packet).map(|_| ())
+        (&self.0).write(packet).map(|_| ())
     }
 }
 

@@ -1,6 +1,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use espalier_ike::Path;
 use espalier_ike_io::Error;
@@ -45,6 +45,18 @@ impl Udp {
             opened => opened,
         };
         let socket = bound.map_err(|cause| Error::from_bind(port, cause))?;
+        Self::new(socket, port)
+    }
+
+    /// The socket that another process bound, by its descriptor, with its options and the datagrams that wait in it.
+    ///
+    /// # Errors
+    /// [`Error::Port`] when it is none.
+    pub fn resume(descriptor: OwnedFd) -> Result<Self, Error> {
+        Self::new(descriptor.into(), 0)
+    }
+
+    fn new(socket: Socket, port: u16) -> Result<Self, Error> {
         let local = socket
             .local_addr()
             .map_err(|cause| Error::Port { port, cause })?

@@ -15,6 +15,18 @@ pub(crate) enum Interest {
     Writable,
 }
 
+impl Interest {
+    fn events(self) -> PollFlags {
+        match self {
+            Self::Readable => PollFlags::POLLIN,
+            Self::Writable => PollFlags::POLLOUT,
+        }
+    }
+}
+
+/// How long what was begun may take to be finished, in milliseconds.
+const FINISH: u8 = 50;
+
 /// The threads are told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped;
@@ -60,12 +72,24 @@ impl Stop {
         self.stopped.load(Ordering::Relaxed)
     }
 
+    /// [`Self::wait`]; when told to end, it goes on for [`FINISH`]: what was read is not dropped where its way out is free again soon.
+    pub(crate) fn wait_or_finish(
+        &self,
+        fd: BorrowedFd<'_>,
+        interest: Interest,
+    ) -> Result<(), Stopped> {
+        if self.wait(fd, interest).is_ok() {
+            return Ok(());
+        }
+        match poll(&mut [PollFd::new(fd, interest.events())], FINISH) {
+            Ok(0) | Err(_) => Err(Stopped),
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// Returns when `fd` is ready; an error on it counts as ready, since reading or writing tells it.
     pub(crate) fn wait(&self, fd: BorrowedFd<'_>, interest: Interest) -> Result<(), Stopped> {
-        let events = match interest {
-            Interest::Readable => PollFlags::POLLIN,
-            Interest::Writable => PollFlags::POLLOUT,
-        };
+        let events = interest.events();
         loop {
             let mut fds = [
                 PollFd::new(fd, events),

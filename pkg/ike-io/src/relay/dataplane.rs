@@ -1,4 +1,5 @@
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path as FilePath;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,9 +28,22 @@ impl DataplaneEnd {
     /// # Errors
     /// [`Error::SocketInUse`], [`Error::Socket`].
     pub fn bind(run_dir: &FilePath) -> Result<Self, Error> {
+        let (socket, name) = socket::bind(&run_dir.join(DATAPLANE_SOCKET))?;
+        Self::new(run_dir, socket, name)
+    }
+
+    /// Goes on with the socket that an earlier process bound in `run_dir`, and with what waits in it.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn resume(run_dir: &FilePath, socket: OwnedFd) -> Result<Self, Error> {
+        let name = Name::of(&run_dir.join(DATAPLANE_SOCKET))?;
+        Self::new(run_dir, socket.into(), name)
+    }
+
+    fn new(run_dir: &FilePath, socket: UnixDatagram, name: Name) -> Result<Self, Error> {
         let agent = run_dir.join(AGENT_SOCKET);
         let agent = SockAddr::unix(&agent).map_err(|cause| Error::Socket { path: agent, cause })?;
-        let (socket, name) = socket::bind(&run_dir.join(DATAPLANE_SOCKET))?;
         Ok(Self {
             socket,
             agent,
@@ -57,7 +71,7 @@ impl DataplaneEnd {
     /// What cannot be read is counted and skipped.
     ///
     /// # Errors
-    /// Those of the socket, [`io::ErrorKind::WouldBlock`] after [`DataplaneEnd::set_timeout`] among them.
+    /// Those of the socket, [`io::ErrorKind::WouldBlock`] after [`DataplaneEnd::set_nonblocking`] among them.
     pub fn recv(&self) -> io::Result<(Path, Vec<u8>)> {
         let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
@@ -69,12 +83,13 @@ impl DataplaneEnd {
         }
     }
 
-    /// How long [`DataplaneEnd::recv`] waits at most, so that a thread can look whether it is to end.
+    /// From now on [`DataplaneEnd::recv`] does not wait ([`io::ErrorKind::WouldBlock`]): the socket is waited for by its
+    /// descriptor.
     ///
     /// # Errors
-    /// Zero is refused.
-    pub fn set_timeout(&self, timeout: std::time::Duration) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(timeout))
+    /// Those of the socket.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking(true)
     }
 
     /// The same socket, to wait in a runtime for something to receive. [`DataplaneEnd::recv`] gives up at once from now on
@@ -98,10 +113,14 @@ impl DataplaneEnd {
     }
 }
 
+impl AsFd for DataplaneEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::relay::AgentEnd;
 
@@ -143,6 +162,23 @@ mod tests {
         assert!(plane.forward(&path(), b"again"));
     }
 
+    #[tokio::test]
+    async fn a_successor_goes_on_with_the_socket_and_what_waits_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = DataplaneEnd::bind(dir.path()).unwrap();
+        let mut agent = AgentEnd::bind(dir.path()).unwrap();
+        agent.send(&path(), b"waits").await.unwrap();
+        let same = old.as_fd().try_clone_to_owned().unwrap();
+        // As an exec does it: the old one's destructors do not run.
+        std::mem::forget(old);
+        let new = DataplaneEnd::resume(dir.path(), same).unwrap();
+        assert_eq!(new.recv().unwrap(), (path(), b"waits".to_vec()));
+        assert!(new.forward(&path(), b"and back"));
+        assert_eq!(agent.recv().await.unwrap().1, b"and back");
+        drop(new);
+        assert!(!dir.path().join(DATAPLANE_SOCKET).exists());
+    }
+
     #[test]
     fn what_cannot_be_read_is_counted_and_skipped() {
         let dir = tempfile::tempdir().unwrap();
@@ -155,7 +191,7 @@ mod tests {
             .unwrap();
         assert_eq!(plane.recv().unwrap().1, b"fine");
         assert_eq!(plane.malformed(), 1);
-        plane.set_timeout(Duration::from_millis(1)).unwrap();
+        plane.set_nonblocking().unwrap();
         assert_eq!(plane.recv().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -55,6 +55,7 @@ fn kernel_sas_hello_and_events_survive_the_wire() {
     let hello = core::Hello {
         instance: 1,
         version: "1".into(),
+        digest: "00".repeat(32),
         kind: core::KERNEL.into(),
         device: None,
         pid: 2,

@@ -12,6 +12,7 @@ impl Dataplane for KernelPlane {
         Ok(Hello {
             instance: self.instance,
             version: self.version.clone(),
+            digest: String::new(),
             kind: KERNEL.into(),
             device: None,
             pid: std::process::id(),

@@ -231,6 +231,7 @@ pub(super) fn kernel(instance: u64) -> Hello {
     Hello {
         instance,
         version: "test".to_owned(),
+        digest: String::new(),
         kind: KERNEL.to_owned(),
         device: None,
         pid: 1,
