@@ -194,7 +194,11 @@ fn run_guests(options: &Options, plan: &Plan) -> Vec<Row> {
     let mut rows: Vec<Row> = std::thread::scope(|scope| {
         let one = |share| scope.spawn(move || run_guest(options, share));
         let guests: Vec<_> = shares.iter().map(one).collect();
-        let rows = |guest: std::thread::ScopedJoinHandle<'_, Vec<Row>>| guest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let rows = |guest: std::thread::ScopedJoinHandle<'_, Vec<Row>>| {
+            guest
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
         guests.into_iter().flat_map(rows).collect()
     });
     let place = |row: &Row| plan.cases.iter().position(|case| *case == row.case);
