@@ -14,7 +14,7 @@ use crate::drops::Reason;
 use crate::engine::{Report, Shared};
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::io::{Interest, Received, Stop};
+use crate::io::{Interest, Patience, Received, Stop};
 use crate::rx::{self, Verdict};
 use crate::send::{self, Sender};
 use crate::tx::{self, Batch, Lost, Outbox};
@@ -27,15 +27,19 @@ pub(crate) fn transmit(shared: &Shared, stop: &Stop) {
     let offload = shared.tun.offload();
     let mut buffer = vec![0; offload.headroom() + 65_535];
     let (mut outbox, mut sender) = (Outbox::new(), Sender::new(shared, stop));
+    let mut patience = Patience::default();
     while !stop.is_stopped() {
         match shared.tun.recv(&mut buffer) {
             Ok(len) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
                 forward(shared, (offload, bytes), &mut outbox, &mut sender);
-                continue;
+                patience.renew();
             }
             Err(error) => {
                 sender.send_rest(&mut outbox);
+                if patience.lasts(&error) {
+                    continue;
+                }
                 if !retry("TUN device", stop, shared.tun.as_fd(), &error) {
                     return end(shared, stop, "TUN device", error);
                 }
@@ -73,16 +77,21 @@ fn forward(
 pub(crate) fn receive(shared: &Shared, stop: &Stop) {
     let mut inbox = Inbox::new(shared.tun.offload());
     let mut receiver = shared.udp.receiver();
+    let mut patience = Patience::default();
     while !stop.is_stopped() {
         match receiver.recv(inbox.free()) {
             Ok(received) => {
                 take(shared, &mut inbox, &received);
+                patience.renew();
                 if inbox.is_full() {
                     deliver(shared, &mut inbox);
                 }
             }
             Err(error) => {
                 deliver(shared, &mut inbox);
+                if patience.lasts(&error) {
+                    continue;
+                }
                 if !retry("UDP socket", stop, shared.udp.as_fd(), &error) {
                     return end(shared, stop, "UDP socket", error);
                 }

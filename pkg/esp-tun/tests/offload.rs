@@ -265,18 +265,18 @@ fn namespaces(
 fn stream(a: &Netns, b: &Netns, to: &str, bytes: usize) {
     let to: SocketAddr = to.parse().unwrap();
     let listener = b.run(|| TcpListener::bind(to).unwrap()).unwrap();
-    let mut client = a.run(|| TcpStream::connect(to).unwrap()).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let client = a.run(|| TcpStream::connect(to).unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
     for stream in [&client, &server] {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
     }
     let text: Vec<u8> = (0..bytes).map(|at| (at * 7 + at / 251) as u8).collect();
     std::thread::scope(|scope| {
-        let mut back = server.try_clone().unwrap();
-        scope.spawn(|| client.write_all(&text).unwrap());
-        scope.spawn(|| back.write_all(&text).unwrap());
-        let mut reading = client.try_clone().unwrap();
-        for stream in [&mut server, &mut reading] {
+        for mut stream in [&client, &server] {
+            let text = &text;
+            scope.spawn(move || stream.write_all(text).unwrap());
+        }
+        for mut stream in [&server, &client] {
             let mut got = vec![0; bytes];
             stream.read_exact(&mut got).unwrap();
             assert!(got == text, "every byte as it was");
