@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use espalier_esp::aead::{AwsLc, Portable};
 use espalier_esp::framing::{Framing, vxlan::Vxlan};
-use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa, next_header};
+use espalier_esp::offload::{Coalescer, Large, Offload};
+use espalier_esp::wire::ip;
+use espalier_esp::{Algorithm, HEADER_LEN, InboundSa, KeyError, OutboundSa, next_header};
 
 const SPI: u32 = 0xc0ff_ee01;
 const MATERIAL: [u8; 36] = [0x5a; 36];
@@ -97,4 +99,107 @@ fn frame_and_parse(framing: &Framing, packet: &[u8]) {
         .parse(next_header, &buffer)
         .expect("what was framed parses");
     assert_eq!(parsed.bytes, packet);
+}
+
+/// What a TUN device gives, with a virtio header: taken apart, sealed, opened, and put together again, it is the same packets.
+pub fn esp_split(data: &[u8]) {
+    for offload in [Offload::None, Offload::Tcp, Offload::TcpUdp] {
+        let Ok(large) = Large::parse(offload, data) else {
+            continue;
+        };
+        // A kernel makes no segments that small; they would only take time here.
+        if large.count() > 2000 {
+            continue;
+        }
+        let packets: Vec<Vec<u8>> = (0..large.count())
+            .map(|index| {
+                let mut packet = vec![0; large.len(index)];
+                assert_eq!(large.write(index, &mut packet), Some(packet.len()));
+                packet
+            })
+            .collect();
+        let total: usize = packets.iter().map(Vec::len).sum();
+        assert!(total >= large.bytes().len());
+        join(offload, &packets);
+    }
+}
+
+/// Packets, each behind its length in two bytes, that are joined and taken apart again.
+pub fn esp_join(data: &[u8]) {
+    let (mut packets, mut rest) = (Vec::new(), data);
+    while let [high, low, tail @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let (packet, after) = tail.split_at(length.min(tail.len()));
+        packets.push(packet.to_vec());
+        rest = after;
+    }
+    for offload in [Offload::None, Offload::Tcp, Offload::TcpUdp] {
+        join(offload, &packets);
+    }
+}
+
+/// Joins packets, and takes what comes out apart: every packet must come out once and as it was, and those of one flow in their order.
+fn join(offload: Offload, packets: &[Vec<u8>]) {
+    let (mut buffer, mut places) = (Vec::new(), Vec::new());
+    for packet in packets {
+        buffer.extend([0; HEADER_LEN]);
+        places.push((buffer.len(), packet.len()));
+        buffer.extend(packet);
+    }
+    let mut coalescer = Coalescer::new(offload);
+    for (at, len) in places {
+        assert!(coalescer.push(&buffer, at, len), "there is room in front");
+    }
+    let mut out = Vec::new();
+    coalescer.write_out(&mut buffer, |parts, written| {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+        let large = Large::parse(offload, &bytes).expect("what was joined can be taken apart");
+        assert_eq!(large.count(), written.packets);
+        for index in 0..large.count() {
+            let mut packet = vec![0; large.len(index)];
+            large.write(index, &mut packet).expect("its own length");
+            out.push(packet);
+        }
+    });
+    assert_eq!(out.len(), packets.len());
+    same_flows(packets, &out);
+}
+
+fn same_flows(before: &[Vec<u8>], after: &[Vec<u8>]) {
+    let flow = |packet: &Vec<u8>| ip::Packet::parse(packet).map(|packet| packet.flow_hash());
+    let sorted = |packets: &[Vec<u8>]| {
+        let mut all: Vec<_> = packets
+            .iter()
+            .map(|packet| (flow(packet).ok(), without_free_fields(packet)))
+            .collect();
+        // A stable sort: within a flow the order stays.
+        all.sort_by_key(|(flow, _)| *flow);
+        all
+    };
+    assert_eq!(sorted(before), sorted(after));
+}
+
+/// The identification of a packet that is never fragmented means nothing, and is not kept (RFC 6864 §4.1). Nor is the one of the two
+/// forms of zero that a checksum has.
+fn without_free_fields(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let (start, protocol) = match packet[..] {
+        [0x45, ..] if packet.len() >= 20 => (20, packet[9]),
+        [first, ..] if first >> 4 == 6 && packet.len() >= 40 => (40, packet[6]),
+        _ => return packet,
+    };
+    if start == 20 && packet[6] & 0x40 != 0 {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+    }
+    let field = if protocol == 6 { 16 } else { 6 };
+    let fields = [(start == 20).then_some(10), Some(start + field)];
+    for at in fields.into_iter().flatten() {
+        if let Some(checksum) = packet.get_mut(at..at + 2)
+            && checksum == [0xff, 0xff]
+        {
+            checksum.fill(0);
+        }
+    }
+    packet
 }

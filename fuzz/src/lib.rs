@@ -20,7 +20,7 @@ mod xfrm;
 
 pub use capture::capture_classify;
 pub use cni::{cni_config, cni_env, cni_result};
-pub use esp::{esp_frame, esp_open};
+pub use esp::{esp_frame, esp_join, esp_open, esp_split};
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
 pub use ike_endpoint::{
     child_chain, genuine_datagrams, ike_endpoint_fragments, ike_endpoint_initiator,
@@ -81,6 +81,8 @@ targets! {
     ike_endpoint_key_exchange: 100,
     esp_open: 2_000,
     esp_frame: 3_000,
+    esp_split: 2_000,
+    esp_join: 2_000,
     manifest_text: 1_000,
     pki_request: 1_000,
     cni_config: 2_000,

@@ -33,7 +33,7 @@ pub(crate) fn resume(
     let relay = inherited.one(Role::IkeRelay)?;
     let relay = DataplaneEnd::resume(parts.run_dir.path(), relay)?;
     let udp = Udp::resume(inherited.one(Role::Udp)?)?;
-    let tun = Tun::resume(inherited.one(Role::Tun)?);
+    let tun = Tun::resume(inherited.one(Role::Tun)?, frozen.tun);
     run(parts, kept, (relay, udp, tun), Some(frozen))
 }
 

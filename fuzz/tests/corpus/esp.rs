@@ -1,6 +1,8 @@
 //! ESP packets and opened payloads.
 
 use espalier_esp::aead::AwsLc;
+use espalier_esp::wire::checksum;
+use espalier_esp::wire::virtio::{Gso, Header};
 use espalier_esp::{Algorithm, OutboundSa};
 
 use crate::bytes::{cut, with};
@@ -9,7 +11,10 @@ use crate::{Seed, seeds as of};
 const SPI: [u8; 4] = [0xc0, 0xff, 0xee, 1];
 
 pub(crate) fn seeds() -> Vec<Seed> {
-    [packets(), payloads()].into_iter().flatten().collect()
+    [packets(), payloads(), device(), flows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// An IPv4 packet between two pods.
@@ -101,6 +106,155 @@ fn payloads() -> Vec<Seed> {
             ),
             ("cut", cut(&framed, 3)),
             ("empty", vec![]),
+        ],
+    )
+}
+
+/// A TCP segment with 12 bytes of options, or a UDP datagram, with right checksums.
+fn transport(tcp: bool, v6: bool, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let ports = [0x13, 0x88, 0, 80];
+    let part = if tcp {
+        let (own, end) = ([0x80, flags, 1, 0, 0, 0, 0, 0], [1; 12]);
+        let numbers = [sequence.to_be_bytes(), 9_u32.to_be_bytes()].concat();
+        [&ports[..], &numbers, &own, &end, payload].concat()
+    } else {
+        let length = u16::try_from(8 + payload.len()).unwrap().to_be_bytes();
+        [&ports[..], &length, &[0, 0], payload].concat()
+    };
+    let (protocol, field) = if tcp { (6, 16) } else { (17, 6) };
+    let (mut packet, start, addresses) = if v6 {
+        (ipv6(protocol, &part), 40, 8..40)
+    } else {
+        let mut packet = ipv4(protocol, &part);
+        let header = checksum::field(checksum::sum(&packet[..20]));
+        packet[10..12].copy_from_slice(&header.to_be_bytes());
+        (packet, 20, 12..20)
+    };
+    let pseudo = checksum::sum(&packet[addresses]) + u64::from(protocol);
+    let sum = pseudo + part.len() as u64 + checksum::sum(&packet[start..]);
+    let field = start + field..start + field + 2;
+    packet[field].copy_from_slice(&checksum::field(sum).to_be_bytes());
+    packet
+}
+
+/// A packet of the device with its virtio header; a large one's checksum is that of the pseudo-header.
+fn given(gso: Option<Gso>, packet: &[u8]) -> Vec<u8> {
+    let (start, v6) = if packet[0] >> 4 == 6 {
+        (40, true)
+    } else {
+        (20, false)
+    };
+    let tcp = matches!(gso, Some(Gso::Tcp4 | Gso::Tcp6));
+    let (head, field) = if tcp {
+        (start + 32, 16)
+    } else {
+        (start + 8, 6)
+    };
+    let mut packet = packet.to_vec();
+    let addresses = if v6 { 8..40 } else { 12..20 };
+    let protocol = if tcp { 6 } else { 17 };
+    let pseudo = checksum::sum(&packet[addresses]) + protocol + (packet.len() - start) as u64;
+    let at = start + field..start + field + 2;
+    packet[at].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+    let header = Header {
+        needs_checksum: true,
+        gso,
+        header_len: u16::try_from(head).unwrap(),
+        segment: if gso.is_some() { 100 } else { 0 },
+        checksum_start: u16::try_from(start).unwrap(),
+        checksum_offset: u16::try_from(field).unwrap(),
+    };
+    [&header.emit()[..], &packet].concat()
+}
+
+fn device() -> Vec<Seed> {
+    let text = [7; 250];
+    let tcp4 = given(Some(Gso::Tcp4), &transport(true, false, 1, 0x99, &text));
+    let plain = [&[0; 10][..], &transport(true, false, 1, 0x10, b"text")].concat();
+    of(
+        "esp_split",
+        [
+            (
+                "tcp6",
+                given(Some(Gso::Tcp6), &transport(true, true, 1, 0x18, &text)),
+            ),
+            (
+                "udp4",
+                given(Some(Gso::Udp), &transport(false, false, 0, 0, &text)),
+            ),
+            (
+                "udp6",
+                given(Some(Gso::Udp), &transport(false, true, 0, 0, &text)),
+            ),
+            (
+                "unfinished",
+                given(None, &transport(false, false, 0, 0, b"text")),
+            ),
+            ("no-segment", with(&tcp4, 4, &[0, 0])),
+            ("other-type", with(&tcp4, 1, &[3])),
+            ("checksum-outside", with(&tcp4, 6, &[0xff, 0xff])),
+            ("data-offset", with(&tcp4, 42, &[0x40])),
+            ("version", with(&tcp4, 10, &[0x65])),
+            ("cut", cut(&tcp4, 240)),
+            ("tcp4", tcp4),
+            ("plain", plain),
+            ("empty", vec![]),
+        ],
+    )
+}
+
+/// Each packet behind its length.
+fn listed(packets: &[Vec<u8>]) -> Vec<u8> {
+    let one = |packet: &Vec<u8>| {
+        let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+        [&length[..], packet].concat()
+    };
+    packets.iter().flat_map(one).collect()
+}
+
+fn flows() -> Vec<Seed> {
+    let tcp =
+        |v6, number: u32, flags| transport(true, v6, 100 * number, flags, &[number as u8; 100]);
+    let stream = |v6| [tcp(v6, 1, 0x10), tcp(v6, 2, 0x10), tcp(v6, 3, 0x18)];
+    let udp = transport(false, false, 0, 0, b"datagram");
+    let [first, second, third] = stream(false);
+    of(
+        "esp_join",
+        [
+            ("tcp6", listed(&stream(true))),
+            ("udp", listed(&[udp.clone(), udp.clone(), udp.clone()])),
+            (
+                "two-flows",
+                listed(&[first.clone(), udp.clone(), third.clone(), udp.clone()]),
+            ),
+            (
+                "swapped",
+                listed(&[second.clone(), first.clone(), third.clone()]),
+            ),
+            (
+                "damaged",
+                listed(&[first.clone(), with(&second, 60, &[0]), third.clone()]),
+            ),
+            (
+                "fragment",
+                listed(&[first.clone(), with(&second, 6, &[0x20]), third.clone()]),
+            ),
+            (
+                "ack-between",
+                listed(&[
+                    first.clone(),
+                    transport(true, false, 200, 0x10, &[]),
+                    second.clone(),
+                ]),
+            ),
+            ("fin", listed(&[first.clone(), tcp(false, 2, 0x11)])),
+            (
+                "no-udp-checksum",
+                listed(&[with(&udp, 26, &[0, 0]), with(&udp, 26, &[0, 0])]),
+            ),
+            ("empty-packets", vec![0; 8]),
+            ("cut", cut(&listed(&[first.clone(), second.clone()]), 3)),
+            ("tcp4", listed(&[first, second, third])),
         ],
     )
 }

@@ -11,10 +11,24 @@ pub struct Frozen {
     pub peers: Vec<FrozenPeer>,
     /// SAs of both directions.
     pub sas: Vec<FrozenSa>,
+    /// How packets come from the TUN device.
+    pub tun: FrozenTun,
     /// Node-wide drop counters by reason.
     pub drops: Vec<(String, u64)>,
     /// What must never be installed again (S3, S4).
     pub used: FrozenUsed,
+}
+
+/// What the TUN device was told when it was made, which it keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrozenTun {
+    /// Packets alone.
+    #[default]
+    Plain,
+    /// Behind virtio headers, with large ones of TCP.
+    Tcp,
+    /// The same, with large ones of UDP, too.
+    TcpUdp,
 }
 
 /// A peer with what outlives its being put again.

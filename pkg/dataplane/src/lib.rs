@@ -7,7 +7,7 @@ pub mod check;
 mod frozen;
 mod types;
 
-pub use frozen::{Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenUsed, Progress};
+pub use frozen::{Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed, Progress};
 pub use types::{
     Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer,
     PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,

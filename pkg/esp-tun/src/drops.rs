@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     // Towards a peer.
+    Offload,
     NotIp,
     Multicast,
     NoPeer,
@@ -25,11 +26,13 @@ pub(crate) enum Reason {
     Framing,
     ForeignSource,
     ForeignDestination,
+    Congested,
     TunFailed,
 }
 
 impl Reason {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
+        Self::Offload,
         Self::NotIp,
         Self::Multicast,
         Self::NoPeer,
@@ -48,12 +51,14 @@ impl Reason {
         Self::Framing,
         Self::ForeignSource,
         Self::ForeignDestination,
+        Self::Congested,
         Self::TunFailed,
     ];
 
     /// Name in a dump and in metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Offload => "bad_offload",
             Self::NotIp => "not_ip",
             Self::Multicast => "multicast",
             Self::NoPeer => "no_peer",
@@ -72,6 +77,7 @@ impl Reason {
             Self::Framing => "framing",
             Self::ForeignSource => "foreign_source",
             Self::ForeignDestination => "foreign_destination",
+            Self::Congested => "congested",
             Self::TunFailed => "tun_failed",
         }
     }
@@ -83,8 +89,12 @@ pub(crate) struct Drops([AtomicU64; Reason::ALL.len()]);
 
 impl Drops {
     pub(crate) fn count(&self, reason: Reason) {
+        self.count_all(reason, 1);
+    }
+
+    pub(crate) fn count_all(&self, reason: Reason, packets: usize) {
         if let Some(counter) = self.0.get(reason as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(packets as u64, Ordering::Relaxed);
         }
     }
 

@@ -3,7 +3,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use espalier_dataplane_core::{Event, Frozen};
+use espalier_dataplane_core::{Event, Frozen, FrozenTun};
+use espalier_esp::offload::Offload;
 use espalier_ike_io::relay::DataplaneEnd;
 use parking_lot::Mutex;
 use tracing::info;
@@ -83,6 +84,14 @@ pub fn check(port: u16, frozen: Frozen) -> Result<(), Error> {
     Ok(())
 }
 
+fn frozen_tun(offload: Offload) -> FrozenTun {
+    match offload {
+        Offload::None => FrozenTun::Plain,
+        Offload::Tcp => FrozenTun::Tcp,
+        Offload::TcpUdp => FrozenTun::TcpUdp,
+    }
+}
+
 impl Engine {
     /// Starts the threads, with no peer and no SA: every packet is dropped and counted.
     ///
@@ -146,6 +155,7 @@ impl Engine {
         Frozen {
             instance: self.identity.instance,
             drops: self.shared.drops.dump(),
+            tun: frozen_tun(self.shared.tun.offload()),
             ..self.control.lock().freeze(Instant::now())
         }
     }

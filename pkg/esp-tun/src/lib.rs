@@ -17,14 +17,17 @@
 //! operations build the next snapshot. Everything that touches a file descriptor is in [`io`]: batches of packets per system
 //! call replace that module and leave the rest.
 
+mod cipher;
 mod control;
 mod drops;
 mod engine;
 mod error;
+mod inbox;
 pub mod io;
 mod routes;
 mod rx;
 mod sa;
+mod send;
 mod tables;
 mod threads;
 mod tx;

@@ -3,25 +3,57 @@
 use std::time::Instant;
 
 use espalier_dataplane_core::{Direction, Event, Overlay, PeerId, Spi};
+use espalier_esp::offload::{Large, Offload};
+use espalier_esp::wire::{checksum, ecn, virtio};
 
 use crate::control::Control;
 use crate::drops::Reason;
 use crate::fixture::{self, hosts, pod_packet};
 use crate::rx::{self, Verdict};
 use crate::tables::Tables;
-use crate::tx::{self, Sealed};
+use crate::tx::{self, Batch, Lost, Outbox};
 
-fn seal(tables: &Tables, packet: &[u8]) -> Result<Vec<u8>, Reason> {
-    let mut buffer = vec![0; tx::BUFFER_LEN];
-    buffer[tx::PACKET_AT..][..packet.len()].copy_from_slice(packet);
-    tx::seal(tables, &mut buffer, packet.len(), Instant::now())
-        .map(|sealed| sealed.datagram.to_vec())
+/// All datagrams that a device's packet becomes, with what they have in common.
+fn seal_large(
+    tables: &Tables,
+    offload: Offload,
+    bytes: &[u8],
+) -> Result<Vec<(Batch<'static>, Vec<Vec<u8>>)>, Lost> {
+    let (mut outbox, mut sent) = (Outbox::new(), Vec::new());
+    let mut take = |batch: Batch<'_>| {
+        let datagrams = batch.bytes.chunks(batch.segment);
+        let datagrams: Vec<_> = datagrams.map(<[u8]>::to_vec).collect();
+        assert_eq!(datagrams.len(), batch.count());
+        sent.push((
+            Batch {
+                bytes: &[],
+                ..batch
+            },
+            datagrams,
+        ));
+    };
+    let large = Large::parse(offload, bytes).unwrap();
+    let sealed = tx::seal(tables, &large, &mut outbox, Instant::now(), &mut take);
+    outbox.take().into_iter().for_each(take);
+    sealed.map(|()| sent)
+}
+
+pub(crate) fn seal(tables: &Tables, packet: &[u8]) -> Result<Vec<u8>, Reason> {
+    match seal_large(tables, Offload::None, packet) {
+        Ok(mut sent) => Ok(sent.remove(0).1.remove(0)),
+        Err(lost) => Err(lost.reason),
+    }
 }
 
 /// The pod packet that comes out, or why none does.
 fn judge(tables: &Tables, datagram: &[u8]) -> Result<Vec<u8>, Reason> {
-    match rx::judge(tables, &mut datagram.to_vec(), Instant::now()) {
-        Verdict::Packet(packet, _) => Ok(packet.to_vec()),
+    judge_marked(tables, datagram, ecn::NOT_ECT)
+}
+
+fn judge_marked(tables: &Tables, datagram: &[u8], outer: u8) -> Result<Vec<u8>, Reason> {
+    let mut datagram = datagram.to_vec();
+    match rx::judge(tables, &mut datagram, outer, Instant::now()) {
+        Verdict::Packet(place, _) => Ok(datagram[place].to_vec()),
         Verdict::Drop(reason, _) => Err(reason),
         other => panic!("expected a packet or a drop, got {other:?}"),
     }
@@ -81,10 +113,10 @@ fn a_pod_packet_arrives_unchanged_in_both_framings_and_families() {
 fn a_datagram_goes_from_and_to_the_addresses_of_the_pair() {
     let (one, _) = hosts();
     let packet = pod_packet("10.244.1.2", "10.244.2.3");
-    let mut buffer = vec![0; tx::BUFFER_LEN];
-    buffer[tx::PACKET_AT..][..packet.len()].copy_from_slice(&packet);
-    let Sealed { from, to, .. } =
-        tx::seal(&one.tables(), &mut buffer, packet.len(), Instant::now()).unwrap();
+    let sent = seal_large(&one.tables(), Offload::None, &packet).unwrap();
+    let [(Batch { from, to, .. }, _)] = &sent[..] else {
+        panic!("expected one batch, got {}", sent.len())
+    };
     assert_eq!(
         (from.to_string(), to.to_string()),
         ("192.0.2.1".into(), "192.0.2.2:4500".into())
@@ -247,16 +279,15 @@ fn the_first_authentic_packet_of_an_sa_is_reported_once() {
     let mut forged = seal(&one, &packet).unwrap();
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(
-        rx::judge(&two, &mut forged, Instant::now()),
+        rx::judge(&two, &mut forged, 0, Instant::now()),
         Verdict::Drop(Reason::BadIcv, None)
     );
-    let mut events =
-        (0..3).map(
-            |_| match rx::judge(&two, &mut seal(&one, &packet).unwrap(), Instant::now()) {
-                Verdict::Packet(_, event) => event,
-                other => panic!("expected a packet, got {other:?}"),
-            },
-        );
+    let mut events = (0..3).map(|_| {
+        match rx::judge(&two, &mut seal(&one, &packet).unwrap(), 0, Instant::now()) {
+            Verdict::Packet(_, event) => event,
+            other => panic!("expected a packet, got {other:?}"),
+        }
+    });
     let first = Event::FirstPacket {
         peer: PeerId("node-1".into()),
         spi: Spi(0x1200),
@@ -295,11 +326,11 @@ fn other_datagrams_of_the_port_are_told_apart() {
     let judge = |datagram: &[u8]| {
         format!(
             "{:?}",
-            rx::judge(&tables, &mut datagram.to_vec(), Instant::now())
+            rx::judge(&tables, &mut datagram.to_vec(), 0, Instant::now())
         )
     };
     assert_eq!(judge(&[0xff]), "Keepalive");
-    assert_eq!(judge(b"\0\0\0\0ike"), "Ike([105, 107, 101])");
+    assert_eq!(judge(b"\0\0\0\0ike"), "Ike");
     assert_eq!(judge(&[]), "Drop(Truncated, None)");
     assert_eq!(judge(&[0, 0, 0, 9, 0, 0, 0, 1]), "Drop(UnknownSpi, None)");
     assert_eq!(judge(&[0, 0, 0x12, 0, 0, 0, 0, 1]), "Drop(Truncated, None)");
@@ -315,6 +346,122 @@ fn an_empty_data_plane_drops_everything() {
     assert_eq!(judge(&tables, &[1; 64]), Err(Reason::UnknownSpi));
 }
 
+/// A TCP packet that stands for `payload` bytes in segments of 1,000, as a device gives it.
+fn large_tcp(payload: usize) -> Vec<u8> {
+    let mut packet = pod_packet("10.244.1.2", "10.244.2.3");
+    packet.truncate(20);
+    packet[9] = 6;
+    packet.extend([0x13, 0x88, 0, 7, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0]);
+    packet.extend([0; 4]);
+    packet.extend((0..payload).map(|byte| byte as u8 ^ 0x5a));
+    let len = packet.len() as u16;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    let pseudo = checksum::fold(checksum::sum(&packet[12..20]) + 6 + u64::from(len - 20));
+    packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
+    let header = virtio::Header {
+        needs_checksum: true,
+        gso: Some(virtio::Gso::Tcp4),
+        header_len: 40,
+        segment: 1000,
+        checksum_start: 20,
+        checksum_offset: 16,
+    };
+    [&header.emit()[..], &packet].concat()
+}
+
+#[test]
+fn a_large_packet_becomes_batches_that_a_system_call_takes() {
+    let (one, two) = hosts();
+    let (tables, opening) = (one.tables(), two.tables());
+    let bytes = large_tcp(64_300);
+    let sent = seal_large(&tables, Offload::Tcp, &bytes).unwrap();
+    let sizes: Vec<_> = sent.iter().map(|(_, datagrams)| datagrams.len()).collect();
+    assert_eq!(sizes, [59, 6], "as many as fit 65,507 bytes");
+    let datagrams: Vec<_> = sent
+        .into_iter()
+        .flat_map(|(_, datagrams)| datagrams)
+        .collect();
+    let large = Large::parse(Offload::Tcp, &bytes).unwrap();
+    for (index, datagram) in datagrams.iter().enumerate() {
+        let mut expected = vec![0; large.len(index)];
+        large.write(index, &mut expected).unwrap();
+        assert_eq!(judge(&opening, datagram), Ok(expected), "segment {index}");
+        assert_eq!(judge(&opening, datagram), Err(Reason::Replayed));
+    }
+    let sealed = one.sas(Instant::now());
+    let sealed = sealed
+        .iter()
+        .find(|sa| sa.direction == Direction::Out)
+        .unwrap();
+    assert_eq!(
+        (sealed.packets, sealed.bytes),
+        (65, 64_300 + 65 * (40 + 30))
+    );
+}
+
+#[test]
+fn all_packets_of_a_large_one_are_lost_together_and_all_are_counted() {
+    let (one, _) = hosts();
+    one.switch_outbound(&PeerId("node-2".into()), None).unwrap();
+    let lost = seal_large(&one.tables(), Offload::Tcp, &large_tcp(2500));
+    let (reason, packets) = (Reason::NoSa, 3);
+    assert_eq!(lost.unwrap_err(), Lost { reason, packets });
+    let stats = one.peers().next().unwrap().state.stats();
+    assert_eq!(stats.no_sa_drops, 3);
+}
+
+#[test]
+fn only_datagrams_of_one_size_peer_and_mark_are_sent_together() {
+    let (one, _) = hosts();
+    let tables = one.tables();
+    let (mut outbox, mut sizes) = (Outbox::new(), Vec::new());
+    let mut seal = |packet: &[u8]| {
+        let large = Large::parse(Offload::None, packet).unwrap();
+        let mut sent = Vec::new();
+        let send = |batch: Batch<'_>| sent.push((batch.ecn, batch.count()));
+        tx::seal(&tables, &large, &mut outbox, Instant::now(), send).unwrap();
+        sizes.extend(sent);
+    };
+    let (small, mut long) = (
+        pod_packet("10.244.1.2", "10.244.2.3"),
+        pod_packet("10.244.1.2", "10.244.2.3"),
+    );
+    long.resize(100, 0);
+    long[3] = 100;
+    let mut capable = small.clone();
+    ecn::set(&mut capable, ecn::ECT_0);
+    for packet in [&small, &small, &long, &small, &small, &capable] {
+        seal(packet);
+    }
+    sizes.extend(outbox.take().map(|batch| (batch.ecn, batch.count())));
+    // A shorter one is the last of its batch.
+    let marks = [ecn::ECT_1, ecn::ECT_1, ecn::ECT_1, ecn::ECT_0];
+    assert_eq!(
+        sizes,
+        marks.into_iter().zip([2, 2, 1, 1]).collect::<Vec<_>>()
+    );
+    assert!(outbox.take().is_none());
+}
+
+#[test]
+fn congestion_marks_go_in_and_come_out() {
+    let (one, two) = hosts();
+    let mut packet = pod_packet("10.244.1.2", "10.244.2.3");
+    packet[10..12].fill(0);
+    let sum = checksum::field(checksum::sum(&packet[..20]));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    ecn::set(&mut packet, ecn::ECT_0);
+    let sent = seal_large(&one.tables(), Offload::None, &packet).unwrap();
+    assert_eq!(sent[0].0.ecn, ecn::ECT_0);
+    let arrived = judge_marked(&two.tables(), &sent[0].1[0], ecn::CE).unwrap();
+    assert_eq!(ecn::of(&arrived), ecn::CE);
+    assert_eq!(checksum::fold(checksum::sum(&arrived[..20])), 0xffff);
+    ecn::set(&mut packet, ecn::NOT_ECT);
+    let datagram = seal(&one.tables(), &packet).unwrap();
+    let refused = judge_marked(&two.tables(), &datagram, ecn::CE);
+    assert_eq!(refused, Err(Reason::Congested));
+}
+
 proptest::proptest! {
     #[test]
     fn s6_no_datagram_panics_or_gets_through(mut datagram in proptest::collection::vec(proptest::num::u8::ANY, 0..200), ours in proptest::bool::ANY) {
@@ -322,7 +469,7 @@ proptest::proptest! {
         if ours && datagram.len() >= 4 {
             datagram[..4].copy_from_slice(&0x1200_u32.to_be_bytes());
         }
-        let verdict = rx::judge(&two.tables(), &mut datagram, Instant::now());
+        let verdict = rx::judge(&two.tables(), &mut datagram, 0, Instant::now());
         proptest::prop_assert!(!matches!(verdict, Verdict::Packet(..)));
     }
 }

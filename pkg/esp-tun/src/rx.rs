@@ -1,13 +1,14 @@
 //! A datagram from the underlay: what it is, whose it is, whether its contents may come in. No system calls here.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use espalier_dataplane_core::Event;
-use espalier_esp::wire::ip;
-use espalier_esp::{OpenError, ReplayError, next_header};
+use espalier_esp::wire::{ecn, ip};
+use espalier_esp::{HEADER_LEN, OpenError, ReplayError, next_header};
 use espalier_ike_io::nat_t::{self, Datagram};
 use ipnet::IpNet;
 
@@ -17,44 +18,44 @@ use crate::tables::{PeerEntry, Tables};
 
 /// What to do with a datagram.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict<'d> {
+pub(crate) enum Verdict {
     /// Nothing: it kept a NAT mapping alive.
     Keepalive,
-    /// Hand this IKE message (without marker) to the agent.
-    Ike(&'d [u8]),
-    /// Write this pod packet to the TUN device, and report the event if there is one.
-    Packet(&'d [u8], Option<Event>),
+    /// Hand this IKE message, which follows the marker, to the agent.
+    Ike,
+    /// Write the pod packet that stands there in the datagram to the TUN device, and report the event if there is one.
+    Packet(Range<usize>, Option<Event>),
     /// Count it. An authentic packet may be refused and still be the first of its SA.
     Drop(Reason, Option<Event>),
 }
 
-/// Judges a datagram and opens it in place.
-pub(crate) fn judge<'d>(tables: &Tables, datagram: &'d mut [u8], now: Instant) -> Verdict<'d> {
+/// Judges a datagram and opens it in place; `outer` is the ECN of the header that it came in.
+pub(crate) fn judge(tables: &Tables, datagram: &mut [u8], outer: u8, now: Instant) -> Verdict {
     match nat_t::classify(datagram) {
         Datagram::Keepalive => Verdict::Keepalive,
         Datagram::Malformed => Verdict::Drop(Reason::Truncated, None),
-        Datagram::Ike(_) => Verdict::Ike(&datagram[nat_t::NON_ESP_MARKER.len()..]),
+        Datagram::Ike(_) => Verdict::Ike,
         Datagram::Esp(packet) => match packet
             .first_chunk()
             .and_then(|spi| tables.inbound.get(&u32::from_be_bytes(*spi)))
         {
-            Some((sa, peer)) => open(tables, sa, peer, datagram, now),
+            Some((sa, peer)) => open(tables, (sa, peer), datagram, outer, now),
             None => Verdict::Drop(Reason::UnknownSpi, None),
         },
     }
 }
 
-fn open<'d>(
+fn open(
     tables: &Tables,
-    sa: &Arc<Inbound>,
-    entry: &Arc<PeerEntry>,
-    datagram: &'d mut [u8],
+    (sa, entry): (&Inbound, &Arc<PeerEntry>),
+    datagram: &mut [u8],
+    outer: u8,
     now: Instant,
-) -> Verdict<'d> {
+) -> Verdict {
     let opened = match sa.esp.lock().open(datagram) {
         Ok(opened) => opened,
         Err(error) => {
-            sa.counters.drop_one();
+            sa.counters.drop(1);
             return Verdict::Drop(reason(error), None);
         }
     };
@@ -62,26 +63,28 @@ fn open<'d>(
         peer: sa.sa.peer.clone(),
         spi: sa.sa.spi,
     });
-    let (next_header, payload) = (opened.next_header, &*opened.payload);
-    match admit(tables, entry, next_header, payload) {
+    let (next_header, payload) = (opened.next_header, opened.payload);
+    match admit(tables, entry, next_header, payload, outer) {
         Ok(packet) => {
-            sa.counters.pass(payload.len(), now);
-            Verdict::Packet(packet, first)
+            sa.counters.pass(1, payload.len(), now);
+            let at = HEADER_LEN + packet.start;
+            Verdict::Packet(at..HEADER_LEN + packet.end, first)
         }
         Err(reason) => {
-            sa.counters.drop_one();
+            sa.counters.drop(1);
             Verdict::Drop(reason, first)
         }
     }
 }
 
-/// The pod packet, if this peer may send it here.
-fn admit<'d>(
+/// Where in the payload the pod packet stands, if this peer may send it here.
+fn admit(
     tables: &Tables,
     entry: &Arc<PeerEntry>,
     next_header: u8,
-    payload: &'d [u8],
-) -> Result<&'d [u8], Reason> {
+    payload: &mut [u8],
+    outer: u8,
+) -> Result<Range<usize>, Reason> {
     if next_header == next_header::NONE {
         return Err(Reason::Dummy);
     }
@@ -92,7 +95,15 @@ fn admit<'d>(
     check_addresses(tables, entry, &packet).inspect_err(|_| {
         entry.state.policy_drops.fetch_add(1, Ordering::Relaxed);
     })?;
-    Ok(packet.bytes)
+    let inner = ecn::of(packet.bytes);
+    // A framing's headers have one length.
+    let headroom = entry.framing.headroom();
+    let place = headroom..headroom + packet.bytes.len();
+    let marked = ecn::leaving(outer, inner).ok_or(Reason::Congested)?;
+    if marked != inner {
+        ecn::set(payload.get_mut(place.clone()).unwrap_or_default(), marked);
+    }
+    Ok(place)
 }
 
 /// S5: a peer is the source of its own pod CIDRs only, and reaches this node's pods only: not another peer through us, not the

@@ -7,6 +7,8 @@ use espalier_dataplane_core::{FrozenCounters, FrozenSa, Progress, Sa, SaInfo, Su
 use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa, ReplayWindow};
 use parking_lot::Mutex;
 
+use crate::cipher::Cipher;
+
 /// Counts from the moment the SA was installed.
 #[derive(Debug)]
 pub(crate) struct Counters {
@@ -21,7 +23,7 @@ pub(crate) struct Counters {
 /// Seals what goes to a peer.
 pub(crate) struct Outbound {
     pub(crate) sa: Sa,
-    pub(crate) esp: OutboundSa,
+    pub(crate) esp: OutboundSa<Cipher>,
     pub(crate) remote_port: u16,
     pub(crate) counters: Counters,
 }
@@ -30,7 +32,7 @@ pub(crate) struct Outbound {
 pub(crate) struct Inbound {
     pub(crate) sa: Sa,
     /// The RX thread alone takes it.
-    pub(crate) esp: Mutex<InboundSa>,
+    pub(crate) esp: Mutex<InboundSa<Cipher>>,
     pub(crate) counters: Counters,
     proven: AtomicBool,
 }
@@ -156,16 +158,20 @@ impl Counters {
         }
     }
 
-    /// A packet with `bytes` of ESP payload went through.
-    pub(crate) fn pass(&self, bytes: usize, now: Instant) {
+    /// So many packets with `bytes` of ESP payload together went through.
+    pub(crate) fn pass(&self, packets: usize, bytes: usize, now: Instant) {
+        if packets == 0 {
+            return;
+        }
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.last
             .store(self.age(now).as_millis() as u64, Ordering::Relaxed);
-        self.packets.fetch_add(1, Ordering::Release);
+        self.packets.fetch_add(packets as u64, Ordering::Release);
     }
 
-    pub(crate) fn drop_one(&self) {
-        self.drops.fetch_add(1, Ordering::Relaxed);
+    /// So many did not.
+    pub(crate) fn drop(&self, packets: usize) {
+        self.drops.fetch_add(packets as u64, Ordering::Relaxed);
     }
 
     fn age(&self, now: Instant) -> Duration {

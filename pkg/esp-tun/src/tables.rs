@@ -1,6 +1,7 @@
 //! What the threads read: one immutable snapshot, replaced as a whole by each operation.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,25 @@ pub(crate) struct Tables {
     /// Destination of a pod packet → peer.
     pub(crate) routes: Routes<Arc<PeerEntry>>,
     /// SPI → inbound SA and whose it is.
-    pub(crate) inbound: HashMap<u32, (Arc<Inbound>, Arc<PeerEntry>)>,
+    pub(crate) inbound: HashMap<u32, (Arc<Inbound>, Arc<PeerEntry>), BuildHasherDefault<SpiHasher>>,
+}
+
+/// Of SPIs, which this node chose at random: nobody else can make them collide.
+#[derive(Default)]
+pub(crate) struct SpiHasher(u64);
+
+impl Hasher for SpiHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+
+    fn write_u32(&mut self, spi: u32) {
+        self.0 = (self.0 ^ u64::from(spi)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 /// A peer as it was last put, with what outlives that.

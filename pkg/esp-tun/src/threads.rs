@@ -1,11 +1,11 @@
 //! The loops of the threads: read until nothing is there, then wait.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use espalier_dataplane_core::Event;
+use espalier_esp::offload::{Large, Offload};
 use espalier_ike::Path;
 use espalier_ike_io::nat_t;
 use tracing::{debug, trace};
@@ -13,90 +13,123 @@ use tracing::{debug, trace};
 use crate::drops::Reason;
 use crate::engine::{Report, Shared};
 use crate::error::Error;
-use crate::io::{Interest, Stop};
+use crate::inbox::Inbox;
+use crate::io::{Interest, Patience, Received, Stop};
 use crate::rx::{self, Verdict};
-use crate::tx;
+use crate::send::{self, Sender};
+use crate::tx::{self, Batch, Lost, Outbox};
 
 /// TUN device → UDP port.
 pub(crate) fn transmit(shared: &Shared, stop: &Stop) {
-    let mut buffer = vec![0; tx::BUFFER_LEN];
+    let offload = shared.tun.offload();
+    let mut buffer = vec![0; offload.headroom() + 65_535];
+    let (mut outbox, mut sender) = (Outbox::new(), Sender::new(shared, stop));
+    let mut patience = Patience::default();
     while !stop.is_stopped() {
-        match shared.tun.recv(&mut buffer[tx::PACKET_AT..][..65_535]) {
-            Ok(len) => forward(shared, stop, &mut buffer, len),
-            Err(error) if retry("TUN device", stop, shared.tun.as_fd(), &error) => {}
-            Err(error) => return end(shared, stop, "TUN device", error),
-        }
-    }
-}
-
-fn forward(shared: &Shared, stop: &Stop, buffer: &mut [u8], len: usize) {
-    let sealed = tx::seal(&shared.tables.load(), buffer, len, Instant::now())
-        .and_then(|sealed| send(shared, stop, sealed.from, sealed.to, sealed.datagram));
-    if let Err(reason) = sealed {
-        trace!(reason = reason.name(), len, "pod packet dropped");
-        shared.drops.count(reason);
-    }
-}
-
-/// Sends, waiting while the socket is full: a burst is delayed and not cut, also when the threads are told to end.
-fn send(
-    shared: &Shared,
-    stop: &Stop,
-    from: IpAddr,
-    to: SocketAddr,
-    datagram: &[u8],
-) -> Result<(), Reason> {
-    loop {
-        match shared.udp.send(from, to, datagram) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stop.wait_or_finish(shared.udp.as_fd(), Interest::Writable)
-                    .map_err(|_| Reason::SendFailed)?;
+        match shared.tun.recv(&mut buffer) {
+            Ok(len) => {
+                let bytes = buffer.get(..len).unwrap_or_default();
+                forward(shared, (offload, bytes), &mut outbox, &mut sender);
+                patience.renew();
             }
             Err(error) => {
-                debug!(%from, %to, %error, "datagram not sent");
-                return Err(Reason::SendFailed);
+                sender.send_rest(&mut outbox);
+                if patience.lasts(&error) {
+                    continue;
+                }
+                if !retry("TUN device", stop, shared.tun.as_fd(), &error) {
+                    return end(shared, stop, "TUN device", error);
+                }
             }
         }
+    }
+    sender.send_rest(&mut outbox);
+}
+
+fn forward(
+    shared: &Shared,
+    (offload, bytes): (Offload, &[u8]),
+    outbox: &mut Outbox,
+    sender: &mut Sender<'_>,
+) {
+    let sealed = match Large::parse(offload, bytes) {
+        Ok(large) => {
+            let tables = shared.tables.load();
+            let send = |batch: Batch<'_>| sender.send(&batch);
+            tx::seal(&tables, &large, outbox, Instant::now(), send)
+        }
+        Err(error) => {
+            trace!(%error, "a packet that the device should not have given");
+            let (reason, packets) = (Reason::Offload, 1);
+            Err(Lost { reason, packets })
+        }
+    };
+    if let Err(Lost { reason, packets }) = sealed {
+        trace!(reason = reason.name(), packets, "pod packets dropped");
+        shared.drops.count_all(reason, packets);
     }
 }
 
 /// UDP port → TUN device, or the agent for IKE.
 pub(crate) fn receive(shared: &Shared, stop: &Stop) {
-    let mut buffer = vec![0; 65_535];
+    let mut inbox = Inbox::new(shared.tun.offload());
     let mut receiver = shared.udp.receiver();
+    let mut patience = Patience::default();
     while !stop.is_stopped() {
-        match receiver.recv(&mut buffer) {
-            Ok((len, path)) => deliver(shared, &mut buffer[..len], path),
-            Err(error) if retry("UDP socket", stop, shared.udp.as_fd(), &error) => {}
-            Err(error) => return end(shared, stop, "UDP socket", error),
+        match receiver.recv(inbox.free()) {
+            Ok(received) => {
+                take(shared, &mut inbox, &received);
+                patience.renew();
+                if inbox.is_full() {
+                    deliver(shared, &mut inbox);
+                }
+            }
+            Err(error) => {
+                deliver(shared, &mut inbox);
+                if patience.lasts(&error) {
+                    continue;
+                }
+                if !retry("UDP socket", stop, shared.udp.as_fd(), &error) {
+                    return end(shared, stop, "UDP socket", error);
+                }
+            }
         }
     }
+    deliver(shared, &mut inbox);
 }
 
-fn deliver(shared: &Shared, datagram: &mut [u8], path: Option<Path>) {
-    let tables = shared.tables.load();
-    let event = match rx::judge(&tables, datagram, Instant::now()) {
-        Verdict::Keepalive => None,
-        Verdict::Ike(message) => {
-            relay(shared, message, path);
-            None
-        }
-        Verdict::Packet(packet, event) => {
-            if let Err(error) = shared.tun.send(packet) {
-                debug!(%error, len = packet.len(), "pod packet not written");
-                shared.drops.count(Reason::TunFailed);
+/// Judges what was received; pod packets stay in the inbox.
+fn take(shared: &Shared, inbox: &mut Inbox, received: &Received) {
+    let (tables, now) = (shared.tables.load(), Instant::now());
+    inbox.take(received, |datagram| {
+        match rx::judge(&tables, datagram, received.ecn, now) {
+            Verdict::Keepalive => None,
+            Verdict::Ike => {
+                let message = datagram.get(nat_t::NON_ESP_MARKER.len()..);
+                relay(shared, message.unwrap_or_default(), received.path);
+                None
             }
-            event
+            Verdict::Packet(place, event) => {
+                event.into_iter().for_each(|event| announce(shared, event));
+                Some(place)
+            }
+            Verdict::Drop(reason, event) => {
+                trace!(reason = reason.name(), path = ?received.path, "datagram dropped");
+                shared.drops.count(reason);
+                event.into_iter().for_each(|event| announce(shared, event));
+                None
+            }
         }
-        Verdict::Drop(reason, event) => {
-            trace!(reason = reason.name(), ?path, "datagram dropped");
-            shared.drops.count(reason);
-            event
+    });
+}
+
+fn deliver(shared: &Shared, inbox: &mut Inbox) {
+    inbox.write_out(|parts, written| {
+        if let Err(error) = shared.tun.send_parts(parts) {
+            debug!(%error, ?written, "pod packets not written");
+            shared.drops.count_all(Reason::TunFailed, written.packets);
         }
-    };
-    event.into_iter().for_each(|event| announce(shared, event));
+    });
 }
 
 fn announce(shared: &Shared, event: Event) {
@@ -124,7 +157,12 @@ pub(crate) fn relay_out(shared: &Shared, stop: &Stop) {
     while !stop.is_stopped() {
         match relay.recv() {
             Ok((Path { local, remote }, message)) => {
-                if send(shared, stop, local.ip(), remote, &nat_t::mark(&message)).is_err() {
+                let datagram = nat_t::mark(&message);
+                let sent = send::waiting(shared, stop, || {
+                    shared.udp.send(local.ip(), remote, &datagram)
+                });
+                if let Err(error) = sent {
+                    debug!(%remote, %error, "IKE message not sent");
                     shared.drops.count(Reason::IkeRelay);
                 }
             }

@@ -26,6 +26,7 @@
 
 pub mod aead;
 pub mod framing;
+pub mod offload;
 pub mod wire;
 
 mod error;

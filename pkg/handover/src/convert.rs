@@ -1,7 +1,8 @@
 //! Messages to a state and back. Every field of what comes in is bounded; whether it fits together is for the data plane to say.
 
 use espalier_dataplane_core::{
-    self as core, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenUsed, Progress, Spi,
+    self as core, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed, Progress,
+    Spi,
 };
 
 use crate::format::FormatError;
@@ -107,6 +108,7 @@ impl From<Frozen> for proto::Userspace {
             drops: frozen.drops.into_iter().collect(),
             used_spis: frozen.used.outbound.into_iter().map(|spi| spi.0).collect(),
             used_keys: frozen.used.keys.concat(),
+            tun: proto::Tun::from(frozen.tun).into(),
         }
     }
 }
@@ -136,11 +138,35 @@ impl TryFrom<proto::Userspace> for Frozen {
             peers: each(state.peers, TryInto::try_into)?,
             sas: each(state.sas, TryInto::try_into)?,
             drops,
+            tun: tun(state.tun)?,
             used: FrozenUsed {
                 outbound: state.used_spis.into_iter().map(Spi).collect(),
                 keys: keys.to_vec(),
             },
         })
+    }
+}
+
+impl From<FrozenTun> for proto::Tun {
+    fn from(tun: FrozenTun) -> Self {
+        match tun {
+            FrozenTun::Plain => Self::Plain,
+            FrozenTun::Tcp => Self::Tcp,
+            FrozenTun::TcpUdp => Self::TcpUdp,
+        }
+    }
+}
+
+/// An unknown one is refused: its packets could not be read.
+fn tun(number: i32) -> Result<FrozenTun, FormatError> {
+    match proto::Tun::try_from(number) {
+        Ok(proto::Tun::Plain) => Ok(FrozenTun::Plain),
+        Ok(proto::Tun::Tcp) => Ok(FrozenTun::Tcp),
+        Ok(proto::Tun::TcpUdp) => Ok(FrozenTun::TcpUdp),
+        Ok(proto::Tun::Unspecified) | Err(_) => Err(FormatError::Field {
+            field: "tun",
+            why: format!("expected 1 to 3, got {number}"),
+        }),
     }
 }
 

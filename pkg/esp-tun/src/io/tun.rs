@@ -1,12 +1,13 @@
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use espalier_dataplane_core::FrozenTun;
 use tracing::{debug, info};
-use tun_rs::{DeviceBuilder, Layer};
+use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-use super::PacketIo;
+use super::{Offload, PacketIo};
 use crate::error::Error;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -14,9 +15,13 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Packets that may wait for the TX thread: room for the bursts of many pods.
 const QUEUE_LEN: u32 = 2000;
 
-/// A TUN device (`IFF_TUN | IFF_NO_PI`, not persistent): it goes with its last descriptor, and its routes with it.
+/// A TUN device (`IFF_TUN | IFF_NO_PI | IFF_VNET_HDR`, not persistent): it goes with its last descriptor, and its routes with it. Its
+/// packets are behind virtio headers where the kernel has TCP segmentation for TUN devices, which all have had since Linux 2.6.27.
 #[derive(Debug)]
-pub struct Tun(File);
+pub struct Tun {
+    file: File,
+    offload: Offload,
+}
 
 impl Tun {
     /// Makes the device in the calling thread's network namespace and brings it up with `mtu` bytes.
@@ -36,12 +41,7 @@ impl Tun {
         {
             return Err(Error::TunBusy(name.to_owned()));
         }
-        let builder = DeviceBuilder::new()
-            .layer(Layer::L3)
-            .name(name)
-            .mtu(mtu)
-            .enable(false);
-        let device = builder.build_sync().map_err(explain)?;
+        let (device, offload) = build(name, mtu).map_err(explain)?;
         device.set_nonblocking(true).map_err(explain)?;
         // Needs CAP_NET_ADMIN of the initial user namespace; a rootless data plane does with the kernel's default.
         if let Err(error) = device.set_tx_queue_len(QUEUE_LEN) {
@@ -49,31 +49,70 @@ impl Tun {
         }
         tune(name);
         device.enabled(true).map_err(explain)?;
-        info!(device = name, mtu, "TUN device is up");
-        let descriptor = device.as_fd().try_clone_to_owned().map_err(explain)?;
-        Ok(Self::resume(descriptor))
+        info!(device = name, mtu, ?offload, "TUN device is up");
+        let device = device.as_fd().try_clone_to_owned().map_err(explain)?;
+        Ok(Self::of(device, offload))
     }
 
     /// The device that another process made, by its descriptor, with the packets that wait in it.
     #[must_use]
-    pub fn resume(descriptor: OwnedFd) -> Self {
-        Self(descriptor.into())
+    pub fn resume(descriptor: OwnedFd, told: FrozenTun) -> Self {
+        let offload = match told {
+            FrozenTun::Plain => Offload::None,
+            FrozenTun::Tcp => Offload::Tcp,
+            FrozenTun::TcpUdp => Offload::TcpUdp,
+        };
+        Self::of(descriptor, offload)
+    }
+
+    fn of(descriptor: OwnedFd, offload: Offload) -> Self {
+        Self {
+            file: descriptor.into(),
+            offload,
+        }
     }
 }
 
 impl PacketIo for Tun {
     fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(buffer)
+        (&self.file).read(buffer)
     }
 
     fn send(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.0).write(packet).map(|_| ())
+        (&self.file).write(packet).map(|_| ())
+    }
+
+    fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        (&self.file).write_vectored(parts).map(|_| ())
+    }
+
+    fn offload(&self) -> Offload {
+        self.offload
     }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
+    }
+}
+
+/// With offloads if the kernel has them for TUN devices.
+fn build(name: &str, mtu: u16) -> io::Result<(SyncDevice, Offload)> {
+    let builder = |offload| {
+        let builder = DeviceBuilder::new().layer(Layer::L3).name(name).mtu(mtu);
+        builder.enable(false).with(|linux| {
+            linux.offload(offload);
+        })
+    };
+    match builder(true).build_sync() {
+        Ok(device) if device.udp_gso() => Ok((device, Offload::TcpUdp)),
+        Ok(device) => Ok((device, Offload::Tcp)),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => {
+            debug!(%error, "a TUN device with offloads cannot be made");
+            Ok((builder(false).build_sync()?, Offload::None))
+        }
+        Err(error) => Err(error),
     }
 }
 

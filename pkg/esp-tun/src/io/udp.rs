@@ -1,16 +1,19 @@
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use espalier_esp::wire::ecn;
 use espalier_ike::Path;
 use espalier_ike_io::Error;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage,
-    recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike,
+    SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::info;
+use tracing::{debug, info};
+
+use crate::tx::Batch;
 
 /// Bytes that may wait for the RX thread: some milliseconds at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -24,6 +27,18 @@ pub struct Udp {
     socket: Socket,
     port: u16,
     dual_stack: bool,
+}
+
+/// One datagram, or several of one size and path that the kernel joined (`UDP_GRO`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// Bytes of all.
+    pub(crate) len: usize,
+    /// Bytes of each but the last, which may be shorter.
+    pub(crate) segment: usize,
+    /// Of the outer header.
+    pub(crate) ecn: u8,
+    pub(crate) path: Option<Path>,
 }
 
 /// Receives from a [`Udp`]; holds the buffer for control messages.
@@ -83,7 +98,7 @@ impl Udp {
     pub(crate) fn receiver(&self) -> Receiver<'_> {
         Receiver {
             udp: self,
-            control: nix::cmsg_space!(in_pktinfo, in6_pktinfo),
+            control: nix::cmsg_space!(in_pktinfo, in6_pktinfo, i32, u8, i32),
         }
     }
 
@@ -92,9 +107,25 @@ impl Udp {
     /// # Errors
     /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them.
     pub(crate) fn send(&self, from: IpAddr, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        let parts = [IoSlice::new(datagram)];
-        let fd = self.socket.as_raw_fd();
-        match (from, to) {
+        self.send_all(&Batch {
+            from,
+            to,
+            ecn: ecn::NOT_ECT,
+            segment: datagram.len(),
+            bytes: datagram,
+        })
+    }
+
+    /// Sends the datagrams of a batch by one system call (`UDP_SEGMENT`).
+    ///
+    /// # Errors
+    /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them. `EIO`, `EINVAL` and `EMSGSIZE` also where several datagrams cannot
+    /// be sent at once on this path, but one can: the device has no checksums to offer, or a datagram needs fragments.
+    pub(crate) fn send_all(&self, batch: &Batch<'_>) -> io::Result<()> {
+        let segment = u16::try_from(batch.segment).unwrap_or(u16::MAX);
+        let segment = (batch.count() > 1).then_some(&segment);
+        let marked = (batch.ecn != ecn::NOT_ECT).then_some(batch.ecn);
+        match (batch.from, batch.to) {
             (IpAddr::V4(from), SocketAddr::V4(to)) if !self.dual_stack => {
                 let unset = in_addr { s_addr: 0 };
                 let info = in_pktinfo {
@@ -104,19 +135,21 @@ impl Udp {
                     },
                     ipi_addr: unset,
                 };
-                let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                sendmsg(
-                    fd,
-                    &parts,
-                    &control,
-                    MsgFlags::empty(),
-                    Some(&SockaddrIn::from(to)),
-                )?;
+                let info = ControlMessage::Ipv4PacketInfo(&info);
+                self.send_with(
+                    info,
+                    segment,
+                    marked,
+                    true,
+                    batch.bytes,
+                    &SockaddrIn::from(to),
+                )
             }
             (from, to) => {
+                let v4 = to.ip().to_canonical().is_ipv4();
                 let (from, to) = (
                     mapped(from),
-                    std::net::SocketAddrV6::new(mapped(to.ip()), to.port(), 0, 0),
+                    SocketAddrV6::new(mapped(to.ip()), to.port(), 0, 0),
                 );
                 let info = in6_pktinfo {
                     ipi6_addr: in6_addr {
@@ -124,16 +157,48 @@ impl Udp {
                     },
                     ipi6_ifindex: 0,
                 };
-                let control = [ControlMessage::Ipv6PacketInfo(&info)];
-                sendmsg(
-                    fd,
-                    &parts,
-                    &control,
-                    MsgFlags::empty(),
-                    Some(&SockaddrIn6::from(to)),
-                )?;
+                let info = ControlMessage::Ipv6PacketInfo(&info);
+                self.send_with(
+                    info,
+                    segment,
+                    marked,
+                    v4,
+                    batch.bytes,
+                    &SockaddrIn6::from(to),
+                )
             }
         }
+    }
+
+    /// One call with the control messages that are needed. (Their buffer is the one allocation of a batch: nix makes it.)
+    fn send_with(
+        &self,
+        info: ControlMessage<'_>,
+        segment: Option<&u16>,
+        ecn: Option<u8>,
+        v4: bool,
+        bytes: &[u8],
+        to: &impl SockaddrLike,
+    ) -> io::Result<()> {
+        let (tos, class) = (ecn.unwrap_or_default(), i32::from(ecn.unwrap_or_default()));
+        let mark = if v4 {
+            ControlMessage::Ipv4Tos(&tos)
+        } else {
+            ControlMessage::Ipv6TClass(&class)
+        };
+        let parts = [IoSlice::new(bytes)];
+        let call = |control: &[ControlMessage<'_>]| {
+            let fd = self.socket.as_raw_fd();
+            sendmsg(fd, &parts, control, MsgFlags::empty(), Some(to))
+        };
+        match (segment, ecn) {
+            (None, None) => call(&[info]),
+            (None, Some(_)) => call(&[info, mark]),
+            (Some(segment), None) => call(&[info, ControlMessage::UdpGsoSegments(segment)]),
+            (Some(segment), Some(_)) => {
+                call(&[info, ControlMessage::UdpGsoSegments(segment), mark])
+            }
+        }?;
         Ok(())
     }
 }
@@ -145,30 +210,44 @@ impl AsFd for Udp {
 }
 
 impl Receiver<'_> {
-    /// The next datagram: its length, and where it came in if the kernel said so, which it always does.
+    /// What comes next.
     ///
     /// # Errors
     /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them.
-    pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Option<Path>)> {
+    pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         let mut parts = [IoSliceMut::new(buffer)];
         let fd = self.udp.socket.as_raw_fd();
         let message =
             recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut self.control), MsgFlags::empty())?;
-        let local = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into())
+        let mut received = Received {
+            len: message.bytes,
+            segment: message.bytes,
+            ecn: ecn::NOT_ECT,
+            path: None,
+        };
+        let mut local = None;
+        for control in message.cmsgs()? {
+            match control {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    local = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                }
+                ControlMessageOwned::UdpGroSegments(segment) => {
+                    received.segment = usize::try_from(segment).unwrap_or(message.bytes);
+                }
+                ControlMessageOwned::Ipv4Tos(tos) => received.ecn = tos & 3,
+                ControlMessageOwned::Ipv6TClass(class) => received.ecn = class as u8 & 3,
+                _ => {}
             }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
-            }
-            _ => None,
-        });
+        }
         let remote = message.address.as_ref().and_then(remote);
-        let path = local.zip(remote).map(|(local, remote)| Path {
+        received.path = local.zip(remote).map(|(local, remote)| Path {
             local: SocketAddr::new(local, self.udp.port),
             remote,
         });
-        Ok((message.bytes, path))
+        Ok(received)
     }
 }
 
@@ -195,6 +274,11 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
     } else {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
     }
+    // Best effort, all of it: without, datagrams come one by one, and congestion marks of the underlay are not seen.
+    let v4 = setsockopt(&socket, sockopt::IpRecvTos, &true);
+    let v6 = (domain == Domain::IPV6).then(|| setsockopt(&socket, sockopt::Ipv6RecvTClass, &true));
+    let joined = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+    debug!(?v4, ?v6, ?joined, "UDP offloads");
     // Beyond the system's limit only with CAP_NET_ADMIN; else as much as the limit gives.
     if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
@@ -225,10 +309,10 @@ mod tests {
         let (_stopper, stop) = stopper().unwrap();
         stop.wait(udp.as_fd(), Interest::Readable).unwrap();
         let mut buffer = [0; 64];
-        let (len, path) = udp.receiver().recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..len], b"request");
+        let received = udp.receiver().recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..received.len], b"request");
         assert_eq!(
-            path,
+            received.path,
             Some(Path {
                 local,
                 remote: stranger.local_addr().unwrap()

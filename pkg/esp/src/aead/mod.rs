@@ -81,7 +81,9 @@ impl Algorithm {
         }
     }
 
-    pub(crate) fn length_error(self, got: usize) -> KeyError {
+    /// What [`Aead::new`] says of a key of `got` bytes that should have another length.
+    #[must_use]
+    pub fn length_error(self, got: usize) -> KeyError {
         KeyError::Length {
             algorithm: self.name(),
             expected: self.key_len() + SALT_LEN,

@@ -1,9 +1,12 @@
 //! One file per header: its drawing, its fields, reading and writing.
 
+pub mod checksum;
+pub mod ecn;
 pub mod esp;
 pub mod ethernet;
 pub mod ip;
 pub mod udp;
+pub mod virtio;
 pub mod vxlan;
 
 use crate::error::FrameError;

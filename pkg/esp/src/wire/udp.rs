@@ -12,7 +12,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{be16, split};
+use super::{be16, checksum, split};
 use crate::error::FrameError;
 use crate::next_header;
 
@@ -72,35 +72,15 @@ impl Header {
 /// Checksum of a datagram (header with checksum 0, then payload) between two IPv6 addresses; never 0, which would mean none.
 #[must_use]
 pub fn checksum_v6(source: Ipv6Addr, destination: Ipv6Addr, datagram: &[u8]) -> u16 {
-    let pseudo_header = sum(&source.octets())
-        + sum(&destination.octets())
-        + datagram.len() as u64
-        + u64::from(next_header::UDP);
-    match !fold(pseudo_header + sum(datagram)) {
-        0 => 0xffff,
-        checksum => checksum,
-    }
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let last = rest.first().map_or(0, |byte| u64::from(*byte) << 8);
-    words
-        .iter()
-        .map(|word| u64::from(u16::from_be_bytes(*word)))
-        .sum::<u64>()
-        + last
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+    let (source, destination) = (source.into(), destination.into());
+    let pseudo_header =
+        checksum::pseudo_header(source, destination, next_header::UDP, datagram.len());
+    checksum::field(pseudo_header + checksum::sum(datagram))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::checksum::{fold, sum};
     use super::*;
 
     #[test]

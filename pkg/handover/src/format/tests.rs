@@ -1,6 +1,6 @@
 use espalier_dataplane_core::{
-    Direction, Encapsulation, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenUsed, Overlay,
-    Peer, PeerId, PeerStats, Progress, Sa, SaMode, Spi, Suite,
+    Direction, Encapsulation, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed,
+    Overlay, Peer, PeerId, PeerStats, Progress, Sa, SaMode, Spi, Suite,
 };
 use espalier_secret::SecretBytes;
 use proptest::prelude::*;
@@ -67,6 +67,7 @@ fn frozen() -> Frozen {
             sa(Direction::In, opened),
             sa(Direction::Out, Progress::Sealed { last: u64::MAX }),
         ],
+        tun: FrozenTun::TcpUdp,
         drops: vec![("bad_icv".into(), 5)],
         used: FrozenUsed {
             outbound: vec![Spi(0x1200), Spi(7)],

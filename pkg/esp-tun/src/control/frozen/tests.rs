@@ -2,26 +2,30 @@ use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Direction, Error, Frozen, Progress, Spi};
 
+use espalier_esp::wire::ecn;
+
 use crate::control::Control;
 use crate::drops::Reason;
 use crate::fixture::{self, PORT, hosts, pod_packet};
+use crate::path_tests;
 use crate::rx::{self, Verdict};
-use crate::tx;
 
 const THERE: (&str, &str) = ("10.244.1.2", "10.244.2.2");
 
 fn seal(control: &Control) -> Vec<u8> {
     let packet = pod_packet(THERE.0, THERE.1);
-    let mut buffer = vec![0; tx::BUFFER_LEN];
-    buffer[tx::PACKET_AT..][..packet.len()].copy_from_slice(&packet);
-    let sealed = tx::seal(&control.tables(), &mut buffer, packet.len(), Instant::now());
-    sealed.unwrap().datagram.to_vec()
+    path_tests::seal(&control.tables(), &packet).unwrap()
 }
 
 /// How a receiver judges a datagram: none, or why it is dropped.
 fn judged(control: &Control, datagram: &[u8]) -> Option<Reason> {
     let mut datagram = datagram.to_vec();
-    match rx::judge(&control.tables(), &mut datagram, Instant::now()) {
+    match rx::judge(
+        &control.tables(),
+        &mut datagram,
+        ecn::NOT_ECT,
+        Instant::now(),
+    ) {
         Verdict::Packet(..) => None,
         Verdict::Drop(reason, _) => Some(reason),
         other => panic!("{other:?}"),
@@ -97,7 +101,7 @@ fn a_proven_sa_is_not_announced_again() {
     assert_eq!(judged(&two, &seal(&one)), None);
     let two = resumed(&two.freeze(Instant::now()));
     let mut next = seal(&one);
-    let verdict = rx::judge(&two.tables(), &mut next, Instant::now());
+    let verdict = rx::judge(&two.tables(), &mut next, ecn::NOT_ECT, Instant::now());
     assert!(matches!(verdict, Verdict::Packet(_, None)), "{verdict:?}");
 }
 

@@ -1,0 +1,121 @@
+//! Two data plane processes, driven over their sockets as an agent does it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use espalier_dataplane_core::{
+    Dataplane as _, Direction, Encapsulation, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
+    USERSPACE,
+};
+use espalier_rpc::DataplaneClient;
+use espalier_secret::SecretBytes;
+use espalier_testnet::Process;
+
+use crate::path::End;
+
+const TUN: &str = "espalier.tun";
+const PORT: u16 = 4500;
+/// It serves after this, or never.
+const START: Duration = Duration::from_secs(20);
+
+/// Starts both, installs SAs in both directions, and routes pods to the device.
+pub(crate) fn connect([a, b]: [&End; 2], mtu: u16, overlay: Overlay) -> Result<Vec<Process>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut daemons = Vec::new();
+    for (own, other) in [(a, b), (b, a)] {
+        let folder = PathBuf::from(format!("/run/bench-{}", own.n));
+        daemons.push(start(own, &folder, mtu)?);
+        runtime.block_on(async {
+            let client = DataplaneClient::new(folder.join("dataplane.sock"))?;
+            ready(&client).await?;
+            client.put_peer(peer(own, other, overlay)).await?;
+            client.install_sa(sa(own, other, Direction::In)).await?;
+            let outbound = sa(own, other, Direction::Out);
+            let (id, spi) = (outbound.peer.clone(), outbound.spi);
+            client.install_sa(outbound).await?;
+            client.switch_outbound(id, Some(spi)).await?;
+            anyhow::Ok(())
+        })?;
+        own.ip(&format!(
+            "route add {}/32 dev {TUN} src {}",
+            other.pod, own.pod
+        ))?;
+    }
+    Ok(daemons)
+}
+
+fn start(own: &End, folder: &PathBuf, mtu: u16) -> Result<Process> {
+    let program = std::env::current_exe()?;
+    let bin = program.parent().context("this program's folder")?;
+    let mut command = Command::new(bin.join("espalier-dataplane"));
+    command
+        .args(["--dataplane", "userspace", "--log", "warn"])
+        .args(["--mtu", &mtu.to_string(), "--run-dir"])
+        .arg(folder)
+        .stdout(Stdio::inherit());
+    own.netns.spawn(&mut command)
+}
+
+async fn ready(client: &DataplaneClient) -> Result<()> {
+    let deadline = Instant::now() + START;
+    loop {
+        match client.hello().await {
+            Ok(hello) => {
+                ensure!(hello.kind == USERSPACE, "the data plane is {}", hello.kind);
+                return Ok(());
+            }
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn id(end: &End) -> PeerId {
+    PeerId(format!("node-{}", end.n))
+}
+
+fn peer(own: &End, other: &End, overlay: Overlay) -> Peer {
+    let cidr = |end: &End| ipnet_of(end.pod.into());
+    Peer {
+        id: id(other),
+        local: own.underlay.into(),
+        remote: other.underlay.into(),
+        pod_cidrs: vec![cidr(other)],
+        own_cidrs: vec![cidr(own)],
+        overlay,
+        local_mac: [2, 0, 0, 0, 0, own.n],
+        remote_mac: [2, 0, 0, 0, 0, other.n],
+    }
+}
+
+fn ipnet_of(address: IpAddr) -> ipnet::IpNet {
+    address.into()
+}
+
+fn sa(own: &End, other: &End, direction: Direction) -> Sa {
+    let sender = match direction {
+        Direction::In => other.n,
+        Direction::Out => own.n,
+    };
+    Sa {
+        peer: id(other),
+        direction,
+        spi: Spi(0x1000 + u32::from(sender)),
+        suite: Suite::Aes256Gcm16,
+        mode: SaMode::Transport,
+        key: SecretBytes::copy_from(&[sender; 36]),
+        esn: true,
+        replay_window: 8192,
+        encapsulation: Encapsulation::Udp {
+            local_port: PORT,
+            remote_port: PORT,
+        },
+        hard_seconds: 0,
+        cpu: None,
+    }
+}

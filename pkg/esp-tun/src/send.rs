@@ -1,0 +1,119 @@
+//! Batches on their way into the UDP socket.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use crate::drops::Reason;
+use crate::engine::Shared;
+use crate::io::{Interest, Stop};
+use crate::tx::{Batch, Outbox};
+
+/// After this a path that did not take several datagrams at once is tried again: its device or its MTU may be another.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+
+/// Sends batches by one call each, or one datagram by one on paths that cannot.
+pub(crate) struct Sender<'s> {
+    shared: &'s Shared,
+    stop: &'s Stop,
+    /// Peers to which single datagrams are sent, and until when. No more than there are peers.
+    single: HashMap<SocketAddr, Instant>,
+}
+
+impl<'s> Sender<'s> {
+    pub(crate) fn new(shared: &'s Shared, stop: &'s Stop) -> Self {
+        Self {
+            shared,
+            stop,
+            single: HashMap::new(),
+        }
+    }
+
+    /// Sends what waits.
+    pub(crate) fn send_rest(&mut self, outbox: &mut Outbox) {
+        if let Some(batch) = outbox.take() {
+            self.send(&batch);
+        }
+    }
+
+    /// Sends a batch, and counts what was not sent.
+    pub(crate) fn send(&mut self, batch: &Batch<'_>) {
+        if batch.count() > 1 && self.is_single(batch.to) {
+            return self.send_singly(batch);
+        }
+        match self.call(batch) {
+            Ok(()) => {}
+            Err(error) if batch.count() > 1 && is_about_several(&error) => {
+                debug!(to = %batch.to, %error, "this path takes one datagram at a time");
+                self.single.insert(batch.to, Instant::now() + TRY_AGAIN);
+                self.send_singly(batch);
+            }
+            Err(error) => self.lose(batch, &error),
+        }
+    }
+
+    fn send_singly(&self, batch: &Batch<'_>) {
+        for bytes in batch.bytes.chunks(batch.segment.max(1)) {
+            let segment = bytes.len();
+            let single = Batch {
+                segment,
+                bytes,
+                ..*batch
+            };
+            if let Err(error) = self.call(&single) {
+                self.lose(&single, &error);
+            }
+        }
+    }
+
+    fn is_single(&mut self, to: SocketAddr) -> bool {
+        if self.single.is_empty() {
+            return false;
+        }
+        let until = self.single.get(&to).copied();
+        let over = until.is_some_and(|until| until <= Instant::now());
+        if over {
+            self.single.remove(&to);
+        }
+        until.is_some() && !over
+    }
+
+    fn call(&self, batch: &Batch<'_>) -> io::Result<()> {
+        waiting(self.shared, self.stop, || self.shared.udp.send_all(batch))
+    }
+
+    fn lose(&self, batch: &Batch<'_>, error: &io::Error) {
+        debug!(from = %batch.from, to = %batch.to, %error, "datagrams not sent");
+        let drops = &self.shared.drops;
+        drops.count_all(Reason::SendFailed, batch.count());
+    }
+}
+
+/// Calls again while the socket is full: a burst is delayed and not cut, also when the threads are told to end.
+pub(crate) fn waiting(
+    shared: &Shared,
+    stop: &Stop,
+    mut send: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                stop.wait_or_finish(shared.udp.as_fd(), Interest::Writable)
+                    .map_err(|_| error)?;
+            }
+            sent => return sent,
+        }
+    }
+}
+
+/// `EIO`: the device computes no checksums; `EINVAL` and, since Linux 6.14, `EMSGSIZE`: a datagram is larger than the path's MTU.
+/// One datagram alone is sent in both cases.
+fn is_about_several(error: &io::Error) -> bool {
+    use nix::libc::{EINVAL, EIO, EMSGSIZE};
+    matches!(error.raw_os_error(), Some(EIO | EINVAL | EMSGSIZE))
+}
