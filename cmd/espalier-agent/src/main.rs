@@ -9,6 +9,7 @@ mod mesh;
 mod pages;
 mod pods;
 mod serve;
+mod upgrade;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -70,7 +71,8 @@ async fn main() -> Result<()> {
         .as_ref()
         .and_then(|cluster| cluster.enrolment.clone());
     let conf = args.cni_conf().map(|conf| conf.start(facts_seen.clone()));
-    let complaints = obstacles.into_iter().chain(conf).collect();
+    let carried = args.carried(&plane).map(upgrade::Carried::start);
+    let complaints = obstacles.into_iter().chain(conf).chain(carried).collect();
     let mesh = Mesh::new(Parts {
         node: args.node.clone(),
         keys: KeyFiles::new(&args),

@@ -6,6 +6,7 @@ mod install_cni;
 mod mesh;
 mod pki;
 mod status;
+mod upgrade_dataplane;
 mod verify;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Pki(pki::PkiCommand),
     /// Copies the CNI plugin into the container runtime's folder.
     InstallCni(install_cni::InstallCniArgs),
+    /// Replaces the running data plane by another program in place: nothing is lost.
+    UpgradeDataplane(upgrade_dataplane::UpgradeArgs),
     /// Removes everything that Espalier made on this host, when nothing of it runs any more.
     CleanupNode(cleanup::CleanupArgs),
 }
@@ -45,6 +48,9 @@ fn main() -> Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Pki(command) => pki::run(&command).map(|()| ExitCode::SUCCESS),
         Command::InstallCni(args) => install_cni::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::UpgradeDataplane(args) => {
+            upgrade_dataplane::run(&args).map(|()| ExitCode::SUCCESS)
+        }
         Command::CleanupNode(args) => cleanup::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
