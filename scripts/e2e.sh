@@ -46,4 +46,5 @@ fi
 arguments+=(--image "$image")
 cargo build --locked --quiet -p espalier-e2e-k8s -p espalier-cli
 arguments+=(--cli target/debug/espalier)
+if promtool=$(promtool_of); then arguments+=(--promtool "$promtool"); fi
 exec target/debug/espalier-e2e-k8s run "${arguments[@]}" "$@"
