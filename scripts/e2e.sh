@@ -40,10 +40,16 @@ arguments+=(--helm "$(helm_of 3)/helm")
 image=${ESPALIER_IMAGE:-}
 if [[ -z $image ]]; then
   image=$out/espalier.tar
+  profile=${ESPALIER_PROFILE:-release}
   scripts/packages.sh image
-  scripts/image.sh --profile "${ESPALIER_PROFILE:-release}" "$image" espalier.dev/espalier:e2e
+  scripts/image.sh --profile "$profile" "$image" espalier.dev/espalier:e2e
+  # Built for the image just now.
+  arguments+=(--cli "$(scripts/static.sh "$profile")/espalier")
+else
+  cargo build --locked --quiet -p espalier-cli
+  arguments+=(--cli target/debug/espalier)
 fi
 arguments+=(--image "$image")
-cargo build --locked --quiet -p espalier-e2e-k8s -p espalier-cli
-arguments+=(--cli target/debug/espalier)
+cargo build --locked --quiet -p espalier-e2e-k8s
+if promtool=$(promtool_of); then arguments+=(--promtool "$promtool"); fi
 exec target/debug/espalier-e2e-k8s run "${arguments[@]}" "$@"

@@ -51,6 +51,9 @@ pub(crate) struct Options {
     /// The command line of the admin's machine, the program `espalier`.
     #[arg(long)]
     pub(crate) cli: Option<PathBuf>,
+    /// Prometheus' checker of metrics; without it that is not checked.
+    #[arg(long)]
+    pub(crate) promtool: Option<PathBuf>,
     /// Espalier's chart.
     #[arg(long, default_value = "charts/espalier")]
     pub(crate) chart: PathBuf,

@@ -66,6 +66,11 @@ impl Cluster {
             let account = read(json!({"metadata": {"name": name}}));
             accounts.create(&create, &account).await.unwrap();
         }
+        // Made by the API server itself when it has started.
+        until("the namespace default", 30, async || {
+            namespaces.get_opt("default").await.unwrap().is_some()
+        })
+        .await;
         self.grant().await;
         for node in ["node-a", "node-b"] {
             self.add_node(node).await;

@@ -1,5 +1,6 @@
 //! The command line from an admin's machine: it reaches the API server and nothing else of the cluster.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -231,10 +232,9 @@ fn bundle(ground: &Ground<'_>, admin: &Admin) -> Result<usize> {
             let path = folder.join("nodes").join(&node).join(file);
             ensure!(path.exists(), "{} is missing", path.display());
         }
-        let metrics = std::fs::read(folder.join("nodes").join(&node).join("metrics.txt"))?;
-        std::fs::write(
-            ground.options.logs().join(format!("metrics-{node}.txt")),
-            metrics,
+        check_metrics(
+            ground,
+            &folder.join("nodes").join(&node).join("metrics.txt"),
         )?;
     }
     let objects = [
@@ -262,6 +262,16 @@ fn bundle(ground: &Ground<'_>, admin: &Admin) -> Result<usize> {
         );
     }
     Ok(files.len())
+}
+
+/// Prometheus' own checker, where there is one.
+fn check_metrics(ground: &Ground<'_>, page: &Path) -> Result<()> {
+    let Some(promtool) = &ground.options.promtool else {
+        return Ok(());
+    };
+    let mut command = Command::new(promtool);
+    command.args(["check", "metrics"]).stdin(File::open(page)?);
+    succeeded(&command.output()?, "promtool check metrics").map(drop)
 }
 
 fn texts(folder: &Path, found: &mut Vec<(PathBuf, String)>) -> Result<()> {

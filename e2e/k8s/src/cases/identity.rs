@@ -25,7 +25,20 @@ pub(super) fn wrong_request_refused(ground: &mut Ground<'_>) -> Result<String> {
     let first = refused(ground, &stolen, victim, "stolen").context("a stolen token")?;
     let unbound = token(ground, NAMESPACE, ACCOUNT)?;
     let second = refused(ground, &unbound, thief, "unbound").context("a token of no pod")?;
+    told(ground, thief, "CertificateIssued")?;
+    told(ground, thief, "CertificateRefused").context("where the stolen token is from")?;
     Ok(format!("stolen token: {first}; token of no pod: {second}"))
+}
+
+/// Waits for an event of the controller about a node.
+fn told(ground: &Ground<'_>, node: &str, reason: &str) -> Result<()> {
+    let fields = format!("involvedObject.kind=Node,involvedObject.name={node},reason={reason}");
+    ground.until(&format!("the event {reason} about {node}"), || {
+        let events = ground.list(&["events", "-n", "default", "--field-selector", &fields])?;
+        Ok((!events.is_empty())
+            .then_some(())
+            .ok_or_else(|| "there is none".to_owned()))
+    })
 }
 
 /// The CA is replaced under load.

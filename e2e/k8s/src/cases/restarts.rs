@@ -144,6 +144,7 @@ pub(super) fn rejoined(ground: &mut Ground<'_>) -> Result<String> {
     mesh::nodes_ready(ground)?;
     let seconds = begun.elapsed().as_secs_f64();
     load.ends_whole(ground)?;
+    let strays = strays_are_named(ground, &node)?;
     // The Node has other pod CIDRs now: a pod that outlived its Node has an address that is nobody's, and is made anew.
     let there = format!("spec.nodeName={node}");
     let peer = [
@@ -158,8 +159,29 @@ pub(super) fn rejoined(ground: &mut Ground<'_>) -> Result<String> {
     ground.await_daemon_set(crate::ground::NAMESPACE, "peer")?;
     super::traffic::all_exchange(&ground.pods("app=peer")?)?;
     Ok(format!(
-        "encrypted again {seconds:.1} s after its kubelet started"
+        "encrypted again {seconds:.1} s after its kubelet started; {strays} pods kept their old addresses, and were named"
     ))
+}
+
+/// Pods that kept an address that is not the node's any more are a problem with a remedy; how many there are.
+fn strays_are_named(ground: &Ground<'_>, node: &str) -> Result<usize> {
+    let object = ground.get(&["node", node])?;
+    let cidr = object["spec"]["podCIDR"].as_str().unwrap_or_default();
+    let own = cidr.trim_end_matches("0/24");
+    let pods = ground.staying("app=peer")?;
+    let strays = pods.iter().filter(|pod| {
+        let address = pod["status"]["podIP"].as_str().unwrap_or(own);
+        pod["spec"]["nodeName"] == node && !address.starts_with(own)
+    });
+    let strays = strays.count();
+    if strays > 0 {
+        ground.until("the pods that outlived their Node to be named", || {
+            let problems = ground.get(&["meshnode", node])?["status"]["problems"].to_string();
+            let named = problems.contains("kubectl delete pod");
+            Ok(named.then_some(()).ok_or(problems))
+        })?;
+    }
+    Ok(strays)
 }
 
 fn under_load(
