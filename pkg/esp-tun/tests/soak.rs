@@ -1,5 +1,5 @@
-//! Mixed load over a lossy path: nothing is damaged, nothing changes its place in its flow. A few seconds; `ESPALIER_SOAK=600` makes it
-//! ten minutes.
+//! Mixed load over a lossy path: nothing is damaged, nothing changes its place in its flow. A few seconds;
+//! `ESPALIER_SOAK=600 ESPALIER_TEST_LIMIT=700` makes it ten minutes.
 
 #![allow(clippy::unwrap_used)]
 

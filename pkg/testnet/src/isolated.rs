@@ -10,6 +10,9 @@ use crate::sandbox::{command_inside, end_with_outside, inside, prepare, privileg
 /// A test that takes longer is stopped: a hanging test must not hang the machine that builds.
 const TIME_LIMIT: Duration = Duration::from_secs(180);
 
+/// Another limit, in seconds, for tests that are told to take long.
+const TIME_LIMIT_TOLD: &str = "ESPALIER_TEST_LIMIT";
+
 /// Runs a test's body in a private sandbox. `name` is the test's full name as `cargo test -- --list` prints it
 /// (`tests::adds_an_address`, or `adds_an_address` in an integration test).
 ///
@@ -78,9 +81,12 @@ fn run_held(command: &mut Command) -> Result<Output> {
 
 /// A hanging test ends after a while.
 fn end_in_time() {
-    std::thread::spawn(|| {
-        std::thread::sleep(TIME_LIMIT);
-        eprintln!("stopped after {} s", TIME_LIMIT.as_secs());
+    let told = std::env::var(TIME_LIMIT_TOLD).ok();
+    let told = told.and_then(|text| text.parse().ok());
+    let limit = told.map_or(TIME_LIMIT, Duration::from_secs);
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        eprintln!("stopped after {} s", limit.as_secs());
         std::process::exit(124);
     });
 }
