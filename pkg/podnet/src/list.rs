@@ -7,11 +7,11 @@ use crate::{Error, host_name};
 /// The host's end of a pod's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostVeth {
-    /// Its name, [`host_name`] of its pod.
+    /// Its name, [`host_name`] of its pod unless somebody renamed it.
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Whose it is; `None` when it is half made: whoever made it was interrupted, or is at it.
+    /// Whose it is; `None` when a release that did not say so at once was interrupted, or is at it.
     pub owner: Option<Identity>,
 }
 
@@ -38,8 +38,9 @@ pub fn exists(container_id: &str, ifname: &str) -> Result<bool, Error> {
 }
 
 fn host_veth(link: Link) -> Option<HostVeth> {
-    let ours = link.kind.as_deref() == Some("veth") && is_host_name(&link.name);
     let owner = link.alias.as_deref().and_then(Identity::parse);
+    let ours = owner.is_some() || is_host_name(&link.name);
+    let ours = ours && link.kind.as_deref() == Some("veth");
     ours.then_some(HostVeth {
         name: link.name,
         index: link.index,

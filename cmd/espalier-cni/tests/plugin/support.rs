@@ -19,8 +19,8 @@ use espalier_ipam::{Consumed, Key, Owner, Store};
 use espalier_netlink::{Link, Route, RouteEntry, RouteFilter, Socket};
 use espalier_rpc::agent::cni_server::{Cni, CniServer};
 use espalier_rpc::agent::{
-    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply,
-    ReleaseRequest,
+    AllocateReply, AllocateRequest, CollectReply, CollectRequest, DetachReply, PodAddress,
+    ReadyReply, ReadyRequest, ReleaseReply, ReleaseRequest,
 };
 use espalier_testnet::Netns;
 use serde_json::{Value, json};
@@ -203,6 +203,8 @@ pub(crate) struct Mood {
     pub(crate) fails_release: bool,
     /// The gateway that it tells is none.
     pub(crate) nonsense: bool,
+    /// Of a release that knows neither Detach nor Collect.
+    pub(crate) old: bool,
 }
 
 pub(crate) struct FakeAgent {
@@ -323,6 +325,7 @@ impl Cni for Service {
             netns: r.netns,
             pod_namespace: r.pod_namespace,
             pod_name: r.pod_name,
+            network: r.network,
         };
         let key = Key::new(r.container_id, r.ifname);
         let lease = self
@@ -353,6 +356,36 @@ impl Cni for Service {
         Ok(Response::new(ReleaseReply {
             released: released.unwrap().is_some(),
         }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<DetachReply>, Status> {
+        if self.mood().old {
+            return Err(Status::unimplemented("no such call"));
+        }
+        let r = request.get_ref();
+        let found = espalier_podnet::detach(&r.container_id, &r.ifname)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let released = self.release(request).await?.into_inner().released;
+        Ok(Response::new(DetachReply { found, released }))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<CollectReply>, Status> {
+        if self.mood().old {
+            return Err(Status::unimplemented("no such call"));
+        }
+        let CollectRequest { network, keep } = request.into_inner();
+        let keep = keep.into_iter().map(|r| Key::new(r.container_id, r.ifname));
+        let mut store = self.store.lock().unwrap();
+        store
+            .collect(&network, &keep.collect(), SystemTime::now())
+            .unwrap();
+        Ok(Response::new(CollectReply::default()))
     }
 
     async fn lookup(
