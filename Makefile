@@ -5,7 +5,7 @@ MESH_NODES ?= 1000
 BINARIES := espalier-cli espalier-agent espalier-dataplane espalier-cni
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel bench-cni demo test interop kernel-test kernel-matrix fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -13,7 +13,7 @@ build: ## release binaries in target/release
 	@scripts/packages.sh build
 	$(CARGO) build --locked --release $(addprefix -p ,$(BINARIES))
 
-bench: bench-ike bench-kernel ## all benchmarks
+bench: bench-ike bench-kernel bench-cni ## all benchmarks
 
 bench-ike: ## IKE handshakes: CPU and memory per SA, beside charon (target/bench/ike.json)
 	@scripts/packages.sh bench
@@ -22,6 +22,9 @@ bench-ike: ## IKE handshakes: CPU and memory per SA, beside charon (target/bench
 
 bench-kernel: ## bytes on the wire, SA installs, reconcile, agent at scale (target/bench/kernel.json; BENCH="--only wire")
 	@scripts/bench-kernel.sh $(BENCH)
+
+bench-cni: ## ADD and DEL beside Debian's ptp and bridge with host-local (target/bench/cni.json; BENCH="--masquerade")
+	@scripts/bench-cni.sh $(BENCH)
 
 demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 	@scripts/packages.sh demo

@@ -10,6 +10,7 @@ declare -A tools=(
   [kernel]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping mmdebstrap:mmdebstrap"
   [kernel-matrix]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping patchelf:patchelf mmdebstrap:mmdebstrap cpio:cpio xz:xz-utils qemu-system-x86_64:qemu-system-x86"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
+  [bench-cni]="cc:gcc ip:iproute2 unshare:util-linux /usr/lib/cni/ptp:containernetworking-plugins iptables:iptables"
   [e2e-build]="cc:gcc make:make dpkg-source:dpkg-dev rsync:rsync jq:jq flock:util-linux /usr/lib/go-1.19/bin/go:golang-1.19-go"
   [e2e]="cc:gcc ip:iproute2 unshare:util-linux openssl:openssl etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack ethtool:ethtool socat:socat busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux python3:python3"

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod kills;
+mod runtime;
+mod spec;
 mod support;
 
 use std::process::Stdio;

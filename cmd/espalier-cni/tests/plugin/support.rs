@@ -73,18 +73,8 @@ impl TestNode {
         variables: &[(&str, &str)],
         stdout: Stdio,
     ) -> Called {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-cni"));
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", CONTAINER)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", self.pod.path())
-            .env(
-                "CNI_ARGS",
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
-            )
-            .env_remove("ESPALIER_LOG")
-            .envs(variables.iter().copied());
+        let mut command = self.command(verb);
+        command.envs(variables.iter().copied());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(stdout)
@@ -98,6 +88,22 @@ impl TestNode {
             .write_all(config.to_string().as_bytes())
             .unwrap();
         Called(child.wait_with_output().unwrap())
+    }
+
+    /// The plugin, with a verb and the usual variables.
+    pub(crate) fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-cni"));
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", CONTAINER)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", self.pod.path())
+            .env(
+                "CNI_ARGS",
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+            )
+            .env_remove("ESPALIER_LOG");
+        command
     }
 
     pub(crate) fn add(&self, version: &str) -> Value {
@@ -319,7 +325,9 @@ impl Cni for Service {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateReply>, Status> {
-        self.ready(Request::new(ReadyRequest {})).await?;
+        if let Some(reason) = self.mood().not_ready {
+            return Err(Status::failed_precondition(reason));
+        }
         let r = request.into_inner();
         let owner = Owner {
             netns: r.netns,
@@ -399,9 +407,11 @@ impl Cni for Service {
     }
 
     async fn ready(&self, _: Request<ReadyRequest>) -> Result<Response<ReadyReply>, Status> {
-        match self.mood().not_ready {
-            Some(reason) => Err(Status::failed_precondition(reason)),
-            None => Ok(Response::new(ReadyReply {})),
+        if let Some(reason) = self.mood().not_ready {
+            return Err(Status::failed_precondition(reason));
         }
+        let room = self.store.lock().unwrap().room(SystemTime::now());
+        room.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        Ok(Response::new(ReadyReply {}))
     }
 }
