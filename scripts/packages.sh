@@ -18,6 +18,10 @@ declare -A tools=(
   [chart]="python3:python3"
   [image]="cc:gcc strip:binutils python3:python3"
 )
+# What tests use where it is there and otherwise do without.
+declare -A wanted=(
+  [test]="iptables:iptables /usr/lib/cni/portmap:containernetworking-plugins podman:podman crun:crun busybox:busybox-static"
+)
 part=${1:?part}
 missing=()
 for pair in ${tools[$part]}; do
@@ -35,6 +39,17 @@ if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 
 fi
 # For checks of the chart.
 if [[ $part == test || $part == chart ]] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
+left_out=()
+for pair in ${wanted[$part]:-}; do
+  command -v "${pair%%:*}" >/dev/null || left_out+=("${pair##*:}")
+done
+if ((${#left_out[@]})); then
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    missing+=("${left_out[@]}")
+  else
+    echo "without ${left_out[*]} (Debian's names) some tests are skipped" >&2
+  fi
+fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2

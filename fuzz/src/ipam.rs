@@ -23,7 +23,10 @@ pub fn ipam_store(data: &[u8]) {
 fn empty_store(file: &Path) -> String {
     drop(open_store(file).expect("an empty store"));
     let bytes = fs::read(file.with_extension("journal")).expect("its journal");
-    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
     String::from_utf8_lossy(line).into_owned()
 }
 
@@ -32,7 +35,10 @@ fn journal(bytes: Vec<u8>) {
     let folder = folder();
     let file = folder.path().join("leases");
     let first = empty_store(&file);
-    let (path, bytes) = (file.with_extension("journal"), [first.as_bytes(), b"\n", &bytes].concat());
+    let (path, bytes) = (
+        file.with_extension("journal"),
+        [first.as_bytes(), b"\n", &bytes].concat(),
+    );
     fs::write(&path, &bytes).expect("a file in a temporary folder");
     match open_store(&file) {
         Some(store) => {
@@ -124,5 +130,9 @@ fn sealed(kind: &str, body: &[u8]) -> Vec<u8> {
 
 fn hex(bytes: &[u8]) -> String {
     let digest = digest(&SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

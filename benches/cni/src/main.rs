@@ -20,7 +20,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use espalier_bench_ike::{pki, wire::Wire};
 
 use node::Node;
@@ -34,8 +34,6 @@ const FOLDER: &str = "/run/bench";
 #[derive(Parser, Debug)]
 #[command(name = "espalier-bench-cni")]
 struct Cli {
-    #[command(subcommand)]
-    role: Option<Role>,
     /// Where the report goes.
     #[arg(long, default_value = "target/bench/cni.json")]
     out: PathBuf,
@@ -62,18 +60,8 @@ struct Cli {
     disk: Option<PathBuf>,
 }
 
-#[derive(Subcommand, Debug)]
-enum Role {
-    /// One of the benchmark's own processes: runs a program and tells how much memory it had.
-    #[command(hide = true)]
-    Memory(call::Memory),
-}
-
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    if let Some(Role::Memory(memory)) = &cli.role {
-        return memory.run();
-    }
     espalier_testnet::enter()?;
     let disk = disk(&cli)?;
     let ran = run(&cli, &disk);
@@ -99,7 +87,10 @@ fn run(cli: &Cli, disk: &Path) -> Result<()> {
     let wire = Wire::new()?;
     let node = Node::start(&wire.hub, bin, folder, disk, cli.masquerade)?;
     let place = plugin::Place {
-        ours: cli.plugin.clone().unwrap_or_else(|| bin.join("espalier-cni")),
+        ours: cli
+            .plugin
+            .clone()
+            .unwrap_or_else(|| bin.join("espalier-cni")),
         reference: cli.reference.clone(),
         socket: node.socket(),
         state: node.state().to_owned(),

@@ -9,11 +9,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use espalier_bench_ike::measure::Usage;
 use espalier_bench_ike::pki::{CA_CERT, Ca};
 use espalier_bench_ike::plan;
-use espalier_rpc::agent::cni_client::CniClient;
 use espalier_rpc::agent::ReadyRequest;
+use espalier_rpc::agent::cni_client::CniClient;
 use espalier_testnet::{Netns, Process, sysctl};
-use nix::time::clock_getcpuclockid;
-use nix::unistd::Pid;
 
 /// Room for 1,021 pods: addresses that were freed rest for a while.
 const POD_CIDR: &str = "100.64.0.0/22";
@@ -81,8 +79,7 @@ impl Node {
 
     /// CPU time of the agent since its start, in milliseconds, threads that have ended included.
     pub(crate) fn agent_cpu_ms(&self) -> Result<f64> {
-        let clock = clock_getcpuclockid(Pid::from_raw(self.agent.id().try_into()?))?;
-        Ok(Duration::from(clock.now()?).as_secs_f64() * 1000.0)
+        Ok(Usage::of(self.agent.id())?.cpu_ms)
     }
 
     /// The agent's anonymous memory in KB.
@@ -95,7 +92,10 @@ impl Node {
         while let Err(error) = ready(&self.socket) {
             if Instant::now() > deadline {
                 let log = fs::read_to_string(folder.join("espalier-agent.log"));
-                bail!("the agent takes no pods: {error:#}\n{}", log.unwrap_or_default());
+                bail!(
+                    "the agent takes no pods: {error:#}\n{}",
+                    log.unwrap_or_default()
+                );
             }
             std::thread::sleep(LOOK);
         }

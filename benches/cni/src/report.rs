@@ -31,7 +31,7 @@ struct Row {
     cpu_ms: f64,
     /// p50 over that of ptp in the same run.
     ratio_to_ptp: Option<f64>,
-    /// The most memory of one process in an ADD.
+    /// The most memory of the plugin's process in an ADD.
     rss_kb: Option<f64>,
     /// Of the agent with all pods.
     agent_rss_kb: Option<f64>,
@@ -79,7 +79,9 @@ impl Report {
             "plugin", "op", "mode", "p50 ms", "p99 ms", "CPU ms", "of ptp", "RSS KB"
         );
         for row in &self.rows {
-            let [p50, p99, ratio] = self.missed(row).map(|missed| if missed { "!" } else { " " });
+            let [p50, p99, ratio] = self
+                .missed(row)
+                .map(|missed| if missed { "!" } else { " " });
             println!(
                 "{:<9} {:<4} {:<10} | {:>9.2}{p50} {:>9.2}{p99} {:>10.2} | {:>6}{ratio} | {:>9}",
                 row.plugin.name(),
@@ -88,7 +90,8 @@ impl Report {
                 row.p50_ms,
                 row.p99_ms,
                 row.cpu_ms,
-                row.ratio_to_ptp.map_or(String::new(), |r| format!("{r:.2}")),
+                row.ratio_to_ptp
+                    .map_or(String::new(), |r| format!("{r:.2}")),
                 row.rss_kb.unwrap_or(f64::NAN),
             );
         }
@@ -112,7 +115,11 @@ impl Report {
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let pace = self.rows.iter().find(alone).map_or(f64::NAN, |r| r.p50_ms);
-        [false, row.p99_ms > TARGET_PARALLEL * pace * 32.0 / cores, false]
+        [
+            false,
+            row.p99_ms > TARGET_PARALLEL * pace * 32.0 / cores,
+            false,
+        ]
     }
 
     pub(crate) fn write(&self, file: &Path) -> Result<()> {

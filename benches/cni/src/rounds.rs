@@ -54,7 +54,7 @@ pub(crate) struct Calls {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measured {
     pub(crate) calls: BTreeMap<Kind, Calls>,
-    /// The most memory of the plugin's processes in an ADD, in KB.
+    /// The most memory of the plugin's process in an ADD, in KB.
     pub(crate) rss_kb: BTreeMap<Plugin, f64>,
     /// The agent's anonymous memory with all pods, in KB.
     pub(crate) agent_rss_kb: f64,

@@ -238,7 +238,11 @@ mod tests {
     #[test]
     fn a_field_that_is_not_honoured_is_named_with_its_value() {
         let mut value = minimal();
-        for (ipam, refused) in [(json!(null), false), (json!({}), false), (json!({"type": "host-local"}), true)] {
+        for (ipam, refused) in [
+            (json!(null), false),
+            (json!({}), false),
+            (json!({"type": "host-local"}), true),
+        ] {
             value["ipam"] = ipam;
             let result = parse(&value).unwrap().refuse_unsupported();
             assert_eq!(result.is_err(), refused, "{value}");

@@ -417,7 +417,8 @@ mod tests {
     /// As SPEC.md shows it in "Add example".
     #[test]
     fn a_result_needs_no_version_of_its_own_but_a_wrong_one_is_refused() {
-        let mut value = json!({"ips": [{"address": "10.1.0.5/16", "gateway": "10.1.0.1"}], "dns": {}});
+        let mut value =
+            json!({"ips": [{"address": "10.1.0.5/16", "gateway": "10.1.0.1"}], "dns": {}});
         assert_eq!(AddResult::from_json(&value).unwrap().ips.len(), 1);
         value["cniVersion"] = json!("7.0.0");
         let text = AddResult::from_json(&value).unwrap_err().to_string();

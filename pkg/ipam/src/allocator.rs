@@ -164,7 +164,8 @@ impl Allocator {
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn room(&self, now: SystemTime) -> Result<(), Error> {
-        self.families().try_for_each(|f| self.pick(f, now).map(drop))
+        self.families()
+            .try_for_each(|f| self.pick(f, now).map(drop))
     }
 
     /// Undoes an [`Self::allocate`] that nobody was told of: the addresses can be had at once.

@@ -225,7 +225,9 @@ fn has_ipv6() -> bool {
 /// Sends all, and gives the first refusal: the kernel goes on after one, and what it did is taken back with the rest.
 fn carry_out(socket: &mut Socket<Route>, steps: Steps) -> Result<(), Error> {
     let names: Vec<_> = steps.iter().map(|(name, ..)| *name).collect();
-    let requests = steps.into_iter().map(|(_, message, flags)| (message, flags));
+    let requests = steps
+        .into_iter()
+        .map(|(_, message, flags)| (message, flags));
     let first = names.first().copied().unwrap_or_default();
     let results = socket.batch(requests).at_step(first)?;
     let mut named = results.into_iter().zip(names);

@@ -113,7 +113,10 @@ mod tests {
 
     #[test]
     fn a_lease_goes_when_its_interface_was_missing_at_every_look() {
-        let round = (vec![veth("alive")], vec![lease("alive", 1), lease("gone", 1)]);
+        let round = (
+            vec![veth("alive")],
+            vec![lease("alive", 1), lease("gone", 1)],
+        );
         let found = looks(&vec![round; 5]);
         assert_eq!(found[..4], [const { Vec::new() }; 4]);
         assert_eq!(found[4], [Key::new("gone", "eth0")]);

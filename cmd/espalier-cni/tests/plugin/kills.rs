@@ -69,30 +69,33 @@ fn killed_add(cure: &str) {
 
 #[test]
 fn a_del_killed_anywhere_is_finished_by_the_next() {
-    isolated("kills::a_del_killed_anywhere_is_finished_by_the_next", || {
-        let node = TestNode::new();
-        let config = node.config("1.1.0");
-        let before = node.traces();
-        for old in [false, true] {
-            let agent = FakeAgent::start(&node, CIDRS);
-            agent.mood(crate::support::Mood {
-                old,
-                ..Default::default()
-            });
-            for call in 1..MANY {
-                node.add("1.1.0");
-                let killed = killed_after(&node, "DEL", &config, call);
-                std::thread::sleep(Duration::from_millis(5));
-                node.call("DEL", &config).succeeded();
-                assert_eq!(node.traces(), before, "call {call}");
-                assert_eq!((agent.leases(), node.queued()), (0, 0), "call {call}");
-                if !killed {
-                    assert!(call > 3);
-                    break;
+    isolated(
+        "kills::a_del_killed_anywhere_is_finished_by_the_next",
+        || {
+            let node = TestNode::new();
+            let config = node.config("1.1.0");
+            let before = node.traces();
+            for old in [false, true] {
+                let agent = FakeAgent::start(&node, CIDRS);
+                agent.mood(crate::support::Mood {
+                    old,
+                    ..Default::default()
+                });
+                for call in 1..MANY {
+                    node.add("1.1.0");
+                    let killed = killed_after(&node, "DEL", &config, call);
+                    std::thread::sleep(Duration::from_millis(5));
+                    node.call("DEL", &config).succeeded();
+                    assert_eq!(node.traces(), before, "call {call}");
+                    assert_eq!((agent.leases(), node.queued()), (0, 0), "call {call}");
+                    if !killed {
+                        assert!(call > 3);
+                        break;
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Queued releases are files: neither half of one nor a lost one.
@@ -134,14 +137,16 @@ fn killed_after(node: &TestNode, verb: &str, config: &Value, calls: usize) -> bo
         .spawn()
         .unwrap();
     let main = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    let options = Options::PTRACE_O_TRACECLONE
-        | Options::PTRACE_O_TRACESYSGOOD
-        | Options::PTRACE_O_EXITKILL;
+    let options =
+        Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
     // It cannot go on without its configuration.
     ptrace::seize(main, options).unwrap();
     ptrace::interrupt(main).unwrap();
     let stopped = waitpid(main, Some(WaitPidFlag::__WALL)).unwrap();
-    assert!(matches!(stopped, WaitStatus::PtraceEvent(..)), "{stopped:?}");
+    assert!(
+        matches!(stopped, WaitStatus::PtraceEvent(..)),
+        "{stopped:?}"
+    );
     go_on(main, None);
     let mut input = child.stdin.take().unwrap();
     input.write_all(config.to_string().as_bytes()).unwrap();

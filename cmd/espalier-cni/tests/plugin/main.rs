@@ -3,6 +3,7 @@
 
 mod faults;
 mod kills;
+mod podman;
 mod runtime;
 mod spec;
 mod support;

@@ -117,7 +117,9 @@ impl<'a> Runtime<'a> {
 fn execute(node: &TestNode, verb: &str, program: &Path, request: &Value) -> Result<Value, String> {
     let mut command = Command::new(program);
     let like = node.command(verb);
-    let variables = like.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let variables = like
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
     let mut child = command
         .envs(variables)
         .env("CNI_PATH", REFERENCE)
@@ -192,7 +194,8 @@ fn a_chain_runs_by_libcnis_rules() {
         assert_eq!(runtime.record, expected);
 
         // A later plugin that fails: the runtime calls DEL, and nothing is left.
-        let wrong = json!({"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.no_such_setting": "1"}});
+        let wrong =
+            json!({"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.no_such_setting": "1"}});
         let mut runtime = Runtime::new(&node, json!([ours(&node), wrong]));
         assert!(runtime.add(&none).unwrap_err().contains("no_such_setting"));
         assert_eq!(agent.leases(), 1);
@@ -222,7 +225,8 @@ fn a_chain_runs_by_libcnis_rules() {
 
 fn interfaces(result: &Value) -> impl Iterator<Item = String> {
     let list = result["interfaces"].as_array().unwrap().clone();
-    list.into_iter().map(|i| i["name"].as_str().unwrap().to_owned())
+    list.into_iter()
+        .map(|i| i["name"].as_str().unwrap().to_owned())
 }
 
 /// Ours as another interface of the same pod. Its default route is there already: another metric is not ours to choose, so the
@@ -269,12 +273,19 @@ fn host_ports_and_rate_limits_work_through_the_reference_plugins() {
             // No CHECK: portmap 1.1.1 looks for rules of both families and finds only those that it made.
             let took = transfer(&node, &client);
             let least = f64::from(VOLUME * 8 - BURST) / f64::from(RATE);
-            assert!(took.as_secs_f64() > 0.7 * least, "{took:?}, expected {least} s");
-            assert!(took.as_secs_f64() < 5.0 * least, "{took:?}, expected {least} s");
+            assert!(
+                took.as_secs_f64() > 0.7 * least,
+                "{took:?}, expected {least} s"
+            );
+            assert!(
+                took.as_secs_f64() < 5.0 * least,
+                "{took:?}, expected {least} s"
+            );
 
             runtime.del(&capabilities).unwrap();
             assert_eq!((node.traces() == before, agent.leases()), (true, 0));
-            let closed = client.run(|| TcpStream::connect_timeout(&HOST_PORT, Duration::from_secs(1)));
+            let closed =
+                client.run(|| TcpStream::connect_timeout(&HOST_PORT, Duration::from_secs(1)));
             assert!(closed.unwrap().is_err(), "the port is still mapped");
         },
     );

@@ -16,38 +16,42 @@ use crate::{CIDR, socket, with};
 /// "Plugins must handle being executed concurrently across different containers."
 #[test]
 fn thirty_two_containers_at_once_get_an_address_each() {
-    isolated("spec::thirty_two_containers_at_once_get_an_address_each", || {
-        const COUNT: usize = 32;
-        let node = TestNode::new();
-        let agent = FakeAgent::start(&node, CIDR);
-        let before = node.traces().host;
-        let pods: Vec<_> = (0..COUNT)
-            .map(|n| Netns::new(&format!("pod-{n}")).unwrap())
-            .collect();
-        let all = |verb: &str| -> Vec<Value> {
-            std::thread::scope(|scope| {
-                let start = |(n, pod): (usize, &Netns)| {
-                    let (node, netns) = (&node, pod.path().to_str().unwrap().to_owned());
-                    let verb = verb.to_owned();
-                    scope.spawn(move || {
-                        let id = format!("container-{n}");
-                        let variables = [("CNI_CONTAINERID", id.as_str()), ("CNI_NETNS", &netns)];
-                        let config = node.config("1.1.0");
-                        node.call_with(&verb, &config, &variables, Stdio::piped())
-                            .succeeded()
-                    })
-                };
-                let threads: Vec<_> = pods.iter().enumerate().map(start).collect();
-                threads.into_iter().map(|t| t.join().unwrap()).collect()
-            })
-        };
-        let results = all("ADD");
-        let address = |result: &Value| result["ips"][0]["address"].to_string();
-        let addresses: std::collections::BTreeSet<_> = results.iter().map(address).collect();
-        assert_eq!((addresses.len(), agent.leases()), (COUNT, COUNT));
-        all("DEL");
-        assert_eq!((node.traces().host == before, agent.leases()), (true, 0));
-    });
+    isolated(
+        "spec::thirty_two_containers_at_once_get_an_address_each",
+        || {
+            const COUNT: usize = 32;
+            let node = TestNode::new();
+            let agent = FakeAgent::start(&node, CIDR);
+            let before = node.traces().host;
+            let pods: Vec<_> = (0..COUNT)
+                .map(|n| Netns::new(&format!("pod-{n}")).unwrap())
+                .collect();
+            let all = |verb: &str| -> Vec<Value> {
+                std::thread::scope(|scope| {
+                    let start = |(n, pod): (usize, &Netns)| {
+                        let (node, netns) = (&node, pod.path().to_str().unwrap().to_owned());
+                        let verb = verb.to_owned();
+                        scope.spawn(move || {
+                            let id = format!("container-{n}");
+                            let variables =
+                                [("CNI_CONTAINERID", id.as_str()), ("CNI_NETNS", &netns)];
+                            let config = node.config("1.1.0");
+                            node.call_with(&verb, &config, &variables, Stdio::piped())
+                                .succeeded()
+                        })
+                    };
+                    let threads: Vec<_> = pods.iter().enumerate().map(start).collect();
+                    threads.into_iter().map(|t| t.join().unwrap()).collect()
+                })
+            };
+            let results = all("ADD");
+            let address = |result: &Value| result["ips"][0]["address"].to_string();
+            let addresses: std::collections::BTreeSet<_> = results.iter().map(address).collect();
+            assert_eq!((addresses.len(), agent.leases()), (COUNT, COUNT));
+            all("DEL");
+            assert_eq!((node.traces().host == before, agent.leases()), (true, 0));
+        },
+    );
 }
 
 /// "If a plugin has a limited number of resources, it should return an error if those are exhausted."
@@ -87,7 +91,11 @@ fn gc_frees_addresses_that_have_no_interface() {
             ..Mood::default()
         };
         gc(old, json!([])).succeeded();
-        assert_eq!(agent.leases(), 1, "an agent of an older release finds it by itself");
+        assert_eq!(
+            agent.leases(),
+            1,
+            "an agent of an older release finds it by itself"
+        );
         gc(Mood::default(), json!([])).succeeded();
         assert_eq!(agent.leases(), 0);
     });
@@ -180,7 +188,11 @@ fn a_prev_result_without_a_version_is_one_of_the_requests_version() {
             node.call("DEL", &config).succeeded();
             let previous = json!({"dns": {"nameservers": ["192.0.2.53"]}});
             for version in Version::ALL {
-                let config = with(node.config(version.as_str()), "prevResult", previous.clone());
+                let config = with(
+                    node.config(version.as_str()),
+                    "prevResult",
+                    previous.clone(),
+                );
                 let result = node.call("ADD", &config).succeeded();
                 assert_eq!(result["dns"], previous["dns"], "{version}");
                 assert_eq!(result["cniVersion"], version.as_str());
@@ -207,7 +219,10 @@ fn what_cannot_be_read_decoded_or_honoured_has_its_own_code() {
             let config = with(node.config("1.1.0"), "ipam", ipam);
             for verb in ["ADD", "STATUS"] {
                 let text = node.call(verb, &config).failed(2);
-                assert!(text.contains("ipam is") && text.contains("host-local"), "{text}");
+                assert!(
+                    text.contains("ipam is") && text.contains("host-local"),
+                    "{text}"
+                );
             }
             // DEL is to the fullest extent possible.
             node.call("DEL", &config).succeeded();
@@ -234,7 +249,9 @@ fn called(node: &TestNode, verb: &str, stdin: Stdio, input: &[u8]) -> Called {
 fn every_test_that_the_documentation_names_is_there() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let page = std::fs::read_to_string(format!("{root}/docs/cni.md")).unwrap();
-    let (_, clauses) = page.split_once("## The specification, clause by clause").unwrap();
+    let (_, clauses) = page
+        .split_once("## The specification, clause by clause")
+        .unwrap();
     let rows = clauses.lines().filter(|line| line.starts_with("| "));
     let mut named = 0;
     for row in rows.skip(2) {
@@ -243,7 +260,10 @@ fn every_test_that_the_documentation_names_is_there() {
             let (file, name) = test.rsplit_once(' ').unwrap_or_else(|| panic!("{row}"));
             let text = std::fs::read_to_string(format!("{root}/{file}"));
             let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert!(text.contains(&format!("fn {name}(")), "{file} has no {name}");
+            assert!(
+                text.contains(&format!("fn {name}(")),
+                "{file} has no {name}"
+            );
             named += 1;
         }
     }

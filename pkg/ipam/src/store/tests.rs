@@ -105,11 +105,10 @@ fn a_file_with_any_byte_changed_is_refused() {
 #[test]
 fn a_newer_format_is_refused_as_such() {
     let (dir, path, bytes) = filled();
-    let text = String::from_utf8(bytes).unwrap().replacen(
-        "espalier-leases 1 ",
-        "espalier-leases 2 ",
-        1,
-    );
+    let text =
+        String::from_utf8(bytes)
+            .unwrap()
+            .replacen("espalier-leases 1 ", "espalier-leases 2 ", 1);
     fs::write(&path, text).unwrap();
     let text = open(&dir).unwrap_err().to_string();
     assert!(
@@ -153,11 +152,7 @@ fn what_cannot_be_written_has_not_happened() {
     fs::remove_dir(&store.path).unwrap();
     fs::rename(&aside, &store.path).unwrap();
     let left: Vec<_> = fs::read_dir(dir.path().join("state")).unwrap().collect();
-    assert_eq!(
-        left.len(),
-        3,
-        "leases, journal and lock, no temporary file"
-    );
+    assert_eq!(left.len(), 3, "leases, journal and lock, no temporary file");
 
     // And as soon as it can be written again, it is.
     let lease = store.allocate(&key(1), Owner::default(), now()).unwrap();
@@ -183,11 +178,7 @@ fn a_journal_cut_at_any_offset_is_a_moment_of_the_past() {
     for step in 0..6 {
         match step % 3 {
             2 => drop(store.release(&key(step - 2), now()).unwrap()),
-            _ => drop(
-                store
-                    .allocate(&key(step), Owner::default(), now())
-                    .unwrap(),
-            ),
+            _ => drop(store.allocate(&key(step), Owner::default(), now()).unwrap()),
         }
         moments.push(store.leases().cloned().collect());
     }
@@ -220,7 +211,11 @@ fn a_damaged_journal_is_refused_by_name() {
         matches!(&error, StoreError::Damaged { path, .. } if *path == journal),
         "{error}"
     );
-    assert_eq!(fs::read(&journal).unwrap(), bytes, "the evidence was changed");
+    assert_eq!(
+        fs::read(&journal).unwrap(),
+        bytes,
+        "the evidence was changed"
+    );
 }
 
 #[test]
