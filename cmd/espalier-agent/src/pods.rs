@@ -312,3 +312,6 @@ impl Cni for Pods {
         Ok(Response::new(ReadyReply {}))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-use espalier_netlink::{Link, Route, Socket};
+use espalier_netlink::{Errno, Link, Route, Socket};
+use nix::net::if_::if_nametoindex;
 
 use crate::error::At;
 use crate::identity::{Identity, is_host_name};
@@ -32,9 +33,22 @@ pub fn list() -> Result<Vec<HostVeth>, Error> {
 /// # Errors
 /// The kernel's.
 pub fn exists(container_id: &str, ifname: &str) -> Result<bool, Error> {
-    let found =
-        Socket::<Route>::open().and_then(|mut host| host.link(&host_name(container_id, ifname)));
+    let name = host_name(container_id, ifname);
+    if let Some(known) = is_there(&name) {
+        return Ok(known);
+    }
+    let found = Socket::<Route>::open().and_then(|mut host| host.link(&name));
     Ok(found.at_step("look for the host's end")?.is_some())
+}
+
+/// Is there an interface of this name? Asks in a way (SIOCGIFINDEX) that does not wait, as netlink does, for whoever changes
+/// interfaces just now: a removal holds the kernel's lock for milliseconds. `None`: cannot be told.
+pub(crate) fn is_there(name: &str) -> Option<bool> {
+    match if_nametoindex(name) {
+        Ok(_) => Some(true),
+        Err(Errno::ENODEV | Errno::ENXIO) => Some(false),
+        Err(_) => None,
+    }
 }
 
 fn host_veth(link: Link) -> Option<HostVeth> {

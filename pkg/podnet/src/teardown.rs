@@ -7,11 +7,13 @@ use espalier_netlink::{Link, Route, Socket};
 
 use crate::error::At;
 use crate::identity::{Identity, is_host_name};
+use crate::list::is_there;
 use crate::netns::PodNetns;
 use crate::{Error, HostVeth, host_name};
 
-/// Between two looks at an interface that is being removed.
-const GONE_POLL: Duration = Duration::from_micros(200);
+/// Between the first two looks at an interface that is being removed; doubled with each look, up to the longest.
+const GONE_FIRST_POLL: Duration = Duration::from_micros(250);
+const GONE_LONGEST_POLL: Duration = Duration::from_millis(2);
 
 /// Removes a pod's interface from both sides. Succeeds when there is none, and without the namespace or when that is gone
 /// already. Goes on after an error.
@@ -51,15 +53,13 @@ fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
     if thread.spawn(work).is_err() {
         return remove(host, link);
     }
+    let mut pause = GONE_FIRST_POLL;
     loop {
-        match outcome.recv_timeout(GONE_POLL) {
+        match outcome.recv_timeout(pause) {
             Ok(Err(error)) if !error.is_missing() => return Err(error).at_step("remove the veth"),
             Ok(_) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                if host.link_by_index(index).at_step("look")?.is_none() {
-                    return Ok(());
-                }
-            }
+            Err(RecvTimeoutError::Timeout) if is_there(&link.name) == Some(false) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => pause = (pause * 2).min(GONE_LONGEST_POLL),
             Err(RecvTimeoutError::Disconnected) => return remove(host, link),
         }
     }

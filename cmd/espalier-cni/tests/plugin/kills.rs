@@ -128,6 +128,10 @@ fn a_del_without_agent_killed_anywhere_owes_what_the_next_says() {
 }
 
 /// Runs a verb and kills it after so many calls that change something. False: it had ended before.
+#[allow(
+    clippy::zombie_processes,
+    reason = "`follow` waits, for all its threads"
+)]
 fn killed_after(node: &TestNode, verb: &str, config: &Value, calls: usize) -> bool {
     let mut child = node
         .command(verb)
