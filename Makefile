@@ -5,7 +5,7 @@ MESH_NODES ?= 1000
 BINARIES := espalier espalier-agent espalier-dataplane espalier-cni espalier-controller
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/espalier-tools
 
-.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel bench-dataplane demo test interop kernel-test kernel-matrix kernel-kubernetes fmt clippy unit pure deny sizes mesh-1000
+.PHONY: help e2e e2e-kind chart-test image build bench bench-ike bench-kernel bench-dataplane bench-cni demo test interop kernel-test kernel-matrix kernel-kubernetes fmt clippy unit pure deny sizes mesh-1000
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -13,7 +13,7 @@ build: ## release binaries, static, linked into target/bin
 	@scripts/packages.sh build
 	@folder=$$(realpath $$(scripts/static.sh release)) && mkdir -p target/bin && ln -sf $(addprefix $$folder/,$(BINARIES)) target/bin/
 
-bench: bench-ike bench-kernel bench-dataplane ## all benchmarks
+bench: bench-ike bench-kernel bench-dataplane bench-cni ## all benchmarks
 
 bench-ike: ## IKE handshakes: CPU and memory per SA, beside charon (target/bench/ike.json)
 	@scripts/packages.sh bench
@@ -25,6 +25,9 @@ bench-kernel: ## bytes on the wire, SA installs, reconcile, agent at scale (targ
 
 bench-dataplane: ## userspace data plane beside plain veth, VXLAN, wireguard-go, boringtun, gotatun (target/bench/dataplane.json; BENCH="--only plain-veth,espalier-vxlan-udp")
 	@scripts/bench-dataplane.sh $(BENCH)
+
+bench-cni: ## ADD and DEL beside Debian's ptp and bridge with host-local (target/bench/cni.json; BENCH="--masquerade")
+	@scripts/bench-cni.sh $(BENCH)
 
 demo: build ## several encrypted nodes on this machine, with proof (NODES=3)
 	@scripts/packages.sh demo

@@ -10,12 +10,17 @@ declare -A tools=(
   [kernel]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping mmdebstrap:mmdebstrap"
   [kernel-matrix]="cc:gcc ip:iproute2 unshare:util-linux modprobe:kmod ping:iputils-ping patchelf:patchelf mmdebstrap:mmdebstrap cpio:cpio xz:xz-utils qemu-system-x86_64:qemu-system-x86"
   [bench]="cc:gcc make:make ip:iproute2 unshare:util-linux dpkg-source:dpkg-dev pkg-config:pkg-config"
+  [bench-cni]="cc:gcc ip:iproute2 unshare:util-linux /usr/lib/cni/ptp:containernetworking-plugins iptables:iptables"
   [e2e-build]="cc:gcc make:make dpkg-source:dpkg-dev rsync:rsync jq:jq flock:util-linux /usr/lib/go-1.19/bin/go:golang-1.19-go"
   [e2e]="cc:gcc ip:iproute2 unshare:util-linux openssl:openssl etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack ethtool:ethtool socat:socat busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins"
   [test]="cc:gcc make:make ip:iproute2 unshare:util-linux python3:python3"
   [e2e-kind]="cc:gcc ip:iproute2 busybox:busybox-static"
   [chart]="python3:python3"
   [image]="cc:gcc strip:binutils python3:python3"
+)
+# What tests use where it is there and otherwise do without.
+declare -A wanted=(
+  [test]="iptables:iptables /usr/lib/cni/portmap:containernetworking-plugins podman:podman crun:crun busybox:busybox-static"
 )
 part=${1:?part}
 missing=()
@@ -34,6 +39,17 @@ if [[ $part == kernel* ]] && ! /usr/bin/python3 -c 'import scapy, cryptography' 
 fi
 # For checks of the chart.
 if [[ $part == test || $part == chart ]] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
+left_out=()
+for pair in ${wanted[$part]:-}; do
+  command -v "${pair%%:*}" >/dev/null || left_out+=("${pair##*:}")
+done
+if ((${#left_out[@]})); then
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    missing+=("${left_out[@]}")
+  else
+    echo "without ${left_out[*]} (Debian's names) some tests are skipped" >&2
+  fi
+fi
 if ((${#missing[@]})); then
   if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "missing: ${missing[*]} (Debian's names); install them and try again" >&2

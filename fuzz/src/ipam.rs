@@ -15,6 +15,54 @@ pub fn ipam_store(data: &[u8]) {
     open(&sealed("espalier-leases", data));
     release(data);
     release(&sealed("espalier-release", data));
+    journal(data.to_vec());
+    journal(entries(data));
+}
+
+/// The file's first line with its digest, which a journal's first line and the sum of its first entry hold.
+fn empty_store(file: &Path) -> String {
+    drop(open_store(file).expect("an empty store"));
+    let bytes = fs::read(file.with_extension("journal")).expect("its journal");
+    let line = bytes
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    String::from_utf8_lossy(line).into_owned()
+}
+
+/// A lease file without leases, and these bytes as what changed since.
+fn journal(bytes: Vec<u8>) {
+    let folder = folder();
+    let file = folder.path().join("leases");
+    let first = empty_store(&file);
+    let (path, bytes) = (
+        file.with_extension("journal"),
+        [first.as_bytes(), b"\n", &bytes].concat(),
+    );
+    fs::write(&path, &bytes).expect("a file in a temporary folder");
+    match open_store(&file) {
+        Some(store) => {
+            let before: Vec<_> = store.leases().cloned().collect();
+            drop(store);
+            let store = open_store(&file).expect("what was written opens");
+            assert!(store.leases().eq(&before));
+        }
+        None => assert_eq!(fs::read(&path).ok(), Some(bytes), "the evidence stays"),
+    }
+}
+
+/// Each line as an entry with a right sum, so that mutants get past it.
+fn entries(data: &[u8]) -> Vec<u8> {
+    let folder = folder();
+    let first = empty_store(&folder.path().join("leases"));
+    let mut sum = first.rsplit(' ').next().unwrap_or_default().to_owned();
+    let mut entries = Vec::new();
+    for body in data.split(|byte| *byte == b'\n') {
+        sum = hex(&[sum.as_bytes(), body].concat());
+        entries.extend(format!("{} {sum} ", body.len()).into_bytes());
+        entries.extend([body, b"\n"].concat());
+    }
+    entries
 }
 
 /// In memory where that is to be had: the store syncs every write.
@@ -76,10 +124,15 @@ fn release(bytes: &[u8]) {
 }
 
 fn sealed(kind: &str, body: &[u8]) -> Vec<u8> {
-    let sum: String = digest(&SHA256, body)
+    let sum = hex(body);
+    [format!("{kind} 1 {} {sum}\n", body.len()).as_bytes(), body].concat()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digest = digest(&SHA256, bytes);
+    digest
         .as_ref()
         .iter()
         .map(|byte| format!("{byte:02x}"))
-        .collect();
-    [format!("{kind} 1 {} {sum}\n", body.len()).as_bytes(), body].concat()
+        .collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::mesh::NodeFacts;
 
@@ -56,7 +56,14 @@ impl CniConf {
                     self.folder.display()
                 )),
             }
-            complaints.send_replace(found);
+            complaints.send_if_modified(|known| {
+                let news = *known != found;
+                if news {
+                    found.iter().for_each(|problem| warn!("{problem}"));
+                    *known = found;
+                }
+                news
+            });
             tokio::time::sleep(LOOK).await;
         }
     }

@@ -1,16 +1,17 @@
 //! Addresses for pods: the CNI plugin's side of the agent.
 
+mod orphans;
 mod strays;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use espalier_ipam::{Error as IpamError, Key, Lease, Owner, Store, StoreError};
 use espalier_rpc::agent::cni_server::Cni;
 use espalier_rpc::agent::{
-    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply,
-    ReleaseRequest,
+    AllocateReply, AllocateRequest, CollectReply, CollectRequest, DetachReply, PodAddress,
+    ReadyReply, ReadyRequest, ReleaseReply, ReleaseRequest,
 };
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -18,11 +19,14 @@ use tonic::{Request, Response, Status};
 use tracing::{debug, info, warn};
 
 use crate::mesh::NodeFacts;
+use orphans::Orphans;
 
 /// A freed address rests this long before it is given out again.
 const REUSE_DELAY: Duration = Duration::from_secs(30);
-/// How often releases are looked for that the plugin queued while nobody served it.
+/// How often releases are looked for that the plugin queued while nobody served it, and what is on disk is tidied.
 const PENDING_POLL: Duration = Duration::from_secs(5);
+/// How often leases are compared with interfaces: runtimes rarely call GC, and a plugin that was killed calls nobody.
+const COMPARE: Duration = Duration::from_secs(30);
 
 /// Leases of this node.
 pub(crate) struct Pods {
@@ -40,7 +44,7 @@ impl Pods {
             facts,
             store: Mutex::new(None),
         });
-        tokio::spawn(consume_queued(pods.clone()));
+        tokio::spawn(keep_up(pods.clone()));
         pods
     }
 
@@ -116,20 +120,68 @@ impl Pods {
     }
 }
 
-async fn consume_queued(pods: Arc<Pods>) {
+async fn keep_up(pods: Arc<Pods>) {
     let mut facts = pods.facts.clone();
+    let (mut orphans, mut compared) = (Orphans::default(), None::<Instant>);
     loop {
-        if !pods.facts.borrow().pod_cidrs.is_empty()
-            && let Err(e) = pods.with_store(|store| {
+        if !pods.facts.borrow().pod_cidrs.is_empty() {
+            let kept = pods.with_store(|store| {
                 pods.consume(store);
-                Ok(())
-            })
-        {
-            warn!(error = e.message(), "leases");
+                store.tidy()
+            });
+            if let Err(e) = kept {
+                warn!(error = e.message(), "leases");
+            }
+            if compared.is_none_or(|at| at.elapsed() >= COMPARE) {
+                compared = Some(Instant::now());
+                pods.compare(&mut orphans, Instant::now());
+            }
         }
         // A change of facts may bring the first pod CIDRs; the agent's end closes the channel.
         if let Ok(Err(_)) = tokio::time::timeout(PENDING_POLL, facts.changed()).await {
             return;
+        }
+    }
+}
+
+impl Pods {
+    /// Gives back what no interface has had for a while, and removes interfaces that nobody finished. Whatever cannot be told
+    /// for certain stays.
+    fn compare(&self, orphans: &mut Orphans, now: Instant) {
+        // Interfaces first: an ADD has its lease before its interface.
+        let there = match tokio::task::block_in_place(espalier_podnet::list) {
+            Ok(there) => there,
+            Err(error) => return warn!(%error, "leases are not compared with interfaces"),
+        };
+        for veth in orphans.half_made(&there, now) {
+            match tokio::task::block_in_place(|| espalier_podnet::remove_listed(&veth)) {
+                Ok(()) => warn!(interface = veth.name, "removed: it was never finished"),
+                Err(error) => warn!(interface = veth.name, %error, "cannot be removed"),
+            }
+        }
+        let given_back = self.with_store(|store| {
+            let orphaned = orphans.look(&there, store.leases(), now);
+            for key in &orphaned {
+                store.release(key, SystemTime::now())?;
+            }
+            Ok(orphaned)
+        });
+        match given_back {
+            Ok(keys) => keys
+                .iter()
+                .for_each(|key| warn!(%key, "address given back: its interface is gone")),
+            Err(e) => warn!(error = e.message(), "leases"),
+        }
+    }
+
+    /// Fails before anything is done while the leases cannot be opened.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn cidrs_known(&self) -> Result<(), Status> {
+        match self.facts.borrow().pod_cidrs.is_empty() {
+            true => Err(Status::unavailable(
+                "the agent does not know its pod CIDRs yet; the release is to be queued",
+            )),
+            false => Ok(()),
         }
     }
 }
@@ -179,6 +231,7 @@ impl Cni for Pods {
             netns: request.netns,
             pod_namespace: request.pod_namespace,
             pod_name: request.pod_name,
+            network: request.network,
         };
         let lease = self.with_store(|store| store.allocate(&key, owner, SystemTime::now()))?;
         debug!(%key, addresses = ?lease.addresses, "leased");
@@ -191,16 +244,51 @@ impl Cni for Pods {
     ) -> Result<Response<ReleaseReply>, Status> {
         let request = request.into_inner();
         let key = key(&request.container_id, &request.ifname)?;
-        if self.facts.borrow().pod_cidrs.is_empty() {
-            return Err(Status::unavailable(
-                "the agent does not know its pod CIDRs yet; the release is to be queued",
-            ));
-        }
+        self.cidrs_known()?;
         let released = self
             .with_store(|store| store.release(&key, SystemTime::now()))?
             .is_some();
         debug!(%key, released, "release");
         Ok(Response::new(ReleaseReply { released }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<DetachReply>, Status> {
+        let request = request.into_inner();
+        let key = key(&request.container_id, &request.ifname)?;
+        self.cidrs_known()?;
+        let remove = || espalier_podnet::detach(&key.container_id, &key.ifname);
+        let found = tokio::task::block_in_place(remove)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let released = self
+            .with_store(|store| store.release(&key, SystemTime::now()))?
+            .is_some();
+        debug!(%key, found, released, "detached");
+        Ok(Response::new(DetachReply { found, released }))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<CollectReply>, Status> {
+        let CollectRequest { network, keep } = request.into_inner();
+        if network.is_empty() {
+            return Err(Status::invalid_argument("network is empty"));
+        }
+        self.cidrs_known()?;
+        let keep = keep.into_iter().map(|r| Key::new(r.container_id, r.ifname));
+        let (keep, now) = (keep.collect(), SystemTime::now());
+        let keys = self.with_store(|store| store.collect(&network, &keep, now))?;
+        info!(network, count = keys.len(), "GC");
+        let released = keys.into_iter().map(|key| ReleaseRequest {
+            container_id: key.container_id,
+            ifname: key.ifname,
+        });
+        Ok(Response::new(CollectReply {
+            released: released.collect(),
+        }))
     }
 
     async fn lookup(
@@ -220,6 +308,11 @@ impl Cni for Pods {
     }
 
     async fn ready(&self, _: Request<ReadyRequest>) -> Result<Response<ReadyReply>, Status> {
-        self.ready().map(|_| Response::new(ReadyReply {}))
+        self.ready()?;
+        self.with_store(|store| store.room(SystemTime::now()))?;
+        Ok(Response::new(ReadyReply {}))
     }
 }
+
+#[cfg(test)]
+mod tests;

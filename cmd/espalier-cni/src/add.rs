@@ -55,7 +55,7 @@ fn allocate(
     let was_queued = plugin.cancel_release(attachment)?;
     plugin
         .agent
-        .allocate(attachment, netns, args)
+        .allocate(&plugin.config.name, attachment, netns, args)
         .map_err(|failure| {
             let release = was_queued || failure.may_have_happened();
             let error = failure.into_error("ADD");

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use espalier_cni_types::{Args, Attachment, Error, ErrorCode};
 use espalier_rpc::agent::cni_client::CniClient;
-use espalier_rpc::agent::{AllocateReply, AllocateRequest, ReadyRequest, ReleaseRequest};
+use espalier_rpc::agent::{
+    AllocateReply, AllocateRequest, CollectRequest, ReadyRequest, ReleaseRequest,
+};
 use espalier_rpc::connect_unix;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -49,11 +51,13 @@ impl Agent {
 
     pub(crate) fn allocate(
         &self,
+        network: &str,
         attachment: &Attachment,
         netns: &Path,
         args: &Args,
     ) -> Result<AllocateReply, Failure> {
         let request = AllocateRequest {
+            network: network.to_owned(),
             container_id: attachment.container_id.clone(),
             ifname: attachment.ifname.clone(),
             netns: netns.to_string_lossy().into_owned(),
@@ -66,6 +70,21 @@ impl Agent {
     pub(crate) fn release(&self, attachment: &Attachment) -> Result<(), Failure> {
         self.call(self.client.clone().release(reference(attachment)))
             .map(drop)
+    }
+
+    /// Removes the interface and gives its addresses back.
+    pub(crate) fn detach(&self, attachment: &Attachment) -> Result<(), Failure> {
+        self.call(self.client.clone().detach(reference(attachment)))
+            .map(drop)
+    }
+
+    /// Gives back what `network` leased and none of `keep` has.
+    pub(crate) fn collect(&self, network: &str, keep: &[Attachment]) -> Result<(), Failure> {
+        let request = CollectRequest {
+            network: network.to_owned(),
+            keep: keep.iter().map(reference).collect(),
+        };
+        self.call(self.client.clone().collect(request)).map(drop)
     }
 
     pub(crate) fn lookup(&self, attachment: &Attachment) -> Result<AllocateReply, Failure> {
@@ -154,6 +173,21 @@ impl Failure {
     /// The agent has no such lease.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(&self.kind, Kind::Refused(status) if status.code() == Code::NotFound)
+    }
+
+    /// The agent could have done it and did not, for this reason.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Refused(status) if status.code() == Code::FailedPrecondition => {
+                Some(status.message())
+            }
+            _ => None,
+        }
+    }
+
+    /// The agent is of an older release, which has no such call.
+    pub(crate) fn is_unknown_call(&self) -> bool {
+        matches!(&self.kind, Kind::Refused(status) if status.code() == Code::Unimplemented)
     }
 
     /// The same call will never succeed.

@@ -1,9 +1,11 @@
-//! CHECK: prevResult, the agent's lease and the kernel must agree.
+//! CHECK: prevResult, the agent's lease and the kernel must agree. Later plugins of the chain may have changed what ADD made:
+//! prevResult is the chain's, and says so.
 
 use std::path::Path;
 
-use espalier_cni_types::{AddResult, Attachment, Error, ErrorCode};
-use espalier_podnet::PodSpec;
+use espalier_cni_types::{AddResult, Attachment, Error, ErrorCode, Interface};
+use espalier_podnet::{Allowance, PodSpec};
+use ipnet::IpNet;
 
 use crate::failure::{DIFFERS, podnet_failure};
 use crate::lease::pod_spec;
@@ -26,10 +28,18 @@ pub(crate) fn run(plugin: &Plugin, attachment: &Attachment, netns: &Path) -> Res
                 false => failure.into_error("CHECK"),
             })?;
     let mut spec = pod_spec(plugin, attachment, netns, &reply)?;
-    // The node's MTU may have changed since the ADD; a pod keeps the one it got.
-    spec.mtu = pod_mtu(&previous, &spec).unwrap_or(spec.mtu);
+    let inside = previous.interfaces.iter().find(|i| is_pods(i, &spec));
+    // The node's MTU may have changed since the ADD; a pod keeps the one it got. Before 1.1.0 the result does not tell it.
+    let told = inside.and_then(|interface| interface.mtu);
+    spec.mtu = told.unwrap_or(spec.mtu);
+    let allowed = Allowance {
+        any_mtu: told.is_none(),
+        pod_mac: inside.and_then(|interface| mac(interface.mac.as_deref()?)),
+        pod_routes: Some(routes(&previous, &spec)),
+    };
     let mut found = compare(&previous, &spec);
-    found.extend(espalier_podnet::check(&spec).map_err(|e| podnet_failure("CHECK", &e))?);
+    let differences = espalier_podnet::check_with(&spec, &allowed);
+    found.extend(differences.map_err(|e| podnet_failure("CHECK", &e))?);
     if found.is_empty() {
         Ok(())
     } else {
@@ -39,9 +49,8 @@ pub(crate) fn run(plugin: &Plugin, attachment: &Attachment, netns: &Path) -> Res
 
 /// What of the lease prevResult does not say. It may say more: later plugins of the chain add to it.
 fn compare(previous: &AddResult, spec: &PodSpec) -> Vec<String> {
-    let inside = |i: &&espalier_cni_types::Interface| i.sandbox.is_some() && i.name == spec.ifname;
     let mut found = Vec::new();
-    if !previous.interfaces.iter().any(|i| inside(&i)) {
+    if !previous.interfaces.iter().any(|i| is_pods(i, spec)) {
         found.push(format!("prevResult: interface {} is missing", spec.ifname));
     }
     if !previous
@@ -71,12 +80,24 @@ fn compare(previous: &AddResult, spec: &PodSpec) -> Vec<String> {
     found
 }
 
-fn pod_mtu(previous: &AddResult, spec: &PodSpec) -> Option<u32> {
-    previous
-        .interfaces
-        .iter()
-        .find(|i| i.sandbox.is_some() && i.name == spec.ifname)?
-        .mtu
+fn is_pods(interface: &Interface, spec: &PodSpec) -> bool {
+    interface.sandbox.is_some() && interface.name == spec.ifname
+}
+
+/// Those of our routes that the chain left: the gateway's own, which no result lists, and what prevResult lists.
+fn routes(previous: &AddResult, spec: &PodSpec) -> Vec<IpNet> {
+    let gateways = spec.addresses.iter().map(|a| IpNet::from(a.gateway));
+    let listed = previous.routes.iter().map(|route| route.dst);
+    gateways.chain(listed).collect()
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let mut mac = [0; 6];
+    for byte in &mut mac {
+        *byte = bytes.next()?.ok()?;
+    }
+    bytes.next().is_none().then_some(mac)
 }
 
 fn missing() -> Error {

@@ -1,5 +1,5 @@
-//! GC: removes interfaces of this network that belong to no attachment in the list. Leases without an interface are the
-//! agent's to find: it compares by itself, since runtimes rarely call GC.
+//! GC: removes interfaces of this network that belong to no attachment in the list, then what it leased for others. Whatever
+//! runtimes do not tell, the agent finds by itself: they rarely call GC.
 
 use espalier_cni_types::{Attachment, Error};
 use espalier_podnet::{HostVeth, Identity};
@@ -12,13 +12,18 @@ pub(crate) fn run(plugin: &Plugin) -> Result<(), Error> {
     let keep = plugin.config.valid_attachments()?;
     let there = espalier_podnet::list().map_err(|error| podnet_failure("GC", &error))?;
     let stale = there
-        .into_iter()
-        .filter_map(|veth| stale(veth, &plugin.config.name, &keep));
-    let errors: Vec<_> = stale
-        .filter_map(|attachment| crate::del::run(plugin, &attachment, None).err())
+        .iter()
+        .filter_map(|veth| Some((veth, stale(veth, &plugin.config.name, &keep)?)));
+    let mut errors: Vec<_> = stale
+        .filter_map(|(veth, attachment)| remove(plugin, veth, &attachment).err())
         .collect();
+    // An interface that stays keeps its addresses.
+    if errors.is_empty() {
+        errors.extend(collect(plugin, &keep).err());
+    }
     match errors.len() {
         0 => Ok(()),
+        1 => Err(errors.remove(0)),
         _ => {
             let details = errors
                 .iter()
@@ -30,13 +35,31 @@ pub(crate) fn run(plugin: &Plugin) -> Result<(), Error> {
     }
 }
 
+fn remove(plugin: &Plugin, veth: &HostVeth, attachment: &Attachment) -> Result<(), Error> {
+    let usual = espalier_podnet::host_name(&attachment.container_id, &attachment.ifname);
+    if veth.name == usual {
+        return crate::del::run(plugin, attachment, None);
+    }
+    // Somebody renamed it.
+    espalier_podnet::remove_listed(veth).map_err(|error| podnet_failure("GC", &error))?;
+    plugin.release(attachment)
+}
+
+/// An agent of an older release compares by itself later.
+fn collect(plugin: &Plugin, keep: &[Attachment]) -> Result<(), Error> {
+    match plugin.agent.collect(&plugin.config.name, keep) {
+        Err(failure) if !failure.is_unknown_call() => Err(failure.into_error("GC")),
+        _ => Ok(()),
+    }
+}
+
 /// Other networks' interfaces are not ours to judge, nor are those that an ADD is just making.
-fn stale(veth: HostVeth, network: &str, keep: &[Attachment]) -> Option<Attachment> {
+fn stale(veth: &HostVeth, network: &str, keep: &[Attachment]) -> Option<Attachment> {
     let Identity {
         network: owner,
         container_id,
         ifname,
-    } = veth.owner?;
+    } = veth.owner.clone()?;
     let attachment = Attachment {
         container_id,
         ifname,

@@ -53,11 +53,17 @@ fn run(input: &[u8], output: &mut dyn Write) -> Result<(), Error> {
             attachment,
             netns,
             args,
-        } => add::run(&plugin, &attachment, &netns, &args, output),
+        } => {
+            plugin.config.refuse_unsupported()?;
+            add::run(&plugin, &attachment, &netns, &args, output)
+        }
         Invocation::Del { attachment, netns } => del::run(&plugin, &attachment, netns.as_deref()),
         Invocation::Check { attachment, netns } => check::run(&plugin, &attachment, &netns),
         Invocation::Gc => gc::run(&plugin),
-        Invocation::Status => status::run(&plugin),
+        Invocation::Status => {
+            plugin.config.refuse_unsupported()?;
+            status::run(&plugin)
+        }
         Invocation::Version => Ok(()),
     }
 }

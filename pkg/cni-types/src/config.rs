@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use crate::env::identifier_fault;
-use crate::json::{Object, wrong};
+use crate::json::{Object, shortened, wrong};
 use crate::{AddResult, Dns, UnsupportedVersion, Version};
 
 /// One interface of one container: the key that everything of a pod hangs on.
@@ -70,6 +70,21 @@ impl NetworkConfig {
             .transpose()
     }
 
+    /// Refuses a well-known field that this plugin does not honour: addresses are the agent's, no other IPAM plugin is asked.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`] names the field and its value.
+    pub fn refuse_unsupported(&self) -> Result<(), ConfigError> {
+        let object = Object::new("", &self.document)?;
+        match object.get("ipam") {
+            Some(ipam) if *ipam != serde_json::json!({}) => Err(ConfigError::Unsupported {
+                field: "ipam".to_owned(),
+                value: shortened(&ipam.to_string()),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// `dns`: what to hand through to the result.
     ///
     /// # Errors
@@ -130,6 +145,16 @@ pub enum ConfigError {
         field: String,
         /// What should be there.
         expected: &'static str,
+    },
+    /// A well-known field that this plugin does not honour.
+    #[error(
+        "network configuration: {field} is {value}, which this plugin does not support: it has its addresses from its agent; remove the field"
+    )]
+    Unsupported {
+        /// Its name.
+        field: String,
+        /// Its value.
+        value: String,
     },
     /// A field has a wrong value.
     #[error("network configuration: {field} is {found}: expected {expected}")]
@@ -208,6 +233,24 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(text.contains("socket is 5: expected a string"), "{text}");
+    }
+
+    #[test]
+    fn a_field_that_is_not_honoured_is_named_with_its_value() {
+        let mut value = minimal();
+        for (ipam, refused) in [
+            (json!(null), false),
+            (json!({}), false),
+            (json!({"type": "host-local"}), true),
+        ] {
+            value["ipam"] = ipam;
+            let result = parse(&value).unwrap().refuse_unsupported();
+            assert_eq!(result.is_err(), refused, "{value}");
+        }
+        let error = parse(&value).unwrap().refuse_unsupported().unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(r#"ipam is {"type":"host-local"}"#), "{text}");
+        assert_eq!(crate::Error::from(error).code.number(), 2);
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl From<ConfigError> for Error {
         let code = match &error {
             ConfigError::NotJson { .. } => ErrorCode::Decode,
             ConfigError::Version(_) => ErrorCode::IncompatibleVersion,
+            ConfigError::Unsupported { .. } => ErrorCode::UnsupportedField,
             ConfigError::Missing { .. } | ConfigError::Wrong { .. } => ErrorCode::InvalidConfig,
         };
         Self::new(code, error.to_string())

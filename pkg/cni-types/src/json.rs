@@ -133,7 +133,7 @@ pub(crate) fn wrong(field: &str, expected: &'static str, found: &Value) -> Confi
 }
 
 /// Enough of a wrong value to recognise it by.
-fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     const LIMIT: usize = 80;
     if text.chars().count() <= LIMIT {
         return text.to_owned();

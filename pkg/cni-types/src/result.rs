@@ -119,7 +119,7 @@ impl AddResult {
         Value::Object(object)
     }
 
-    /// Reads a result of any supported version; its own `cniVersion` tells which.
+    /// Reads a result of any supported version; its own `cniVersion` may be missing.
     ///
     /// # Errors
     /// [`ConfigError`] names the field.
@@ -129,7 +129,10 @@ impl AddResult {
 
     pub(crate) fn from_json_at(path: &str, value: &Value) -> Result<Self, ConfigError> {
         let object = Object::new(path, value)?;
-        object.required_string("cniVersion")?.parse::<Version>()?;
+        // The specification's own examples of prevResult have none.
+        if let Some(version) = object.string("cniVersion")? {
+            version.parse::<Version>()?;
+        }
         let interfaces: Vec<_> = object
             .objects("interfaces")?
             .iter()
@@ -409,6 +412,17 @@ mod tests {
             (0, 1, Dns::default())
         );
         assert_eq!(result.ips[0].address.to_string(), "10.1.2.3/24");
+    }
+
+    /// As SPEC.md shows it in "Add example".
+    #[test]
+    fn a_result_needs_no_version_of_its_own_but_a_wrong_one_is_refused() {
+        let mut value =
+            json!({"ips": [{"address": "10.1.0.5/16", "gateway": "10.1.0.1"}], "dns": {}});
+        assert_eq!(AddResult::from_json(&value).unwrap().ips.len(), 1);
+        value["cniVersion"] = json!("7.0.0");
+        let text = AddResult::from_json(&value).unwrap_err().to_string();
+        assert!(text.contains("7.0.0"), "{text}");
     }
 
     #[test]

@@ -64,15 +64,12 @@ impl FromStr for Version {
     }
 }
 
-/// The answer to VERSION. `requested` is the `cniVersion` on stdin, which the answer repeats when it is one that this
-/// crate speaks.
+/// The answer to VERSION. `requested` is the `cniVersion` on stdin, which the answer repeats, whatever it is.
 #[must_use]
 pub fn version_report(requested: Option<&str>) -> Value {
-    let version = requested
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(Version::LATEST);
+    let requested = requested.filter(|text| !text.is_empty());
     json!({
-        "cniVersion": version.as_str(),
+        "cniVersion": requested.unwrap_or(Version::LATEST.as_str()),
         "supportedVersions": Version::ALL.map(Version::as_str),
     })
 }
@@ -104,9 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn the_report_repeats_a_version_it_speaks() {
+    fn the_report_repeats_the_version_that_was_asked_with() {
         assert_eq!(version_report(Some("0.4.0"))["cniVersion"], "0.4.0");
-        assert_eq!(version_report(Some("0.1.0"))["cniVersion"], "1.1.0");
+        assert_eq!(version_report(Some("0.1.0"))["cniVersion"], "0.1.0");
+        assert_eq!(version_report(Some(""))["cniVersion"], "1.1.0");
         let all = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
         assert_eq!(version_report(None)["supportedVersions"], all);
     }

@@ -159,6 +159,36 @@ impl Allocator {
         Some(lease)
     }
 
+    /// Would [`Self::allocate`] find addresses for somebody new?
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`].
+    pub fn room(&self, now: SystemTime) -> Result<(), Error> {
+        self.families()
+            .try_for_each(|f| self.pick(f, now).map(drop))
+    }
+
+    /// Undoes an [`Self::allocate`] that nobody was told of: the addresses can be had at once.
+    pub(crate) fn take_back(&mut self, key: &Key) {
+        let lease = self.leases.remove(key);
+        for LeasedAddress { address, .. } in lease.into_iter().flat_map(|lease| lease.addresses) {
+            self.used.remove(&address);
+            self.remember_freed(Freed { address, at_ms: 0 });
+        }
+    }
+
+    /// A lease that is there already, by what was said earlier: its addresses are free no more.
+    ///
+    /// # Errors
+    /// [`Error::Contradiction`].
+    pub(crate) fn put_back(&mut self, lease: Lease) -> Result<(), Error> {
+        for LeasedAddress { address, .. } in &lease.addresses {
+            self.freed.retain(|freed| freed.address != *address);
+            self.pass(*address);
+        }
+        self.adopt(lease)
+    }
+
     /// What `key` has.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<&Lease> {
@@ -287,14 +317,18 @@ impl Allocator {
         let Pick { address, pool } = pick;
         self.used.insert(address);
         self.freed.retain(|freed| freed.address != address);
-        let pool = &mut self.pools[pool];
-        let offset = pool.offset(address);
-        if offset >= pool.next {
-            pool.next = offset + 1;
-        }
+        self.pass(address);
         LeasedAddress {
             address,
-            gateway: pool.gateway(),
+            gateway: self.pools[pool].gateway(),
+        }
+    }
+
+    /// The address is none that was never used.
+    fn pass(&mut self, address: IpAddr) {
+        let of = |pool: &&mut Pool| pool.serves(address);
+        if let Some(pool) = self.pools.iter_mut().find(of) {
+            pool.next = pool.next.max(pool.offset(address).saturating_add(1));
         }
     }
 

@@ -39,6 +39,9 @@ pub struct Owner {
     pub pod_namespace: String,
     /// The pod's name.
     pub pod_name: String,
+    /// Name of the CNI network; empty in leases of older releases.
+    #[serde(default)]
+    pub network: String,
 }
 
 /// The addresses of one interface: one per address family that the node has pod CIDRs of.

@@ -1,10 +1,11 @@
 //! Pod addresses: which are free, who has which, and a file that remembers it across restarts.
 //!
 //! [`Allocator`] decides and is pure: time comes in. [`Store`] is an allocator whose every change is on disk before it
-//! counts. [`pending`] is how the CNI plugin hands in releases while the agent is away.
+//! counts: a file of leases and a journal of what changed since. [`pending`] is how the CNI plugin hands in releases while the agent is away.
 
 mod allocator;
 mod envelope;
+mod journal;
 mod lease;
 pub mod pending;
 mod pool;

@@ -1,23 +1,33 @@
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 
+use crate::journal::{self, Change, Durable, Journal};
 use crate::pending::{self, PendingError};
 use crate::{Allocator, Error, Key, Lease, Owner, envelope};
 
 const KIND: &str = "espalier-leases";
+/// So many changes since the lease file was written are enough to write it again when there is time.
+const TIDY_AFTER: usize = 256;
+/// So many, and it is written in any case.
+const MOST_CHANGES: usize = 4096;
 
-/// An [`Allocator`] whose every change is on disk before it counts. One process at a time: a lock beside the file goes with
-/// the process.
+/// An [`Allocator`] whose every change is on disk before it counts: a file with all leases, and beside it a journal of the
+/// changes since. One process at a time: a lock beside them goes with the process.
+///
+/// A new lease is synced before anybody hears of it. That one was released is written at once and synced a little later: a
+/// power cut ends every pod, and a lease that came back with it has no interface and is given back again.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     allocator: Allocator,
     is_new: bool,
+    journal: Journal,
     _lock: File,
 }
 
@@ -72,33 +82,17 @@ impl Store {
     /// [`StoreError::Damaged`], [`StoreError::Locked`], [`StoreError::Io`], [`StoreError::Allocator`].
     pub fn open(path: &Path, cidrs: &[IpNet], reuse_delay: Duration) -> Result<Self, StoreError> {
         let lock = lock(path)?;
-        let state = match fs::read(path) {
-            Ok(bytes) => {
-                Some(envelope::open(KIND, &bytes).map_err(|reason| damaged(path, reason))?)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => {
-                return Err(StoreError::Io {
-                    action: "read",
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        };
-        let is_new = state.is_none();
-        let allocator = Allocator::restore(cidrs, reuse_delay, state.unwrap_or_default());
-        let allocator = allocator.map_err(|error| match error {
-            Error::Contradiction { .. } => damaged(path, error.to_string()),
-            other => other.into(),
-        })?;
-        let mut store = Self {
+        let (bytes, journal) = (read(path)?, read(&journal::path(path))?);
+        let is_new = bytes.is_none();
+        let allocator = restore(path, cidrs, reuse_delay, bytes, journal)?;
+        let journal = write_all(path, &allocator)?;
+        Ok(Self {
             path: path.to_owned(),
             allocator,
             is_new,
+            journal,
             _lock: lock,
-        };
-        store.replace(store.allocator.clone())?;
-        Ok(store)
+        })
     }
 
     /// Was there no file? Worth a line in the log: whoever removed it loses the leases.
@@ -120,23 +114,70 @@ impl Store {
         if let Some(lease) = self.allocator.get(key) {
             return Ok(lease.clone());
         }
-        let mut changed = self.allocator.clone();
-        let lease = changed.allocate(key, owner, now)?;
-        self.replace(changed)?;
+        let lease = self.allocator.allocate(key, owner, now)?;
+        let recorded = self.record(&Change::Leased(lease.clone()), Durable::Now);
+        if let Err(error) = recorded {
+            self.allocator.take_back(key);
+            return Err(error);
+        }
         Ok(lease)
     }
 
-    /// [`Allocator::release`], durable.
+    /// [`Allocator::release`]; on disk, and durable with the next lease or [`Self::tidy`].
     ///
     /// # Errors
     /// [`StoreError::Io`], and then nothing is released.
     pub fn release(&mut self, key: &Key, now: SystemTime) -> Result<Option<Lease>, StoreError> {
-        let mut changed = self.allocator.clone();
-        let lease = changed.release(key, now);
-        if lease.is_some() {
-            self.replace(changed)?;
+        let Some(lease) = self.allocator.release(key, now) else {
+            return Ok(None);
+        };
+        let change = Change::Released {
+            key: key.clone(),
+            at_ms: millis(now),
+        };
+        if let Err(error) = self.record(&change, Durable::Later) {
+            self.allocator.put_back(lease)?;
+            return Err(error);
         }
-        Ok(lease)
+        Ok(Some(lease))
+    }
+
+    /// Releases what a CNI network leased and none of `keep` has: GC. Gives the keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; some may be released then.
+    pub fn collect(
+        &mut self,
+        network: &str,
+        keep: &HashSet<Key>,
+        now: SystemTime,
+    ) -> Result<Vec<Key>, StoreError> {
+        let stale = |lease: &&Lease| lease.owner.network == network && !keep.contains(&lease.key);
+        let stale: Vec<_> = self.leases().filter(stale).map(|l| l.key.clone()).collect();
+        for key in &stale {
+            self.release(key, now)?;
+        }
+        Ok(stale)
+    }
+
+    /// [`Allocator::room`].
+    ///
+    /// # Errors
+    /// [`StoreError::Allocator`].
+    pub fn room(&self, now: SystemTime) -> Result<(), StoreError> {
+        Ok(self.allocator.room(now)?)
+    }
+
+    /// Makes durable what is not yet, and writes the lease file again after many changes. Call it from time to time.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn tidy(&mut self) -> Result<(), StoreError> {
+        if self.journal.is_broken() || self.journal.entries() >= TIDY_AFTER {
+            return self.rewrite();
+        }
+        let synced = self.journal.sync();
+        synced.map_err(io_error("sync", &journal::path(&self.path)))
     }
 
     /// What `key` has.
@@ -177,17 +218,83 @@ impl Store {
         Ok(released)
     }
 
-    /// Disk first: when that fails, memory still says what disk says.
-    fn replace(&mut self, allocator: Allocator) -> Result<(), StoreError> {
-        let bytes = envelope::seal(KIND, &allocator.state());
-        let failed = |source| StoreError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source,
-        };
-        envelope::write(&self.path, &bytes).map_err(failed)?;
-        self.allocator = allocator;
+    /// What memory has is what disk is to have.
+    fn record(&mut self, change: &Change, durable: Durable) -> Result<(), StoreError> {
+        if self.journal.is_broken() || self.journal.entries() >= MOST_CHANGES {
+            return self.rewrite();
+        }
+        let appended = self.journal.append(change, durable);
+        appended.map_err(io_error("write", &journal::path(&self.path)))
+    }
+
+    fn rewrite(&mut self) -> Result<(), StoreError> {
+        // Should only its second half fail, nothing may be appended to the old journal, which is of the old file.
+        self.journal.set_broken();
+        self.journal = write_all(&self.path, &self.allocator)?;
         Ok(())
+    }
+}
+
+/// The lease file, then an empty journal of it: a crash in between leaves the old journal, which is not of this file.
+fn write_all(path: &Path, allocator: &Allocator) -> Result<Journal, StoreError> {
+    let bytes = envelope::seal(KIND, &allocator.state());
+    envelope::write(path, &bytes).map_err(io_error("write", path))?;
+    let journal = Journal::start(path, &envelope::digest(&bytes));
+    journal.map_err(io_error("write", &journal::path(path)))
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("read", path)(error)),
+    }
+}
+
+/// What the two files say. A journal without its lease file counts for nothing: whoever removed that wants to begin anew.
+fn restore(
+    path: &Path,
+    cidrs: &[IpNet],
+    reuse_delay: Duration,
+    bytes: Option<Vec<u8>>,
+    journal: Option<Vec<u8>>,
+) -> Result<Allocator, StoreError> {
+    let Some(bytes) = bytes else {
+        return Ok(Allocator::new(cidrs, reuse_delay)?);
+    };
+    let state = envelope::open(KIND, &bytes).map_err(|reason| damaged(path, reason))?;
+    let contradiction = |path: &Path, error: Error| match error {
+        Error::Contradiction { .. } => damaged(path, error.to_string()),
+        other => other.into(),
+    };
+    let mut allocator =
+        Allocator::restore(cidrs, reuse_delay, state).map_err(|e| contradiction(path, e))?;
+    let path = journal::path(path);
+    let changes = journal::changes(&journal.unwrap_or_default(), &envelope::digest(&bytes));
+    for change in changes.map_err(|reason| damaged(&path, reason))? {
+        match change {
+            Change::Leased(lease) => allocator
+                .put_back(lease)
+                .map_err(|e| contradiction(&path, e))?,
+            Change::Released { key, at_ms } => {
+                allocator.release(&key, UNIX_EPOCH + Duration::from_millis(at_ms));
+            }
+        }
+    }
+    Ok(allocator)
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io {
+        action,
+        path,
+        source,
     }
 }
 
@@ -242,192 +349,4 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use proptest::prelude::*;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    fn now() -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(1_000_000)
-    }
-
-    fn key(n: usize) -> Key {
-        Key::new(format!("container{n}"), "eth0")
-    }
-
-    fn open(dir: &TempDir) -> Result<Store, StoreError> {
-        let cidrs = ["10.0.0.0/28".parse().unwrap()];
-        Store::open(&dir.path().join("state/leases"), &cidrs, Duration::ZERO)
-    }
-
-    fn filled() -> (TempDir, PathBuf, Vec<u8>) {
-        let dir = TempDir::new().unwrap();
-        let mut store = open(&dir).unwrap();
-        let owner = Owner {
-            pod_name: "web".into(),
-            ..Owner::default()
-        };
-        (0..3).for_each(|n| drop(store.allocate(&key(n), owner.clone(), now()).unwrap()));
-        store.release(&key(1), now()).unwrap();
-        let path = store.path.clone();
-        let bytes = fs::read(&path).unwrap();
-        (dir, path, bytes)
-    }
-
-    #[test]
-    fn leases_survive_a_restart() {
-        let (dir, ..) = filled();
-        let mut store = open(&dir).unwrap();
-        assert!(!store.is_new());
-        let names: Vec<_> = store
-            .leases()
-            .map(|lease| lease.key.container_id.clone())
-            .collect();
-        assert_eq!(names, ["container0", "container2"]);
-        let lease = store.allocate(&key(0), Owner::default(), now()).unwrap();
-        assert_eq!(
-            (lease.addresses[0].address.to_string(), lease.owner.pod_name),
-            ("10.0.0.2".into(), "web".into())
-        );
-        let fresh = store.allocate(&key(7), Owner::default(), now()).unwrap();
-        assert_eq!(
-            fresh.addresses[0].address.to_string(),
-            "10.0.0.5",
-            "the freed one waits for its turn"
-        );
-    }
-
-    /// What an unlucky power cut or a full disk leaves must never look like a node without pods.
-    #[test]
-    fn a_file_cut_at_any_offset_is_refused_by_name() {
-        let (dir, path, bytes) = filled();
-        for length in 0..bytes.len() {
-            fs::write(&path, &bytes[..length]).unwrap();
-            let error = open(&dir).unwrap_err();
-            assert!(
-                matches!(&error, StoreError::Damaged { path: named, .. } if *named == path),
-                "{length}: {error}"
-            );
-            assert!(error.to_string().contains("drain this node"), "{error}");
-            assert_eq!(
-                fs::read(&path).unwrap().len(),
-                length,
-                "the evidence was changed"
-            );
-        }
-        fs::write(&path, &bytes).unwrap();
-        assert_eq!(open(&dir).unwrap().leases().len(), 2);
-    }
-
-    #[test]
-    fn a_file_with_any_byte_changed_is_refused() {
-        let (dir, path, bytes) = filled();
-        for offset in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[offset] ^= 0x01;
-            fs::write(&path, &changed).unwrap();
-            assert!(
-                matches!(open(&dir), Err(StoreError::Damaged { .. })),
-                "byte {offset}"
-            );
-        }
-        fs::write(&path, [bytes.as_slice(), b"x"].concat()).unwrap();
-        assert!(
-            matches!(open(&dir), Err(StoreError::Damaged { .. })),
-            "one byte more"
-        );
-    }
-
-    #[test]
-    fn a_newer_format_is_refused_as_such() {
-        let (dir, path, bytes) = filled();
-        let text = String::from_utf8(bytes).unwrap().replacen(
-            "espalier-leases 1 ",
-            "espalier-leases 2 ",
-            1,
-        );
-        fs::write(&path, text).unwrap();
-        let text = open(&dir).unwrap_err().to_string();
-        assert!(
-            text.contains("format version is \"2\": expected 1"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_second_agent_is_kept_out_while_the_first_lives() {
-        let dir = TempDir::new().unwrap();
-        let first = open(&dir).unwrap();
-        assert!(first.is_new());
-        assert!(matches!(open(&dir), Err(StoreError::Locked { .. })));
-        drop(first);
-        assert!(open(&dir).is_ok());
-    }
-
-    #[test]
-    fn what_cannot_be_written_has_not_happened() {
-        let dir = TempDir::new().unwrap();
-        let mut store = open(&dir).unwrap();
-        store.allocate(&key(0), Owner::default(), now()).unwrap();
-        // A folder in the file's place: the rename fails, for root too.
-        let aside = dir.path().join("aside");
-        fs::rename(&store.path, &aside).unwrap();
-        fs::create_dir(&store.path).unwrap();
-        assert!(matches!(
-            store.allocate(&key(1), Owner::default(), now()),
-            Err(StoreError::Io { .. })
-        ));
-        assert!(matches!(
-            store.release(&key(0), now()),
-            Err(StoreError::Io { .. })
-        ));
-        assert_eq!((store.get(&key(1)), store.leases().len()), (None, 1));
-        fs::remove_dir(&store.path).unwrap();
-        fs::rename(&aside, &store.path).unwrap();
-        let left: Vec<_> = fs::read_dir(dir.path().join("state")).unwrap().collect();
-        assert_eq!(left.len(), 2, "leases and lock, no temporary file");
-    }
-
-    #[test]
-    fn a_queued_release_is_consumed_once() {
-        let dir = TempDir::new().unwrap();
-        let mut store = open(&dir).unwrap();
-        store.allocate(&key(0), Owner::default(), now()).unwrap();
-        pending::queue(dir.path(), &key(0)).unwrap();
-        pending::queue(dir.path(), &key(5)).unwrap();
-        fs::write(dir.path().join(pending::FOLDER).join("bad.release"), "torn").unwrap();
-        let consumed = store.consume_pending(dir.path(), now());
-        assert_eq!(
-            (consumed.released, consumed.errors.len()),
-            (vec![key(0)], 1)
-        );
-        assert_eq!(store.leases().len(), 0);
-        store.allocate(&key(0), Owner::default(), now()).unwrap();
-        assert!(
-            store.consume_pending(dir.path(), now()).released.is_empty(),
-            "a new lease is not touched"
-        );
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(12))]
-        #[test]
-        fn memory_and_disk_agree_after_any_sequence(ops in prop::collection::vec((0usize..20, 0u8..3), 1..30)) {
-            let dir = TempDir::new().unwrap();
-            let mut store = open(&dir).unwrap();
-            for (n, op) in ops {
-                match op {
-                    0 => drop(store.release(&key(n), now()).unwrap()),
-                    _ => drop(store.allocate(&key(n), Owner::default(), now())),
-                }
-                let before: Vec<_> = store.leases().cloned().collect();
-                drop(store);
-                store = open(&dir).unwrap();
-                prop_assert_eq!(store.leases().cloned().collect::<Vec<_>>(), before);
-            }
-        }
-    }
-}
+mod tests;

@@ -23,6 +23,15 @@ pub struct Address {
     pub dynamic: bool,
 }
 
+impl Address {
+    /// The message that gives an interface an address, for [`Socket::batch`] with [`crate::REPLACE`]. IPv6 addresses are usable at
+    /// once, as with [`Socket::add_address`].
+    #[must_use]
+    pub fn message(index: u32, address: IpNet) -> AddressMessage {
+        message(index, address)
+    }
+}
+
 impl Socket<Route> {
     /// All addresses in the namespace, or those of one interface.
     ///

@@ -23,7 +23,7 @@ pub mod sysctl;
 pub use address::Address;
 pub use error::Error;
 pub use family::{Family, Route, Xfrm};
-pub use link::{IpTunnel, Link, LinkChange, Veth, VethPeer, Vxlan};
+pub use link::{IpTunnel, Link, LinkChange, LinkRef, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::in_netns;
 pub use nftables::{MASQUERADE_TABLE, Masquerade, Netfilter, NetfilterMessage};

@@ -6,8 +6,8 @@ use std::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        InfoData, InfoIpTunnel, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoData, InfoIpTunnel,
+        InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -117,6 +117,82 @@ pub struct LinkChange<'a> {
     pub name: Option<&'a str>,
     /// New alias.
     pub alias: Option<&'a str>,
+    /// IPv4: what comes in here is forwarded, when the way back to its source is this interface (strict reverse-path filtering,
+    /// RFC 3704 §2.2).
+    pub forward_strictly: bool,
+    /// IPv6: the kernel gives this interface no link-local address. Refused by a kernel without IPv6.
+    pub no_link_local: bool,
+}
+
+/// Which interface a [`LinkChange`] is for.
+#[derive(Clone, Copy, Debug)]
+pub enum LinkRef<'a> {
+    /// The one of this index.
+    Index(u32),
+    /// The one of this name; cannot be renamed by the same message.
+    Name(&'a str),
+}
+
+impl Veth<'_> {
+    /// The message that makes this pair, for [`Socket::batch`] with [`EXCLUSIVE`].
+    #[must_use]
+    pub fn message(&self) -> LinkMessage {
+        let mut peer = end(self.peer.name, self.mtu, self.peer.mac, false);
+        if let Some(netns) = self.peer.netns {
+            peer.attributes
+                .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+        }
+        let mut link = end(self.name, self.mtu, self.mac, self.up);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        link
+    }
+}
+
+impl LinkChange<'_> {
+    /// The message that makes this change, for [`Socket::batch`] with [`PLAIN`].
+    #[must_use]
+    pub fn message(&self, of: LinkRef<'_>) -> LinkMessage {
+        let (index, known_as) = match of {
+            LinkRef::Index(index) => (index, None),
+            LinkRef::Name(name) => (0, Some(name)),
+        };
+        let mut link = message(index);
+        if let Some(up) = self.up {
+            set_up(&mut link, up);
+        }
+        let attributes = [
+            self.mtu.map(LinkAttribute::Mtu),
+            self.mac.map(|mac| LinkAttribute::Address(mac.to_vec())),
+            self.master.map(LinkAttribute::Controller),
+            self.netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())),
+            known_as
+                .or(self.name)
+                .map(|name| LinkAttribute::IfName(name.to_owned())),
+            self.alias
+                .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
+            self.families(),
+        ];
+        link.attributes = attributes.into_iter().flatten().collect();
+        link
+    }
+
+    fn families(&self) -> Option<LinkAttribute> {
+        let mut families = Vec::new();
+        if self.forward_strictly {
+            let mut settings = InetDevConf::default();
+            (settings.forwarding, settings.rp_filter) = (1, 1);
+            let settings = AfSpecInet::DevConfRequest(settings);
+            families.push(AfSpecUnspec::Inet(vec![settings]));
+        }
+        if self.no_link_local {
+            let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            families.push(AfSpecUnspec::Inet6(vec![mode]));
+        }
+        (!families.is_empty()).then_some(LinkAttribute::AfSpecUnspec(families))
+    }
 }
 
 impl Socket<Route> {
@@ -185,17 +261,7 @@ impl Socket<Route> {
     /// # Errors
     /// As [`Socket::request`]; EEXIST when either name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
-        let mut peer = end(veth.peer.name, veth.mtu, veth.peer.mac, false);
-        if let Some(netns) = veth.peer.netns {
-            peer.attributes
-                .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-        }
-        let mut link = end(veth.name, veth.mtu, veth.mac, veth.up);
-        link.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
-        self.request(RouteNetlinkMessage::NewLink(link), EXCLUSIVE)
+        self.request(RouteNetlinkMessage::NewLink(veth.message()), EXCLUSIVE)
             .map(drop)
     }
 
@@ -272,25 +338,7 @@ impl Socket<Route> {
     /// # Errors
     /// As [`Socket::request`].
     pub fn set_link(&mut self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
-        let mut link = message(index);
-        if let Some(up) = change.up {
-            set_up(&mut link, up);
-        }
-        let attributes = [
-            change.mtu.map(LinkAttribute::Mtu),
-            change.mac.map(|mac| LinkAttribute::Address(mac.to_vec())),
-            change.master.map(LinkAttribute::Controller),
-            change
-                .netns
-                .map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())),
-            change
-                .name
-                .map(|name| LinkAttribute::IfName(name.to_owned())),
-            change
-                .alias
-                .map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
-        ];
-        link.attributes = attributes.into_iter().flatten().collect();
+        let link = change.message(LinkRef::Index(index));
         self.request(RouteNetlinkMessage::SetLink(link), PLAIN)
             .map(drop)
     }

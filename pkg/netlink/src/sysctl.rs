@@ -57,6 +57,18 @@ pub fn ensure(netns: Option<BorrowedFd<'_>>, key: &str, value: &str) -> Result<b
     }
 }
 
+/// Writes a setting without looking first. For those that cost the kernel nothing to set again. A setting that the kernel does
+/// not have is left alone.
+///
+/// # Errors
+/// As [`write()`].
+pub fn put_if_there(key: &str, value: &str) -> Result<(), Error> {
+    match write(None, key, value) {
+        Err(error) if error.is_missing() => Ok(()),
+        other => other,
+    }
+}
+
 fn path(key: &str) -> String {
     format!("/proc/sys/{key}")
 }

@@ -1,6 +1,7 @@
 use std::fmt;
 
 use espalier_netlink::{Link, Neighbour, Route, RouteEntry, RouteFilter, Socket};
+use ipnet::IpNet;
 
 use crate::error::At;
 use crate::netns::PodNetns;
@@ -12,20 +13,42 @@ use crate::{Error, PodSpec};
 /// # Errors
 /// The namespace cannot be entered, or the kernel does not answer.
 pub fn check(spec: &PodSpec) -> Result<Vec<String>, Error> {
+    check_with(spec, &Allowance::default())
+}
+
+/// What a later plugin of the chain may have changed since [`crate::setup`]. Default: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// Both ends may have any MTU.
+    pub any_mtu: bool,
+    /// The pod's end has this MAC now.
+    pub pod_mac: Option<[u8; 6]>,
+    /// Of the pod's routes only those to these destinations are still to be there.
+    pub pod_routes: Option<Vec<IpNet>>,
+}
+
+/// [`check`], but for what a later plugin may have changed.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_with(spec: &PodSpec, allowed: &Allowance) -> Result<Vec<String>, Error> {
     spec.validate()?;
     let netns = PodNetns::open(&spec.netns)?;
-    let (host_mac, pod_mac) = spec.macs();
+    let (host_mac, own_mac) = spec.macs();
+    let pod_mac = allowed.pod_mac.unwrap_or(own_mac);
     let host = Side {
         place: Place::Host,
         name: spec.host_name(),
         mac: host_mac,
         other: pod_mac,
+        allowed,
     };
     let pod = Side {
         place: Place::Pod,
         name: spec.ifname.clone(),
         mac: pod_mac,
         other: host_mac,
+        allowed,
     };
     let mut differences = host.compare(spec)?;
     differences.extend(netns.run(|| pod.compare(spec))?);
@@ -48,14 +71,15 @@ impl fmt::Display for Place {
 }
 
 /// One end, seen from its own namespace.
-struct Side {
+struct Side<'a> {
     place: Place,
     name: String,
     mac: [u8; 6],
     other: [u8; 6],
+    allowed: &'a Allowance,
 }
 
-impl Side {
+impl Side<'_> {
     fn compare(&self, spec: &PodSpec) -> Result<Vec<String>, Error> {
         let mut socket = Socket::<Route>::open().at_step("open netlink")?;
         let Some(link) = socket.link(&self.name).at_step("look for the interface")? else {
@@ -79,7 +103,7 @@ impl Side {
         if !link.up {
             found.push(format!("{place}: interface {name} is down"));
         }
-        if link.mtu != spec.mtu {
+        if link.mtu != spec.mtu && !self.allowed.any_mtu {
             found.push(format!(
                 "{place}: interface {name} has MTU {}: expected {}",
                 link.mtu, spec.mtu
@@ -149,13 +173,22 @@ impl Side {
             })
             .at_step("list routes")?;
         let expected = spec.addresses.iter().flat_map(|a| match self.place {
-            Place::Pod => pod_routes(a, index),
+            Place::Pod => self.still_expected(pod_routes(a, index)),
             Place::Host => vec![host_route(a, index)],
         });
         let missing = expected.filter(|route| !there.iter().any(|r| leads_the_same_way(r, route)));
         Ok(missing
             .map(|r| format!("{}: route {} is missing on {}", self.place, r.to, self.name))
             .collect())
+    }
+}
+
+impl Side<'_> {
+    fn still_expected(&self, mut routes: Vec<RouteEntry>) -> Vec<RouteEntry> {
+        if let Some(left) = &self.allowed.pod_routes {
+            routes.retain(|route| left.contains(&route.to));
+        }
+        routes
     }
 }
 

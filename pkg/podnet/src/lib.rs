@@ -22,13 +22,13 @@ mod setup;
 mod spec;
 mod teardown;
 
-pub use check::check;
+pub use check::{Allowance, check, check_with};
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use list::{HostVeth, exists, list};
 pub use setup::{Pending, PodInterface, setup};
 pub use spec::{PodAddress, PodSpec};
-pub use teardown::{teardown, teardown_all};
+pub use teardown::{detach, remove_listed, teardown, teardown_all};
 
 /// `rtm_protocol` of Espalier's routes.
 pub const ROUTE_PROTOCOL: u8 = 229;

@@ -1,7 +1,10 @@
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use espalier_netlink::packet_route::RouteNetlinkMessage;
 use espalier_netlink::{
-    Link, LinkChange, Neighbour, Route, RouteEntry, Socket, Veth, VethPeer, sysctl,
+    Address, EXCLUSIVE, Link, LinkChange, LinkRef, Neighbour, PLAIN, REPLACE, Route, RouteEntry,
+    Socket, Veth, VethPeer, sysctl,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -11,8 +14,9 @@ use crate::{Error, PodAddress, PodSpec, ROUTE_PROTOCOL};
 
 /// How long both ends of a new veth may take to work.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks.
-const CARRIER_POLL: Duration = Duration::from_millis(2);
+/// Between the first two looks; doubled with each look, up to the longest. Newer kernels (6.8) answer only when it works.
+const CARRIER_FIRST_POLL: Duration = Duration::from_micros(100);
+const CARRIER_LONGEST_POLL: Duration = Duration::from_millis(2);
 
 /// What [`setup`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +40,16 @@ pub struct Pending {
 /// What takes a step back. The veth takes with it what hangs on it: addresses, routes, neighbours, settings.
 #[derive(Debug)]
 enum Undo {
-    Loopback(PodNetns),
+    /// With a socket in the pod's namespace.
+    Loopback(Socket<Route>),
     Veth(u32),
 }
 
-/// Makes a pod's interface. Every step that was done is taken back when a later one fails.
+/// What a step asks of the kernel; steps of one list go with one system call.
+type Steps = Vec<(&'static str, RouteNetlinkMessage, u16)>;
+
+/// Makes a pod's interface. Every step that was done is taken back when a later one fails. Whoever is killed in the middle leaves
+/// either nothing or an interface that says whose it is ([`crate::list`]).
 ///
 /// # Errors
 /// [`Error`] names the step, what the kernel said and what to do.
@@ -58,12 +67,12 @@ pub fn setup(spec: &PodSpec) -> Result<Pending, Error> {
         interface,
         undo: Vec::new(),
     };
-    pending.loopback(&spec.netns)?;
     let index = pending.veth(spec, &netns, &mut host)?;
     host_settings(&spec.host_name())?;
-    netns.run(|| pod_end(spec, host_mac))?;
+    // One visit: threads and changes of namespace are what costs.
+    let mut pod = netns.run(|| pending.pod_end(spec))?;
     host_end(spec, &mut host, index, pod_mac)?;
-    await_running(spec, &netns, &mut host, index)?;
+    await_running(spec, &mut host, index, &mut pod)?;
     Ok(pending)
 }
 
@@ -80,14 +89,7 @@ impl Pending {
         &self.interface
     }
 
-    fn loopback(&mut self, path: &std::path::Path) -> Result<(), Error> {
-        let netns = PodNetns::open(path)?;
-        if netns.run(|| set_loopback(true))? {
-            self.undo.push(Undo::Loopback(netns));
-        }
-        crate::fault::at("loopback")
-    }
-
+    /// Made and marked as its pod's by one system call: nobody can be killed between the two.
     fn veth(
         &mut self,
         spec: &PodSpec,
@@ -95,37 +97,77 @@ impl Pending {
         host: &mut Socket<Route>,
     ) -> Result<u32, Error> {
         let name = spec.host_name();
-        let PodInterface {
-            host_mac, pod_mac, ..
-        } = self.interface;
-        let peer = VethPeer {
-            name: &spec.ifname,
-            mac: Some(pod_mac),
-            netns: Some(netns.as_fd()),
-        };
-        let veth = Veth {
-            name: &name,
-            mtu: Some(spec.mtu),
-            mac: Some(host_mac),
-            peer,
-            up: false,
-        };
-        match host.add_veth(&veth) {
+        // What has the name now must not be marked.
+        if host.link(&name).at_step("veth")?.is_some() {
+            return Err(Error::HostNameTaken { name });
+        }
+        let [made, marked] = self.make_and_mark(spec, netns, host)?;
+        match made {
             Err(error) if error.is_exists() => return Err(taken(host, name, &spec.ifname)),
-            other => other.at_step("veth")?,
+            // Is it for the namespace, which may be none?
+            Err(error) => return netns.run(|| Err(error).at_step("veth")),
+            Ok(()) => {}
         }
         let index = host.index_of(&name).at_step("veth")?;
         self.undo.push(Undo::Veth(index));
-        crate::fault::at("veth").map(|()| index)
+        marked.at("veth").map(|()| index)
+    }
+
+    fn make_and_mark(
+        &self,
+        spec: &PodSpec,
+        netns: &PodNetns,
+        host: &mut Socket<Route>,
+    ) -> Result<[Result<(), espalier_netlink::Error>; 2], Error> {
+        let veth = Veth {
+            name: &self.interface.host_name,
+            mtu: Some(spec.mtu),
+            mac: Some(self.interface.host_mac),
+            peer: VethPeer {
+                name: &spec.ifname,
+                mac: Some(self.interface.pod_mac),
+                netns: Some(netns.as_fd()),
+            },
+            up: false,
+        };
+        let alias = spec.alias();
+        let mark = LinkChange {
+            alias: Some(&alias),
+            // A pod may send from its own address only, which is what the host route says.
+            forward_strictly: true,
+            no_link_local: has_ipv6() && spec.mtu >= SMALLEST_MTU_V6,
+            ..LinkChange::default()
+        };
+        let mark = mark.message(LinkRef::Name(&self.interface.host_name));
+        let both = [
+            (RouteNetlinkMessage::NewLink(veth.message()), EXCLUSIVE),
+            (RouteNetlinkMessage::SetLink(mark), PLAIN),
+        ];
+        let mut results = host.batch(both).at_step("veth")?.into_iter();
+        Ok([(); 2].map(|()| results.next().unwrap_or(Ok(()))))
+    }
+
+    /// Runs in the pod's namespace; gives a socket there.
+    fn pod_end(&mut self, spec: &PodSpec) -> Result<Socket<Route>, Error> {
+        let mut pod = Socket::<Route>::open().at("open-pod-netlink")?;
+        if set_loopback(&mut pod, true)? {
+            let undo = Socket::<Route>::open().at_step("loopback")?;
+            self.undo.insert(0, Undo::Loopback(undo));
+        }
+        crate::fault::at("loopback")?;
+        pod_settings(spec)?;
+        let index = pod.index_of(&spec.ifname).at("find-pod-end")?;
+        carry_out(&mut pod, pod_steps(spec, index, self.interface.host_mac))?;
+        Ok(pod)
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         while let Some(step) = self.undo.pop() {
-            let done = match &step {
-                Undo::Veth(index) => remove(*index),
-                Undo::Loopback(netns) => netns.run(|| set_loopback(false)).map(drop),
+            let done = match step {
+                Undo::Veth(index) => remove(index),
+                Undo::Loopback(mut pod) => set_loopback(&mut pod, false).map(drop),
             };
             if let Err(error) = done {
                 tracing::error!(%error, interface = self.interface.host_name, "rollback failed");
@@ -152,9 +194,8 @@ fn taken(host: &mut Socket<Route>, name: String, ifname: &str) -> Error {
     }
 }
 
-/// Sets `lo` of the calling thread's namespace up or down; says whether that changed anything.
-fn set_loopback(up: bool) -> Result<bool, Error> {
-    let mut socket = Socket::<Route>::open().at_step("loopback")?;
+/// Sets `lo` of the socket's namespace up or down; says whether that changed anything.
+fn set_loopback(socket: &mut Socket<Route>, up: bool) -> Result<bool, Error> {
     let Some(lo) = socket.link("lo").at_step("loopback")? else {
         return Ok(false);
     };
@@ -169,53 +210,77 @@ fn set_loopback(up: bool) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Before the host's end is up. Strict reverse-path filtering: a pod may send from its own address only, which is what
-/// the host route says. Nothing on this link is to be configured by itself.
+/// Before the host's end is up: a pod's router advertisements are not for the host.
 fn host_settings(name: &str) -> Result<(), Error> {
-    let settings = [
-        (format!("net/ipv4/conf/{name}/rp_filter"), "1"),
-        (format!("net/ipv4/conf/{name}/forwarding"), "1"),
-        (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
-        (format!("net/ipv6/conf/{name}/accept_dad"), "0"),
-        (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
-    ];
-    ensure(&settings).at("host-settings")
+    sysctl::put_if_there(&format!("net/ipv6/conf/{name}/accept_ra"), "0").at("host-settings")
 }
 
-/// Runs in the pod's namespace.
-fn pod_end(spec: &PodSpec, host_mac: [u8; 6]) -> Result<(), Error> {
-    pod_settings(spec)?;
-    let mut pod = Socket::<Route>::open().at("open-pod-netlink")?;
-    let index = pod.index_of(&spec.ifname).at("find-pod-end")?;
+/// IPv6 keeps off interfaces of a smaller MTU (RFC 8200 §5).
+const SMALLEST_MTU_V6: u32 = 1280;
+
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6/conf").exists()
+}
+
+/// Sends all, and gives the first refusal: the kernel goes on after one, and what it did is taken back with the rest.
+fn carry_out(socket: &mut Socket<Route>, steps: Steps) -> Result<(), Error> {
+    let names: Vec<_> = steps.iter().map(|(name, ..)| *name).collect();
+    let requests = steps
+        .into_iter()
+        .map(|(_, message, flags)| (message, flags));
+    let first = names.first().copied().unwrap_or_default();
+    let results = socket.batch(requests).at_step(first)?;
+    let mut named = results.into_iter().zip(names);
+    named.try_for_each(|(result, name)| result.at(name))
+}
+
+fn pod_steps(spec: &PodSpec, index: u32, host_mac: [u8; 6]) -> Steps {
     let alias = spec.alias();
-    let change = LinkChange {
+    let up = LinkChange {
         up: Some(true),
         alias: Some(&alias),
         ..LinkChange::default()
     };
-    pod.set_link(index, &change).at("pod-up")?;
+    let up = up.message(LinkRef::Index(index));
+    let mut steps = vec![("pod-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
     for address in &spec.addresses {
-        pod.add_address(index, address.host_net())
-            .at("pod-address")?;
-        pod.replace_neighbour(&Neighbour::permanent(index, address.gateway, host_mac))
-            .at("pod-neighbour")?;
-        for route in pod_routes(address, index) {
-            pod.add_route(&route).at("pod-route")?;
-        }
+        let own = Address::message(index, address.host_net());
+        steps.push(("pod-address", RouteNetlinkMessage::NewAddress(own), REPLACE));
+        steps.push(neighbour("pod-neighbour", index, address.gateway, host_mac));
+        let routes = pod_routes(address, index).into_iter();
+        steps.extend(routes.map(|route| add_route("pod-route", &route)));
     }
-    Ok(())
+    steps
+}
+
+fn neighbour(
+    step: &'static str,
+    index: u32,
+    ip: std::net::IpAddr,
+    mac: [u8; 6],
+) -> (&'static str, RouteNetlinkMessage, u16) {
+    let message = Neighbour::permanent(index, ip, mac).message();
+    (step, RouteNetlinkMessage::NewNeighbour(message), REPLACE)
+}
+
+fn add_route(step: &'static str, route: &RouteEntry) -> (&'static str, RouteNetlinkMessage, u16) {
+    (
+        step,
+        RouteNetlinkMessage::NewRoute(route.message()),
+        EXCLUSIVE,
+    )
 }
 
 /// Runtimes may have switched IPv6 off in the namespace. Addresses are unique by construction: no need to ask around.
 fn pod_settings(spec: &PodSpec) -> Result<(), Error> {
-    let mut settings = vec![
-        (format!("net/ipv6/conf/{}/accept_ra", spec.ifname), "0"),
-        (format!("net/ipv6/conf/{}/accept_dad", spec.ifname), "0"),
-    ];
+    let key = |setting| format!("net/ipv6/conf/{}/{setting}", spec.ifname);
+    let mut done = sysctl::put_if_there(&key("accept_ra"), "0")
+        .and_then(|()| sysctl::put_if_there(&key("accept_dad"), "0"));
     if spec.addresses.iter().any(|a| a.address.is_ipv6()) {
-        settings.push((format!("net/ipv6/conf/{}/disable_ipv6", spec.ifname), "0"));
+        // Costs the kernel something, and mostly is so already.
+        done = done.and_then(|()| sysctl::ensure(None, &key("disable_ipv6"), "0").map(drop));
     }
-    ensure(&settings).at("pod-settings")
+    done.at("pod-settings")
 }
 
 /// To the gateway, which no prefix of the pod's contains, and through it to everywhere.
@@ -240,39 +305,38 @@ fn host_end(
     index: u32,
     pod_mac: [u8; 6],
 ) -> Result<(), Error> {
-    let alias = spec.alias();
-    let change = LinkChange {
+    let up = LinkChange {
         up: Some(true),
-        alias: Some(&alias),
         ..LinkChange::default()
     };
-    host.set_link(index, &change).at("host-up")?;
+    let up = up.message(LinkRef::Index(index));
+    let mut steps = vec![("host-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
     for address in &spec.addresses {
         if let Some(gateway) = address.link_local_gateway() {
-            host.add_address(index, gateway).at("host-gateway")?;
+            let own = RouteNetlinkMessage::NewAddress(Address::message(index, gateway));
+            steps.push(("host-gateway", own, REPLACE));
         }
-        host.replace_neighbour(&Neighbour::permanent(index, address.address, pod_mac))
-            .at("host-neighbour")?;
-        host.add_route(&host_route(address, index))
-            .at("host-route")?;
+        steps.push(neighbour("host-neighbour", index, address.address, pod_mac));
+        steps.push(add_route("host-route", &host_route(address, index)));
     }
-    Ok(())
+    carry_out(host, steps)
 }
 
 /// The kernel makes a veth end work some time after both are up, on a queue of its own; until then it drops what is sent, and
 /// under load that was seen to take seconds. An ADD that succeeded means a pod that can send.
 fn await_running(
     spec: &PodSpec,
-    netns: &PodNetns,
     host: &mut Socket<Route>,
     index: u32,
+    pod: &mut Socket<Route>,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + CARRIER_PATIENCE;
+    let mut pause = CARRIER_FIRST_POLL;
+    let running = |link: Option<Link>| link.is_some_and(|link| link.running);
     loop {
-        let ours = host.link_by_index(index).at_step("carrier")?;
-        let theirs = netns.run(|| pod_link(spec))?;
-        let running = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.running);
-        if running(&ours) && running(&theirs) {
+        if running(host.link_by_index(index).at_step("carrier")?)
+            && running(pod.link(&spec.ifname).at_step("carrier")?)
+        {
             return crate::fault::at("carrier");
         }
         if Instant::now() > deadline {
@@ -281,14 +345,9 @@ fn await_running(
                 seconds: CARRIER_PATIENCE.as_secs(),
             });
         }
-        std::thread::sleep(CARRIER_POLL);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(CARRIER_LONGEST_POLL);
     }
-}
-
-/// Runs in the pod's namespace.
-fn pod_link(spec: &PodSpec) -> Result<Option<Link>, Error> {
-    let mut pod = Socket::<Route>::open().at_step("carrier")?;
-    pod.link(&spec.ifname).at_step("carrier")
 }
 
 pub(crate) fn host_route(address: &PodAddress, index: u32) -> RouteEntry {
@@ -296,11 +355,4 @@ pub(crate) fn host_route(address: &PodAddress, index: u32) -> RouteEntry {
         protocol: ROUTE_PROTOCOL,
         ..RouteEntry::unicast(address.host_net(), None, index)
     }
-}
-
-/// Settings of the calling thread's namespace; those that the kernel does not have (no IPv6) are left alone.
-fn ensure(settings: &[(String, &str)]) -> Result<(), espalier_netlink::Error> {
-    settings
-        .iter()
-        .try_for_each(|(key, value)| sysctl::ensure(None, key, value).map(drop))
 }

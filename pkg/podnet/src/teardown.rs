@@ -1,11 +1,19 @@
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use espalier_netlink::{Link, Route, Socket};
 
 use crate::error::At;
 use crate::identity::{Identity, is_host_name};
+use crate::list::is_there;
 use crate::netns::PodNetns;
-use crate::{Error, host_name};
+use crate::{Error, HostVeth, host_name};
+
+/// Between the first two looks at an interface that is being removed; doubled with each look, up to the longest.
+const GONE_FIRST_POLL: Duration = Duration::from_micros(250);
+const GONE_LONGEST_POLL: Duration = Duration::from_millis(2);
 
 /// Removes a pod's interface from both sides. Succeeds when there is none, and without the namespace or when that is gone
 /// already. Goes on after an error.
@@ -18,6 +26,55 @@ pub fn teardown(container_id: &str, ifname: &str, netns: Option<&Path>) -> Resul
         pod_side(container_id, ifname, netns),
     ];
     Error::collect(sides.into_iter().filter_map(Result::err).collect())
+}
+
+/// Removes the host's end of a pod's interface, and with it the pod's, for a process that lives on: returns when nobody sees
+/// them any more. The kernel waits for a while then before it gives their memory back (`netdev_run_todo`: an RCU barrier), and a
+/// thread waits with it. True: there was one.
+///
+/// # Errors
+/// [`Error::Foreign`], or the kernel's.
+pub fn detach(container_id: &str, ifname: &str) -> Result<bool, Error> {
+    let mut host = Socket::<Route>::open().at_step("open netlink")?;
+    match host_end(&mut host, &host_name(container_id, ifname))? {
+        Some(link) => remove_and_look(&mut host, &link).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
+    let (index, (report, outcome)) = (link.index, mpsc::channel());
+    let work = move || {
+        let done = Socket::<Route>::open().and_then(|mut socket| socket.del_link(index));
+        // Nobody listens any more when the interface was seen to be gone.
+        let _ = report.send(done);
+    };
+    let thread = thread::Builder::new().name("del-link".to_owned());
+    if thread.spawn(work).is_err() {
+        return remove(host, link);
+    }
+    let mut pause = GONE_FIRST_POLL;
+    loop {
+        match outcome.recv_timeout(pause) {
+            Ok(Err(error)) if !error.is_missing() => return Err(error).at_step("remove the veth"),
+            Ok(_) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if is_there(&link.name) == Some(false) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => pause = (pause * 2).min(GONE_LONGEST_POLL),
+            Err(RecvTimeoutError::Disconnected) => return remove(host, link),
+        }
+    }
+}
+
+/// Removes what [`crate::list`] found, whatever its name is now.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_listed(veth: &HostVeth) -> Result<(), Error> {
+    let mut host = Socket::<Route>::open().at_step("open netlink")?;
+    match host.link_by_index(veth.index).at_step("look")? {
+        Some(link) if link.name == veth.name => remove(&mut host, &link),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the interfaces of all pods on this node, as when Espalier leaves it: they lose their network. A veth of another's
@@ -49,17 +106,20 @@ fn is_ours(link: &Link) -> bool {
 /// With the host's end goes the pod's.
 fn host_side(container_id: &str, ifname: &str) -> Result<(), Error> {
     let mut host = Socket::<Route>::open().at_step("open netlink")?;
-    let found = host
-        .link(&host_name(container_id, ifname))
-        .at_step("look for the host's end")?;
-    let Some(link) = found else { return Ok(()) };
-    if link.kind.as_deref() != Some("veth") {
-        return Err(Error::Foreign {
+    match host_end(&mut host, &host_name(container_id, ifname))? {
+        Some(link) => remove(&mut host, &link),
+        None => Ok(()),
+    }
+}
+
+fn host_end(host: &mut Socket<Route>, name: &str) -> Result<Option<Link>, Error> {
+    match host.link(name).at_step("look for the host's end")? {
+        Some(link) if link.kind.as_deref() != Some("veth") => Err(Error::Foreign {
             name: link.name,
             kind: link.kind.unwrap_or_else(|| "hardware".into()),
-        });
+        }),
+        found => Ok(found),
     }
-    remove(&mut host, &link)
 }
 
 /// Something is left here only when the other end was renamed or moved by others.

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod kills;
+mod podman;
+mod runtime;
+mod spec;
 mod support;
 
 use std::process::Stdio;
@@ -302,7 +306,7 @@ fn version_answers_whatever_else_is_set() {
             ("CNI_IFNAME", "dummy"),
             ("CNI_CONTAINERID", ""),
         ];
-        for (version, answered) in [("0.4.0", "0.4.0"), ("1.1.0", "1.1.0"), ("0.2.0", "1.1.0")] {
+        for (version, answered) in [("0.4.0", "0.4.0"), ("1.1.0", "1.1.0"), ("0.2.0", "0.2.0")] {
             let called = node.call_with(
                 "VERSION",
                 &json!({"cniVersion": version}),

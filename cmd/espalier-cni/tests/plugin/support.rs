@@ -19,8 +19,8 @@ use espalier_ipam::{Consumed, Key, Owner, Store};
 use espalier_netlink::{Link, Route, RouteEntry, RouteFilter, Socket};
 use espalier_rpc::agent::cni_server::{Cni, CniServer};
 use espalier_rpc::agent::{
-    AllocateReply, AllocateRequest, PodAddress, ReadyReply, ReadyRequest, ReleaseReply,
-    ReleaseRequest,
+    AllocateReply, AllocateRequest, CollectReply, CollectRequest, DetachReply, PodAddress,
+    ReadyReply, ReadyRequest, ReleaseReply, ReleaseRequest,
 };
 use espalier_testnet::Netns;
 use serde_json::{Value, json};
@@ -73,18 +73,8 @@ impl TestNode {
         variables: &[(&str, &str)],
         stdout: Stdio,
     ) -> Called {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-cni"));
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", CONTAINER)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", self.pod.path())
-            .env(
-                "CNI_ARGS",
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
-            )
-            .env_remove("ESPALIER_LOG")
-            .envs(variables.iter().copied());
+        let mut command = self.command(verb);
+        command.envs(variables.iter().copied());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(stdout)
@@ -98,6 +88,22 @@ impl TestNode {
             .write_all(config.to_string().as_bytes())
             .unwrap();
         Called(child.wait_with_output().unwrap())
+    }
+
+    /// The plugin, with a verb and the usual variables.
+    pub(crate) fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-cni"));
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", CONTAINER)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", self.pod.path())
+            .env(
+                "CNI_ARGS",
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+            )
+            .env_remove("ESPALIER_LOG");
+        command
     }
 
     pub(crate) fn add(&self, version: &str) -> Value {
@@ -203,6 +209,8 @@ pub(crate) struct Mood {
     pub(crate) fails_release: bool,
     /// The gateway that it tells is none.
     pub(crate) nonsense: bool,
+    /// Of a release that knows neither Detach nor Collect.
+    pub(crate) old: bool,
 }
 
 pub(crate) struct FakeAgent {
@@ -317,12 +325,15 @@ impl Cni for Service {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateReply>, Status> {
-        self.ready(Request::new(ReadyRequest {})).await?;
+        if let Some(reason) = self.mood().not_ready {
+            return Err(Status::failed_precondition(reason));
+        }
         let r = request.into_inner();
         let owner = Owner {
             netns: r.netns,
             pod_namespace: r.pod_namespace,
             pod_name: r.pod_name,
+            network: r.network,
         };
         let key = Key::new(r.container_id, r.ifname);
         let lease = self
@@ -355,6 +366,36 @@ impl Cni for Service {
         }))
     }
 
+    async fn detach(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<DetachReply>, Status> {
+        if self.mood().old {
+            return Err(Status::unimplemented("no such call"));
+        }
+        let r = request.get_ref();
+        let found = espalier_podnet::detach(&r.container_id, &r.ifname)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let released = self.release(request).await?.into_inner().released;
+        Ok(Response::new(DetachReply { found, released }))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<CollectReply>, Status> {
+        if self.mood().old {
+            return Err(Status::unimplemented("no such call"));
+        }
+        let CollectRequest { network, keep } = request.into_inner();
+        let keep = keep.into_iter().map(|r| Key::new(r.container_id, r.ifname));
+        let mut store = self.store.lock().unwrap();
+        store
+            .collect(&network, &keep.collect(), SystemTime::now())
+            .unwrap();
+        Ok(Response::new(CollectReply::default()))
+    }
+
     async fn lookup(
         &self,
         request: Request<ReleaseRequest>,
@@ -366,9 +407,11 @@ impl Cni for Service {
     }
 
     async fn ready(&self, _: Request<ReadyRequest>) -> Result<Response<ReadyReply>, Status> {
-        match self.mood().not_ready {
-            Some(reason) => Err(Status::failed_precondition(reason)),
-            None => Ok(Response::new(ReadyReply {})),
+        if let Some(reason) = self.mood().not_ready {
+            return Err(Status::failed_precondition(reason));
         }
+        let room = self.store.lock().unwrap().room(SystemTime::now());
+        room.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        Ok(Response::new(ReadyReply {}))
     }
 }

@@ -202,6 +202,7 @@ fn our_files_go_and_others_stay() {
         "run/kernel-peers.json.new",
         "run/dataplane.lock",
         "state/leases",
+        "state/leases.journal",
         "state/.leases.17.tmp",
         "bin/espalier-cni",
         "bin/.espalier-cni.17",

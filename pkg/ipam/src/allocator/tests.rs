@@ -280,4 +280,44 @@ proptest! {
             prop_assert_eq!(allocator.leases().len(), model.held.len());
         }
     }
+
+    /// Pod CIDRs come and go while pods live: each keeps its address, and no other gets it.
+    #[test]
+    fn cidrs_come_and_go_under_living_pods(
+        ops in prop::collection::vec((op(), prop::sample::subsequence(vec![0usize, 1, 2, 3], 1..4)), 0..60)
+    ) {
+        let all = nets(&["10.0.0.0/29", "fd00:1::/64", "10.0.1.0/30", "10.0.2.0/30"]);
+        let mut cidrs = all.clone();
+        let mut allocator = Allocator::new(&cidrs, DELAY).unwrap();
+        let mut held: BTreeMap<usize, Lease> = BTreeMap::new();
+        let mut now = 0;
+        for (op, subset) in ops {
+            match op {
+                Op::Allocate(n) => {
+                    if let Ok(lease) = allocator.allocate(&key(n), Owner::default(), at(now)) {
+                        let known = held.insert(n, lease.clone());
+                        if let Some(known) = known {
+                            prop_assert_eq!(known, lease);
+                        } else {
+                            let inside = |a: &LeasedAddress| cidrs.iter().any(|c| c.contains(&a.address));
+                            prop_assert!(lease.addresses.iter().all(inside));
+                        }
+                    }
+                }
+                Op::Release(n) => {
+                    prop_assert_eq!(allocator.release(&key(n), at(now)), held.remove(&n));
+                }
+                Op::Wait(seconds) => now += seconds,
+                Op::Reload => {
+                    cidrs = subset.into_iter().map(|n| all[n]).collect();
+                    allocator = Allocator::restore(&cidrs, DELAY, allocator.state()).unwrap();
+                }
+            }
+            let addresses: Vec<_> = held.values().flat_map(|l| &l.addresses).map(|a| a.address).collect();
+            let distinct: HashSet<_> = addresses.iter().collect();
+            prop_assert_eq!(distinct.len(), addresses.len(), "{:?}", addresses);
+            prop_assert_eq!(held.len(), allocator.leases().len());
+            prop_assert!(held.iter().all(|(n, lease)| allocator.get(&key(*n)) == Some(lease)));
+        }
+    }
 }
