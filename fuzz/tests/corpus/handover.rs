@@ -1,8 +1,8 @@
 //! States of data planes, mostly without their header, which the target puts in front.
 
 use espalier_dataplane_core::{
-    Direction, Encapsulation, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenUsed, Overlay,
-    Peer, PeerId, PeerStats, Progress, Sa, SaMode, Spi, Suite,
+    Direction, Encapsulation, Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed,
+    Overlay, Peer, PeerId, PeerStats, Progress, Sa, SaMode, Spi, Suite,
 };
 use espalier_handover::format::{HEADER_LEN, write};
 use espalier_handover::{Plane, Role, State};
@@ -70,6 +70,7 @@ fn frozen() -> Frozen {
             sa(Direction::In, opened),
             sa(Direction::Out, Progress::Sealed { last: 41 }),
         ],
+        tun: FrozenTun::Tcp,
         drops: vec![("bad_icv".into(), 5)],
         used: FrozenUsed {
             outbound: vec![Spi(0x1200)],
