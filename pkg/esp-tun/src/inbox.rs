@@ -86,7 +86,7 @@ mod tests {
         };
         inbox.take(&received, |datagram| {
             seen.push(datagram.to_vec());
-            (datagram.len() > 16).then(|| 16..datagram.len())
+            (datagram.len() > 16).then_some(16..datagram.len())
         });
         seen
     }

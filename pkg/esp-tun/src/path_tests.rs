@@ -13,12 +13,11 @@ use crate::rx::{self, Verdict};
 use crate::tables::Tables;
 use crate::tx::{self, Batch, Lost, Outbox};
 
-/// All datagrams that a device's packet becomes, with what they have in common.
-fn seal_large(
-    tables: &Tables,
-    offload: Offload,
-    bytes: &[u8],
-) -> Result<Vec<(Batch<'static>, Vec<Vec<u8>>)>, Lost> {
+/// What is sent by one call: what its datagrams have in common, and each of them.
+type Sent = (Batch<'static>, Vec<Vec<u8>>);
+
+/// All datagrams that a device's packet becomes.
+fn seal_large(tables: &Tables, offload: Offload, bytes: &[u8]) -> Result<Vec<Sent>, Lost> {
     let (mut outbox, mut sent) = (Outbox::new(), Vec::new());
     let mut take = |batch: Batch<'_>| {
         let datagrams = batch.bytes.chunks(batch.segment);

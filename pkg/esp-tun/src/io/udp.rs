@@ -334,6 +334,45 @@ mod tests {
         }
     }
 
+    /// Sends three datagrams by one call; what came, joined or one by one.
+    fn batch(udp: &Udp, other: &Udp, from: &str, to: &str) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let bytes = [vec![1; 100], vec![2; 100], vec![3; 50]].concat();
+        let batch = Batch {
+            from: from.parse().unwrap(),
+            to: SocketAddr::new(to.parse().unwrap(), other.port()),
+            ecn: ecn::ECT_0,
+            segment: 100,
+            bytes: &bytes,
+        };
+        udp.send_all(&batch).unwrap();
+        let (_stopper, stop) = stopper().unwrap();
+        let (mut datagrams, mut marks) = (Vec::new(), Vec::new());
+        let mut receiver = other.receiver();
+        while datagrams.len() < 3 {
+            stop.wait(other.as_fd(), Interest::Readable).unwrap();
+            let mut buffer = [0; 4096];
+            let received = receiver.recv(&mut buffer).unwrap();
+            let joined = buffer[..received.len].chunks(received.segment);
+            datagrams.extend(joined.map(<[u8]>::to_vec));
+            marks.push(received.ecn);
+        }
+        (datagrams, marks)
+    }
+
+    #[test]
+    fn a_batch_is_its_datagrams_with_their_mark() {
+        let (udp, other) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let mut paths = vec![("127.0.0.1", "127.0.0.2")];
+        if udp.dual_stack && UdpSocket::bind("[::1]:0").is_ok() {
+            paths.push(("::1", "::1"));
+        }
+        for (from, to) in paths {
+            let (datagrams, marks) = batch(&udp, &other, from, to);
+            assert_eq!(datagrams, [vec![1; 100], vec![2; 100], vec![3; 50]], "{to}");
+            assert!(marks.iter().all(|mark| *mark == ecn::ECT_0), "{to}");
+        }
+    }
+
     #[test]
     fn ipv4_alone_works_where_there_is_no_ipv6() {
         let socket = open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
