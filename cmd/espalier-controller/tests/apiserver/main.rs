@@ -1,6 +1,7 @@
 //! Two controllers against a real kube-apiserver, with the rights that docs/kubernetes-controller.md lists: leader election, signer,
 //! taint, status, rotation, uninstall. Needs etcd and the folder of kube-apiserver (scripts/kubernetes.sh) in ESPALIER_KUBERNETES:
 //! `ESPALIER_KUBERNETES=$(scripts/kubernetes.sh) cargo test -p espalier-controller --test apiserver -- --ignored --nocapture`
+//! With promtool in ESPALIER_PROMTOOL the leader's metrics are checked, too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -23,7 +24,7 @@ use kube::core::GroupVersionKind;
 use kube::{Client, CustomResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use server::{Server, free_port, leads, until};
+use server::{Server, check_metrics, free_port, leads, until};
 
 const NS: &str = "espalier-system";
 const TAINT: &str = "node.espalier.dev/not-ready";
@@ -336,6 +337,7 @@ async fn taints_status_and_rotation_follow_what_nodes_say() {
     let (bundle, signer) = cluster.told().await.unwrap();
     taints_and_status(&cluster, &bundle, &signer).await;
     rotation(&cluster, &signer).await;
+    check_metrics(port);
     check_log(&cluster, port);
     cluster.server.terminate(controller);
     uninstall(&cluster).await;

@@ -191,14 +191,35 @@ impl Server {
 
 /// Whether the replica at this port says that it leads.
 pub(crate) fn leads(http: u16) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", http))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
+    metrics(http).is_ok_and(|text| text.contains("\nespalier_controller_leading 1\n"))
+}
+
+/// The page of the replica at this port, with its head.
+fn metrics(http: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", http))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: x\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Prometheus' own checker has nothing to say of the replica's metrics; ESPALIER_PROMTOOL names it, without it nothing is checked.
+pub(crate) fn check_metrics(http: u16) {
+    let Some(promtool) = std::env::var_os("ESPALIER_PROMTOOL") else {
+        return;
     };
-    ask().is_ok_and(|text| text.contains("\nespalier_controller_leading 1\n"))
+    let page = metrics(http).unwrap();
+    let (_, body) = page.split_once("\r\n\r\n").unwrap();
+    let mut checker = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = checker.stdin.take().unwrap();
+    stdin.write_all(body.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(checker.wait().unwrap().success(), "{body}");
+    println!("promtool takes the leader's metrics");
 }
 
 /// Asks again and again; panics after so many seconds.
