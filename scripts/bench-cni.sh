@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmark of the CNI plugin; arguments choose (see `espalier-bench-cni --help`). docs/performance.md.
+# The benchmark of the CNI plugin; arguments choose (see `espalier-bench-cni --help`). docs/cni.md.
 # The plugin is static, as it is in the image; agent and data plane are started once.
 set -euo pipefail
 cd "$(dirname "$0")/.."

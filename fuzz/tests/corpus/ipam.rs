@@ -16,6 +16,10 @@ pub(crate) fn seeds() -> Vec<Seed> {
     let outside = LEASE.replace("10.244.1.2", "203.0.113.9");
     let same_key = LEASE.replace("10.244.1.2", "10.244.1.9");
     let other_key = LEASE.replace("c0ffee", "decaf");
+    let one_line = |lease: &str| format!(r#"{{"Leased":{}}}"#, lease.replace('\n', ""));
+    let (leased, again) = (one_line(LEASE), one_line(&other_key));
+    let released = r#"{"Released":{"key":{"container_id":"c0ffee","ifname":"eth0"},"at_ms":9}}"#;
+    let lines = |lines: &[&str]| lines.join("\n").into_bytes();
     of(
         "ipam_store",
         [
@@ -54,6 +58,17 @@ pub(crate) fn seeds() -> Vec<Seed> {
                 "release",
                 br#"{"container_id":"c0ffee","ifname":"eth0"}"#.to_vec(),
             ),
+            ("journal", lines(&[&leased, released, &again])),
+            ("journal-address-twice", lines(&[&leased, &again])),
+            (
+                "journal-released-twice",
+                lines(&[&leased, released, released]),
+            ),
+            (
+                "journal-end-of-time",
+                lines(&[&leased, &released.replace(":9}", ":18446744073709551615}")]),
+            ),
+            ("journal-unknown-change", br#"{"Moved":{}}"#.to_vec()),
             ("first-line", b"espalier-leases 1 2 0000\n{}".to_vec()),
             ("other-version", b"espalier-leases 2 2 0000\n{}".to_vec()),
             ("first-line-cut", b"espalier-lea".to_vec()),

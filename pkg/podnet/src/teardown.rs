@@ -1,5 +1,6 @@
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -30,11 +31,14 @@ pub fn teardown(container_id: &str, ifname: &str, netns: Option<&Path>) -> Resul
 
 /// Removes the host's end of a pod's interface, and with it the pod's, for a process that lives on: returns when nobody sees
 /// them any more. The kernel waits for a while then before it gives their memory back (`netdev_run_todo`: an RCU barrier), and a
-/// thread waits with it. True: there was one.
+/// thread waits with it. True: there was one. Removals of one process come one after the other: the kernel's lock lets no two at it
+/// anyway, and those who wait for it spin.
 ///
 /// # Errors
 /// [`Error::Foreign`], or the kernel's.
 pub fn detach(container_id: &str, ifname: &str) -> Result<bool, Error> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut host = Socket::<Route>::open().at_step("open netlink")?;
     match host_end(&mut host, &host_name(container_id, ifname))? {
         Some(link) => remove_and_look(&mut host, &link).map(|()| true),
