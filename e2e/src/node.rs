@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, anyhow, bail};
-use espalier_dataplane_core::{Dataplane as _, Dump};
+use espalier_dataplane_core::{Dataplane as _, Dump, Hello};
+use espalier_handover::binary;
 use espalier_rpc::DataplaneClient;
 use espalier_rpc::agent::mesh_client::MeshClient;
 use espalier_rpc::agent::{PeerStatus, StatusReply, StatusRequest};
@@ -83,6 +84,8 @@ pub struct Node {
     pub rekey_seconds: Option<u32>,
     /// `None`: what the process does without being told.
     pub plane: Option<Plane>,
+    /// Given to the agent as `--dataplane-binary`.
+    pub carried: Option<PathBuf>,
     bin: PathBuf,
     logs: PathBuf,
     dir: PathBuf,
@@ -112,6 +115,7 @@ impl Node {
             kubeconfig: None,
             rekey_seconds: None,
             plane: None,
+            carried: None,
             bin: bench.bin.clone(),
             logs: bench.logs(),
             dir,
@@ -170,6 +174,7 @@ impl Node {
     pub fn start_dataplane(&mut self) -> Result<()> {
         let mut command = self.command("espalier-dataplane", "dataplane")?;
         command.arg("--run-dir").arg(self.run_dir());
+        command.arg("--upgrade-dir").arg(self.programs());
         if let Some(plane) = self.plane {
             command.args(["--dataplane", plane.word()]);
         }
@@ -200,10 +205,44 @@ impl Node {
         if let Some(seconds) = self.rekey_seconds {
             command.arg("--rekey-seconds").arg(seconds.to_string());
         }
+        if let Some(program) = &self.carried {
+            command.arg("--dataplane-binary").arg(program);
+        }
         // No test waits for the default.
         command.args(["--raw-retry-seconds", "5"]);
         self.agent = Some(self.netns.spawn(&mut command)?);
         Ok(())
+    }
+
+    /// Where the agent puts programs of the data plane.
+    fn programs(&self) -> PathBuf {
+        self.dir.join("state").join("bin")
+    }
+
+    /// Has the running data plane replaced by this program, in place.
+    ///
+    /// # Errors
+    /// It says why not.
+    pub fn upgrade(&self, program: &Path) -> Result<()> {
+        let digest = binary::install(program, &self.programs())?;
+        let socket = self.run_dir().join("dataplane.sock");
+        blocking(async {
+            let client = DataplaneClient::new(socket)?;
+            client.upgrade(&digest.to_string()).await?;
+            Ok(())
+        })
+    }
+
+    /// Who the data plane says that it is.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn hello(&self) -> Result<Hello> {
+        let socket = self.run_dir().join("dataplane.sock");
+        blocking(async {
+            let client = DataplaneClient::new(socket)?;
+            Ok(client.hello().await?)
+        })
     }
 
     /// SIGKILL to the agent, if it runs.

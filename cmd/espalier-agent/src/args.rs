@@ -5,8 +5,10 @@ use std::time::Duration;
 use clap::Parser;
 use espalier_ike::Rekeying;
 use espalier_peers::WayLimits;
+use espalier_rpc::DataplaneClient;
 
 use crate::cni_conf::CniConf;
+use crate::upgrade::Carried;
 
 /// The per-node agent: negotiates SAs with every peer, drives the data plane, gives pods their addresses.
 #[derive(Clone, Debug, Parser)]
@@ -44,6 +46,10 @@ pub(crate) struct Args {
     /// Sockets of this node's Espalier processes.
     #[arg(long, default_value = "/run/espalier")]
     pub(crate) run_dir: PathBuf,
+    /// The data plane's binary of this release: a running data plane that is another program is replaced by it in place, without
+    /// loss. It is put into <state-dir>/bin, which the data plane must see as its --upgrade-dir.
+    #[arg(long)]
+    pub(crate) dataplane_binary: Option<PathBuf>,
     /// This node's certificate chain (PEM). With --key and --ca; made by `espalier pki issue`.
     #[arg(long, requires = "key", requires = "ca")]
     pub(crate) cert: Option<PathBuf>,
@@ -80,6 +86,15 @@ impl Args {
             binaries: self.cni_bin_dir.clone(),
             run_dir: self.run_dir.clone(),
             state_dir: self.state_dir.clone(),
+        })
+    }
+
+    /// The data plane's program of this release.
+    pub(crate) fn carried(&self, plane: &DataplaneClient) -> Option<Carried> {
+        Some(Carried {
+            binary: self.dataplane_binary.clone()?,
+            folder: self.state_dir.join("bin"),
+            plane: plane.clone(),
         })
     }
 

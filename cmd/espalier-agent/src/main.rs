@@ -9,6 +9,7 @@ mod mesh;
 mod pages;
 mod pods;
 mod serve;
+mod upgrade;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -71,8 +72,9 @@ async fn main() -> Result<()> {
         .and_then(|cluster| cluster.enrolment.clone());
     let conf = args.cni_conf().map(|conf| conf.start(facts_seen.clone()));
     let (strays, strays_seen) = watch::channel(Vec::new());
-    let complaints = obstacles.into_iter().chain(conf).chain([strays_seen]);
-    let complaints = complaints.collect();
+    let carried = args.carried(&plane).map(upgrade::Carried::start);
+    let complaints = obstacles.into_iter().chain(conf).chain(carried);
+    let complaints = complaints.chain([strays_seen]).collect();
     let mesh = Mesh::new(Parts {
         node: args.node.clone(),
         keys: KeyFiles::new(&args),

@@ -12,6 +12,7 @@ mod peers;
 mod pki;
 mod place;
 mod status;
+mod upgrade_dataplane;
 mod verify;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     Pki(pki::PkiCommand),
     /// Copies the CNI plugin into the container runtime's folder.
     InstallCni(install_cni::InstallCniArgs),
+    /// Replaces the running data plane by another program in place: nothing is lost.
+    UpgradeDataplane(upgrade_dataplane::UpgradeArgs),
     /// Removes everything that Espalier made on this host, when nothing of it runs any more.
     CleanupNode(cleanup::CleanupArgs),
 }
@@ -80,6 +83,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::NodeReport(args) => bundle::report(&args).map(done),
         Command::Pki(command) => pki::run(&command).map(done),
         Command::InstallCni(args) => install_cni::run(&args).map(done),
+        Command::UpgradeDataplane(args) => upgrade_dataplane::run(&args).map(done),
         Command::CleanupNode(args) => cleanup::run(&args).map(done),
     }
 }

@@ -4,3 +4,4 @@ mod faults;
 mod identity;
 mod invariants;
 mod life;
+mod upgrade;

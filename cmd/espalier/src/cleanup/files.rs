@@ -29,7 +29,8 @@ const IN_RUN: [&str; 6] = [
     "dataplane.lock",
     "kernel-peers.json",
 ];
-const IN_STATE: [&str; 4] = ["leases", "leases.lock", "pending-release", PKI];
+/// `bin`: programs that the data plane was or may be replaced by.
+const IN_STATE: [&str; 5] = ["leases", "leases.lock", "pending-release", "bin", PKI];
 /// A link to the folder with certificate and key, whose name is this with a suffix; a key that waits for its certificate has one, too.
 const PKI: &str = "pki";
 
