@@ -66,7 +66,11 @@ impl Carried {
     async fn upgrade(&self, digest: Digest) -> Result<(), String> {
         match self.plane.upgrade(&digest.to_string()).await {
             Ok(Hello { version, .. }) => {
-                info!(version, %digest, "the data plane runs this release")
+                info!(
+                    version,
+                    digest = digest.short(),
+                    "the data plane runs this release"
+                )
             }
             Err(error) => {
                 warn!(%error, "the data plane was not upgraded");

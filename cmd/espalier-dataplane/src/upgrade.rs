@@ -93,7 +93,7 @@ impl<P: Keeps> Upgrader for Upgrade<P> {
         let upgraded = self.to(sha256).await;
         upgraded.map_err(|error| {
             let why = format!("{error:#}");
-            warn!(sha256, why, "not upgraded; this program goes on as it was");
+            warn!(why, "not upgraded; this program goes on as it was");
             why
         })
     }
@@ -143,7 +143,7 @@ impl<P: Keeps> Upgrade<P> {
     /// Does not return when it works.
     fn replace(&self, program: &File, digest: Digest) -> Result<()> {
         let (args, env) = (next_args()?, environment()?);
-        info!(%digest, "this program is being replaced");
+        info!(to = digest.short(), "this program is being replaced");
         let plane = self.told.plane.freeze();
         let Err(why) = self.execute(program, self.state(plane, digest), &args, &env);
         if let Err(thaw) = self.told.plane.thaw() {
