@@ -93,8 +93,8 @@ fn complaint(hello: &Hello, digest: Digest, refused: Option<&str>) -> Vec<String
     vec![match refused {
         Some(why) => format!("{why}; {remedy}"),
         None => format!(
-            "the data plane was started again and is not of this release (it says {}): its pod has an older image; {remedy}, \
-             or delete the pod",
+            "the data plane runs another program than this release's (it says version {}): its pod was started again with an older \
+             image, or somebody chose another; {remedy}, or delete the pod",
             hello.version
         ),
     }]
