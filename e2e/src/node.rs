@@ -86,6 +86,8 @@ pub struct Node {
     pub plane: Option<Plane>,
     /// Given to the agent as `--dataplane-binary`.
     pub carried: Option<PathBuf>,
+    /// Given to the data plane process as `--upgrade-dir`: where this node's agent puts what it carries.
+    pub programs: PathBuf,
     bin: PathBuf,
     logs: PathBuf,
     dir: PathBuf,
@@ -116,6 +118,7 @@ impl Node {
             rekey_seconds: None,
             plane: None,
             carried: None,
+            programs: dir.join("state").join("bin"),
             bin: bench.bin.clone(),
             logs: bench.logs(),
             dir,
@@ -174,7 +177,7 @@ impl Node {
     pub fn start_dataplane(&mut self) -> Result<()> {
         let mut command = self.command("espalier-dataplane", "dataplane")?;
         command.arg("--run-dir").arg(self.run_dir());
-        command.arg("--upgrade-dir").arg(self.programs());
+        command.arg("--upgrade-dir").arg(&self.programs);
         if let Some(plane) = self.plane {
             command.args(["--dataplane", plane.word()]);
         }
@@ -214,17 +217,12 @@ impl Node {
         Ok(())
     }
 
-    /// Where the agent puts programs of the data plane.
-    fn programs(&self) -> PathBuf {
-        self.dir.join("state").join("bin")
-    }
-
     /// Has the running data plane replaced by this program, in place.
     ///
     /// # Errors
     /// It says why not.
     pub fn upgrade(&self, program: &Path) -> Result<()> {
-        let digest = binary::install(program, &self.programs())?;
+        let digest = binary::install(program, &self.programs)?;
         let socket = self.run_dir().join("dataplane.sock");
         blocking(async {
             let client = DataplaneClient::new(socket)?;

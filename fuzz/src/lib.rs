@@ -9,6 +9,7 @@
 mod capture;
 mod cni;
 mod esp;
+mod handover;
 mod ike_crypto;
 mod ike_endpoint;
 mod ike_wire;
@@ -21,6 +22,7 @@ mod xfrm;
 pub use capture::capture_classify;
 pub use cni::{cni_config, cni_env, cni_result};
 pub use esp::{esp_frame, esp_open};
+pub use handover::handover_state;
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
 pub use ike_endpoint::{
     child_chain, genuine_datagrams, ike_endpoint_fragments, ike_endpoint_initiator,
@@ -81,6 +83,7 @@ targets! {
     ike_endpoint_key_exchange: 100,
     esp_open: 2_000,
     esp_frame: 3_000,
+    handover_state: 1_000,
     manifest_text: 1_000,
     pki_request: 1_000,
     cni_config: 2_000,

@@ -11,6 +11,7 @@ use espalier_dataplane_core::{
     Dataplane as _, Direction, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer, PeerId,
     Sa, SaMode, Spi, Suite, USERSPACE,
 };
+use espalier_handover::binary;
 use espalier_ike_io::relay::AgentEnd;
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
@@ -35,6 +36,7 @@ fn spawn(netns: &Netns, run_dir: &Path, dataplane: &str) -> (Process, DataplaneC
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
     command.args(["--dataplane", dataplane, "--run-dir"]);
     command.arg(run_dir);
+    command.arg("--upgrade-dir").arg(run_dir.join("bin"));
     let process = netns.spawn(&mut command).unwrap();
     let client = DataplaneClient::new(run_dir.join("dataplane.sock")).unwrap();
     (process, client)
@@ -216,6 +218,49 @@ fn two_processes_drive_the_kernel_and_may_restart_at_any_time() {
                 matches!(reused.await, Err(Error::SpiReused(Spi(0x1200)))),
                 "S4"
             );
+        },
+    );
+}
+
+/// The port, with what the kernel takes out of it, and the relay go on in the next program; the states are the kernel's.
+#[test]
+#[ignore = "needs a kernel with ESP: make kernel-test"]
+fn a_program_is_replaced_in_place_and_nothing_waits_for_it() {
+    in_sandbox(
+        "a_program_is_replaced_in_place_and_nothing_waits_for_it",
+        async || {
+            let (a, b) = two_nodes();
+            let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (_process_a, client_a, before) = kernel(&a, dir_a.path()).await;
+            let (_process_b, client_b, _) = kernel(&b, dir_b.path()).await;
+            encrypt(&a, &client_a, 1, 2, (0x2100, 0x1200)).await;
+            encrypt(&b, &client_b, 2, 1, (0x1200, 0x2100)).await;
+            let (service_a, service_b) = (service(&a, 1), service(&b, 2));
+            passes(&service_a, &service_b, b"there");
+            let mut program = std::fs::read(env!("CARGO_BIN_EXE_espalier-dataplane")).unwrap();
+            program.push(0);
+            let path = dir_a.path().join("program");
+            std::fs::write(&path, program).unwrap();
+            let digest = binary::install(&path, &dir_a.path().join("bin")).unwrap();
+            let after = client_a.upgrade(&digest.to_string()).await.unwrap();
+            assert_eq!(
+                (before.instance, before.pid, digest.to_string()),
+                (after.instance, after.pid, after.digest)
+            );
+            passes(&service_a, &service_b, b"there again");
+            passes(&service_b, &service_a, b"and back");
+            let dump = client_a.dump().await.unwrap();
+            assert_eq!((dump.peers.len(), dump.sas.len()), (1, 2));
+            assert!(dump.sas.iter().all(|sa| sa.active), "{dump:?}");
+            let agent_a = AgentEnd::bind(dir_a.path()).unwrap();
+            let mut agent_b = AgentEnd::bind(dir_b.path()).unwrap();
+            let at = |n| std::net::SocketAddr::new(host(n), 4500);
+            let path = espalier_ike::Path {
+                local: at(1),
+                remote: at(2),
+            };
+            agent_a.send(&path, b"IKE message").await.unwrap();
+            assert_eq!(agent_b.recv().await.unwrap().1, b"IKE message");
         },
     );
 }

@@ -26,11 +26,13 @@ fn data_planes_are_replaced_under_flows_and_nothing_is_lost() {
             let mut mesh = Cluster::prepare(bench, 2, Mode::Required)?;
             for node in &mut mesh.nodes {
                 (node.plane, node.rekey_seconds) = (Some(Plane::Userspace), Some(10));
+                // One folder for both: a guest's memory has no room for more copies.
+                node.programs = bench.root.join("programs");
             }
             mesh.start_all()?;
             let pods = mesh.pods(&[1, 2])?;
             mesh.works(&[1, 2], &pods)?;
-            let programs = [variant(bench, 0)?, variant(bench, 1)?];
+            let programs = [variant(bench, 0)?, bench.bin.join("espalier-dataplane")];
             let flows = Flows::count_from_now(vec![
                 Flow::start_paced(&pods[0], &pods[1], 7001, RATE)?,
                 Flow::start_paced(&pods[1], &pods[0], 7002, RATE)?,

@@ -10,6 +10,7 @@ mod capture;
 mod certificates;
 mod cni;
 mod esp;
+mod handover;
 mod ike_endpoint;
 mod ike_messages;
 mod ike_payloads;
@@ -46,6 +47,7 @@ fn all() -> Vec<Seed> {
         ike_payloads::seeds(),
         ike_endpoint::seeds(),
         esp::seeds(),
+        handover::seeds(),
         manifests::seeds(),
         cni::seeds(),
         ipam::seeds(),

@@ -177,7 +177,8 @@ pub fn install(binary: &Path, folder: &Path) -> Result<Digest, BinaryError> {
     let mut made = fs::DirBuilder::new();
     made.recursive(true).mode(0o755);
     made.create(folder).map_err(failed("making", folder))?;
-    let new = folder.join(format!(".{PREFIX}{}", std::process::id()));
+    let (pid, now) = (std::process::id(), crate::monotonic_ns());
+    let new = folder.join(format!(".{PREFIX}{pid}-{now}"));
     let copied = copy(&mut source, &new, &path_of(folder, &digest));
     copied.map_err(|cause| {
         let _ = fs::remove_file(&new);

@@ -128,7 +128,7 @@ pub(crate) const ALL: &[Case] = &[
     ),
     installed(
         "dataplane_upgrade",
-        "every data plane replaced under load: nothing in clear, loss measured",
+        "every data plane replaced in place under load: nothing lost",
         restarts::dataplane_upgrade,
     ),
     installed(

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::NAMESPACE;
 use super::mesh::{self, Mode};
 use crate::ground::Ground;
+use crate::harness::succeeded;
 use crate::load::Load;
 
 /// Load goes on for this long after everything is as before.
@@ -69,16 +70,23 @@ pub(super) fn dataplane_deleted(ground: &mut Ground<'_>) -> Result<String> {
     ))
 }
 
-/// Every data plane, one after the other, as its upgrade by OnDelete does it.
+/// Every data plane, one after the other, replaced in place by another program and by the release's own again.
 pub(super) fn dataplane_upgrade(ground: &mut Ground<'_>) -> Result<String> {
     let nodes = ground.harness.nodes();
-    let lost = losing_load(ground, |ground| {
+    let before = dataplane_containers(ground)?;
+    under_load(ground, |ground| {
         nodes
             .iter()
-            .try_for_each(|node| replace_dataplane(ground, node))
+            .try_for_each(|node| upgrade_in_place(ground, node))
     })?;
+    ground.until("agents to see the release's program", || {
+        Ok(mesh::no_problems(ground).map_err(|error| format!("{error:#}")))
+    })?;
+    let after = dataplane_containers(ground)?;
+    ensure!(before == after, "other containers: {before:?}, {after:?}");
     Ok(format!(
-        "by deletion of the pods, for it is not upgraded in place yet; {lost}"
+        "{} times in place, in containers that went on",
+        2 * nodes.len()
     ))
 }
 
@@ -178,6 +186,71 @@ fn loaded(ground: &Ground<'_>, work: impl FnOnce(&Ground<'_>) -> Result<()>) -> 
     mesh::settled(ground, Mode::Required)?;
     load.run(AFTER);
     Ok(load)
+}
+
+/// Another program: that of the release with something behind it that nobody reads.
+fn upgrade_in_place(ground: &Ground<'_>, node: &str) -> Result<()> {
+    let make = "cd /var/lib/espalier && set -- bin/espalier-dataplane-* && cp \"$1\" next && echo other >> next";
+    let made = ground.harness.on_node(node, "sh", &["-c", make])?;
+    succeeded(&made, "making another data plane program")?;
+    for from in [&["--binary", "/var/lib/espalier/next"][..], &[]] {
+        let said = upgrade_dataplane(ground, node, from)?;
+        ensure!(said.contains("was upgraded in place"), "{node}: {said}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let removed = ground
+        .harness
+        .on_node(node, "rm", &["/var/lib/espalier/next"])?;
+    succeeded(&removed, "removing the other program").map(drop)
+}
+
+fn upgrade_dataplane(ground: &Ground<'_>, node: &str, arguments: &[&str]) -> Result<String> {
+    let label = "app.kubernetes.io/component=agent";
+    let there = format!("spec.nodeName={node}");
+    let agents = ground.list(&[
+        "pods",
+        "-n",
+        NAMESPACE,
+        "-l",
+        label,
+        "--field-selector",
+        &there,
+    ])?;
+    let agent = agents
+        .first()
+        .and_then(|pod| pod["metadata"]["name"].as_str());
+    let agent = agent.with_context(|| format!("no agent on {node}"))?;
+    let program = "/usr/local/bin/espalier";
+    let begin = [
+        "exec",
+        "-n",
+        NAMESPACE,
+        agent,
+        "-c",
+        "agent",
+        "--",
+        program,
+        "upgrade-dataplane",
+    ];
+    ground.kubectl(&[&begin[..], arguments].concat())
+}
+
+/// IDs of the data planes' containers.
+fn dataplane_containers(ground: &Ground<'_>) -> Result<Vec<String>> {
+    let label = "app.kubernetes.io/component=dataplane";
+    let pods = ground.list(&["pods", "-n", NAMESPACE, "-l", label])?;
+    let id = |pod: &serde_json::Value| {
+        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+        id.map(str::to_owned).context("a container without ID")
+    };
+    let mut ids = pods.iter().map(id).collect::<Result<Vec<_>>>()?;
+    ids.sort();
+    ensure!(
+        ids.len() == ground.harness.nodes().len(),
+        "{} data planes",
+        ids.len()
+    );
+    Ok(ids)
 }
 
 fn replace_dataplane(ground: &Ground<'_>, node: &str) -> Result<()> {

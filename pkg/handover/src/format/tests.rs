@@ -92,11 +92,6 @@ fn state(plane: Plane) -> State {
     }
 }
 
-/// With the checksum made right.
-fn sealed(body: &[u8]) -> Vec<u8> {
-    [&header_of(body)[..], body].concat()
-}
-
 /// What is said of a state with this change.
 fn refused(change: impl FnOnce(&mut proto::State, &mut proto::Userspace)) -> String {
     let mut message = proto::State::from(state(Plane::Kernel));
@@ -105,7 +100,7 @@ fn refused(change: impl FnOnce(&mut proto::State, &mut proto::Userspace)) -> Str
     if message.plane.is_some() {
         message.plane = Some(proto::state::Plane::Userspace(userspace));
     }
-    let bytes = sealed(&message.encode_to_vec());
+    let bytes = seal(&message.encode_to_vec());
     read(&bytes).unwrap_err().to_string()
 }
 
@@ -201,6 +196,6 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(read(&bytes).is_err());
-        let _ = read(&sealed(&bytes));
+        let _ = read(&seal(&bytes));
     }
 }
