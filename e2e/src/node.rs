@@ -217,16 +217,23 @@ impl Node {
         Ok(())
     }
 
-    /// Has the running data plane replaced by this program, in place.
+    /// Puts a program where the data plane takes programs from; its SHA-256.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn put_program(&self, program: &Path) -> Result<String> {
+        Ok(binary::install(program, &self.programs)?.to_string())
+    }
+
+    /// Has the running data plane replaced by the program of this SHA-256, in place.
     ///
     /// # Errors
     /// It says why not.
-    pub fn upgrade(&self, program: &Path) -> Result<()> {
-        let digest = binary::install(program, &self.programs)?;
+    pub fn upgrade(&self, sha256: &str) -> Result<()> {
         let socket = self.run_dir().join("dataplane.sock");
         blocking(async {
             let client = DataplaneClient::new(socket)?;
-            client.upgrade(&digest.to_string()).await?;
+            client.upgrade(sha256).await?;
             Ok(())
         })
     }
