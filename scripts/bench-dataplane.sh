@@ -7,9 +7,8 @@ scripts/packages.sh bench
 wireguard=$(scripts/kernel/wireguard.sh sid)
 tools=()
 if [[ ${WITHOUT:-} != rust ]]; then
-  for program in boringtun-cli gotatun-cli; do
-    [[ -x target/tools/bin/$program ]] || cargo install --quiet --locked --root target/tools "$program"
-  done
+  [[ -x target/tools/bin/boringtun-cli ]] || cargo install --quiet --locked --root target/tools boringtun-cli
+  [[ -x target/tools/bin/gotatun ]] || cargo install --quiet --locked --root target/tools gotatun-cli
   tools=(--tools target/tools/bin)
 else
   set -- --only plain-veth,plain-vxlan,espalier-vxlan-udp,espalier-ipip-udp,wireguard-go "$@"

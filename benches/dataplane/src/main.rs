@@ -50,7 +50,7 @@ struct Arguments {
     /// Folder of wireguard-go and wg, as scripts/kernel/wireguard.sh prints it.
     #[arg(long)]
     wireguard: Option<PathBuf>,
-    /// Folder of boringtun-cli and gotatun-cli, as `cargo install` makes it.
+    /// Folder of boringtun-cli and gotatun, as `cargo install` makes it.
     #[arg(long)]
     tools: Option<PathBuf>,
     /// Print the process ids and wait this long with a stream running, for a profiler.

@@ -185,7 +185,7 @@ fn connect(name: Name, mtu: u16, arguments: &Arguments, ends: [&End; 2]) -> Resu
             mtu - 60,
             arguments.wireguard.as_deref(),
             arguments.tools.as_deref(),
-            "gotatun-cli",
+            "gotatun",
         ),
     }
 }

@@ -90,7 +90,7 @@ fn start(program: &Path, own: &End, device: &str) -> Result<Process> {
         .env("WG_SUDO", "1")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    if program.ends_with("boringtun-cli") || program.ends_with("gotatun-cli") {
+    if program.ends_with("boringtun-cli") || program.ends_with("gotatun") {
         command.arg("--disable-drop-privileges");
     }
     let process = own.netns.spawn(&mut command)?;
