@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Why a packet was dropped. In the order of the data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    // Towards a peer.
+    // Towards a peer; an expired SA in both directions.
     Offload,
     NotIp,
     Multicast,
     NoPeer,
     NoSa,
+    Expired,
     Exhausted,
     SealFailed,
     SendFailed,
@@ -31,12 +32,13 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Offload,
         Self::NotIp,
         Self::Multicast,
         Self::NoPeer,
         Self::NoSa,
+        Self::Expired,
         Self::Exhausted,
         Self::SealFailed,
         Self::SendFailed,
@@ -63,6 +65,7 @@ impl Reason {
             Self::Multicast => "multicast",
             Self::NoPeer => "no_peer",
             Self::NoSa => "no_sa",
+            Self::Expired => "expired",
             Self::Exhausted => "sequence_exhausted",
             Self::SealFailed => "seal_failed",
             Self::SendFailed => "send_failed",

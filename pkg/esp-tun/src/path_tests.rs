@@ -1,6 +1,6 @@
 //! The two pure halves of the data path against each other: what one host seals, the other judges.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Direction, Event, Overlay, PeerId, Spi};
 use espalier_esp::offload::{Large, Offload};
@@ -470,5 +470,31 @@ proptest::proptest! {
         }
         let verdict = rx::judge(&two.tables(), &mut datagram, 0, Instant::now());
         proptest::prop_assert!(!matches!(verdict, Verdict::Packet(..)));
+    }
+}
+
+#[test]
+fn an_sa_whose_time_is_over_seals_and_opens_nothing() {
+    let packet = pod_packet("10.244.1.2", "10.244.2.3");
+    let now = Instant::now();
+    let sealed = |lived: u64| {
+        let (mut one, _) = hosts();
+        let made = now.checked_sub(Duration::from_secs(lived)).unwrap();
+        let mut sa = fixture::sa(2, Direction::Out, 0x1300);
+        sa.hard_seconds = 10;
+        one.install_sa(sa, made).unwrap();
+        one.switch_outbound(&PeerId("node-2".into()), Some(Spi(0x1300)))
+            .unwrap();
+        seal(&one.tables(), &packet)
+    };
+    let datagram = sealed(5).unwrap();
+    assert_eq!(sealed(10), Err(Reason::Expired));
+    for (lived, expected) in [(5, Ok(packet.clone())), (10, Err(Reason::Expired))] {
+        let (_, mut two) = hosts();
+        let made = now.checked_sub(Duration::from_secs(lived)).unwrap();
+        let mut sa = fixture::sa(1, Direction::In, 0x1300);
+        sa.hard_seconds = 10;
+        two.install_sa(sa, made).unwrap();
+        assert_eq!(judge(&two.tables(), &datagram), expected);
     }
 }

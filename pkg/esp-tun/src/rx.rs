@@ -52,6 +52,10 @@ fn open(
     outer: u8,
     now: Instant,
 ) -> Verdict {
+    if sa.is_over(now) {
+        sa.counters.drop(1);
+        return Verdict::Drop(Reason::Expired, None);
+    }
     let opened = match sa.esp.lock().open(datagram) {
         Ok(opened) => opened,
         Err(error) => {

@@ -67,6 +67,11 @@ impl Outbound {
         }
     }
 
+    /// Its time is over: nothing is sealed by it any more.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.counters.outlived(self.sa.hard_seconds, now)
+    }
+
     pub(crate) fn info(&self, active: bool, now: Instant) -> SaInfo {
         self.counters.info(&self.sa, active, now)
     }
@@ -116,6 +121,11 @@ impl Inbound {
     /// Notes an authenticated packet; true for the first one.
     pub(crate) fn prove(&self) -> bool {
         !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::Relaxed)
+    }
+
+    /// Its time is over: nothing is opened by it any more.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.counters.outlived(self.sa.hard_seconds, now)
     }
 
     pub(crate) fn info(&self, now: Instant) -> SaInfo {
@@ -172,6 +182,11 @@ impl Counters {
     /// So many did not.
     pub(crate) fn drop(&self, packets: usize) {
         self.drops.fetch_add(packets as u64, Ordering::Relaxed);
+    }
+
+    /// 0 seconds: no limit.
+    fn outlived(&self, hard_seconds: u32, now: Instant) -> bool {
+        hard_seconds > 0 && self.age(now) >= Duration::from_secs(hard_seconds.into())
     }
 
     fn age(&self, now: Instant) -> Duration {

@@ -126,6 +126,10 @@ pub(crate) fn seal(
         drops.fetch_add(large.count() as u64, Ordering::Relaxed);
         return Err(lost(Reason::NoSa));
     };
+    if sa.is_over(now) {
+        sa.counters.drop(large.count());
+        return Err(lost(Reason::Expired));
+    }
     let job = Job { entry, sa, large };
     let mut bytes = 0;
     for index in 0..large.count() {

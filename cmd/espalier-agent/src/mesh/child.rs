@@ -170,7 +170,6 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
         child: &ChildSa,
         form: Form,
     ) -> Result<(), Error> {
-        let kernel = self.uplink.is_kernel();
         let lifetime = self.rekeying().child_hard.as_secs();
         for (direction, spi, keys) in [
             (Direction::In, child.spi_in, &child.keys_in),
@@ -191,12 +190,8 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
                 esn: child.esn,
                 replay_window: REPLAY_WINDOW.min(self.terms.can.max_replay_window),
                 encapsulation: form.encapsulation,
-                // The kernel's SAs outlive every process of ours.
-                hard_seconds: if kernel {
-                    u32::try_from(lifetime).unwrap_or(u32::MAX)
-                } else {
-                    0
-                },
+                // SAs outlive this process.
+                hard_seconds: u32::try_from(lifetime).unwrap_or(u32::MAX),
                 // What comes in is opened by any CPU.
                 cpu: child.id.cpu.filter(|_| direction == Direction::Out),
             };

@@ -269,7 +269,7 @@ async fn kernel_and_userspace_make_a_pair_in_udp() {
             .iter()
             .map(|sa| sa.hard_seconds)
             .max(),
-        Some(0)
+        Some(24 * 3600)
     );
     let Spi(spi) = *world.nodes[0].lock().active.values().next().unwrap();
     assert_eq!(world.nodes[0].lock().pinned(), [spi]);
