@@ -44,7 +44,18 @@ impl PacketIo for Large4 {
         self.0.recv(buffer)
     }
     fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.0.send(packet).map(|_| ())
+        // Unlike a TUN device a socket pair takes a few packets only: wait for the test to read them.
+        let began = std::time::Instant::now();
+        loop {
+            match self.0.send(packet) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < LIMIT =>
+                {
+                    std::thread::yield_now();
+                }
+                sent => return sent.map(|_| ()),
+            }
+        }
     }
     fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let whole: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
