@@ -98,7 +98,7 @@ fn has(program: &str) -> bool {
         .output();
     let there = found.is_ok_and(|output| output.status.success());
     if !there {
-        eprintln!("skipped: no {program}");
+        crate::skipped(&format!("no {program}"));
     }
     there
 }

@@ -154,7 +154,9 @@ fn has_reference(plugins: &[&str]) -> bool {
     match plugins.iter().find(missing) {
         None => true,
         Some(name) => {
-            eprintln!("skipped: no {REFERENCE}/{name} (package containernetworking-plugins)");
+            crate::skipped(&format!(
+                "no {REFERENCE}/{name} (package containernetworking-plugins)"
+            ));
             false
         }
     }
@@ -348,7 +350,7 @@ fn kernel_has_ifb() -> bool {
     if there {
         remove("probe");
     } else {
-        eprintln!("skipped: this kernel has no ifb devices");
+        crate::skipped("this kernel has no ifb devices");
     }
     there
 }
