@@ -181,6 +181,9 @@ impl Node {
         if let Some(plane) = self.plane {
             command.args(["--dataplane", plane.word()]);
         }
+        if self.plane == Some(Plane::Userspace) {
+            one_datagram_a_frame(&self.netns)?;
+        }
         self.dataplane = Some(self.netns.spawn(&mut command)?);
         Ok(())
     }
@@ -368,6 +371,16 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, text).with_context(|| format!("writing {}", new.display()))?;
     fs::rename(&new, path).with_context(|| format!("renaming to {}", path.display()))
+}
+
+/// What is sent is copied into frames of one datagram each, as on a real wire. Without this a large packet goes to the other node in
+/// pages that a capture holds, too; when that node's kernel opens ESP in UDP, it does so in these pages, and the capture reads what was
+/// sealed on the wire (skb_unclone in xfrm4_udp_encap_rcv leaves fragments shared).
+fn one_datagram_a_frame(netns: &Netns) -> Result<()> {
+    let mut ethtool = Command::new("ethtool");
+    netns
+        .output(ethtool.args(["-K", "eth0", "sg", "off"]))
+        .map(drop)
 }
 
 /// What the admin or the cloud does: an address, the default route, forwarding.
