@@ -301,6 +301,8 @@ fn mounts(root: &Path) -> Result<()> {
     for folder in ["etc", "opt", "var"] {
         overlay(root, folder)?;
     }
+    // The machine's own network plugins (podman's) are none of this node's.
+    empty(Path::new("/etc/cni/net.d"))?;
     bind(&root.join("containerd"), Path::new("/var/lib/containerd"))?;
     bind(&root.join("kubelet"), Path::new("/var/lib/kubelet"))?;
     for (key, value) in KERNEL {
@@ -338,6 +340,23 @@ fn overlay(root: &Path, folder: &str) -> Result<()> {
         Some(options.as_str()),
     )
     .with_context(|| format!("an overlay on /{folder}"))
+}
+
+/// Removes what is in a folder, if there is one.
+fn empty(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
