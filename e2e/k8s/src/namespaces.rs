@@ -10,6 +10,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
@@ -193,6 +194,9 @@ fn machine(bridge: &Bridge, control: &Control, shape: &Shape, index: u8) -> Resu
 fn host(bridge: &Bridge, name: &str, own: Ipv4Addr) -> Result<Netns> {
     let netns = Netns::new(name)?;
     bridge.connect(&netns, "eth0", name)?;
+    // Large packets are cut before they are on the wire: what is counted there are packets.
+    let mut ethtool = Command::new("ethtool");
+    netns.output(ethtool.args(["-K", "eth0", "sg", "off"]))?;
     netns.run(|| -> Result<()> {
         address("eth0", own.into(), PREFIX)?;
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
