@@ -10,7 +10,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
