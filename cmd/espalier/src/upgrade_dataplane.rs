@@ -35,8 +35,8 @@ pub(crate) fn run(args: &UpgradeArgs) -> Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    let plane = DataplaneClient::new(args.run_dir.join("dataplane.sock"))?;
     runtime.block_on(async {
+        let plane = DataplaneClient::new(args.run_dir.join("dataplane.sock"))?;
         let before = plane.hello().await?;
         let after = plane.upgrade(&digest.to_string()).await?;
         if before.digest == after.digest {
@@ -50,4 +50,21 @@ pub(crate) fn run(args: &UpgradeArgs) -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_data_plane_it_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = UpgradeArgs {
+            run_dir: folder.path().to_owned(),
+            binary: Some(std::env::current_exe().unwrap()),
+            to: folder.path().join("bin"),
+        };
+        let said = format!("{:#}", run(&args).unwrap_err());
+        assert!(said.contains("does not answer"), "{said}");
+    }
 }
