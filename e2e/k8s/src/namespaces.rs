@@ -195,7 +195,7 @@ fn host(bridge: &Bridge, name: &str, own: Ipv4Addr) -> Result<Netns> {
     bridge.connect(&netns, "eth0", name)?;
     // Large packets are cut before they are on the wire: what is counted there are packets.
     let mut ethtool = Command::new("ethtool");
-    netns.output(ethtool.args(["-K", "eth0", "sg", "off"]))?;
+    netns.output(ethtool.args(["-K", "eth0", "tx-udp-segmentation", "off", "sg", "off"]))?;
     netns.run(|| -> Result<()> {
         address("eth0", own.into(), PREFIX)?;
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
