@@ -38,7 +38,7 @@ pub use flow::{
 };
 pub use flows::Flows;
 pub use monitor::Monitor;
-pub use node::{Auth, Node, Plane};
+pub use node::{Auth, Node, Plane, one_datagram_a_frame};
 pub use pki::Pki;
 pub use plan::{
     Family, GATEWAY, GATEWAY_V6, MARKER, Mode, NEVER_SEEN, NEVER_SEEN_V6, POD_PORT, Shape,

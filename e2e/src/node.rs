@@ -373,13 +373,17 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     fs::rename(&new, path).with_context(|| format!("renaming to {}", path.display()))
 }
 
-/// What is sent is copied into frames of one datagram each, as on a real wire. Without this a large packet goes to the other node in
-/// pages that a capture holds, too; when that node's kernel opens ESP in UDP, it does so in these pages, and the capture reads what was
-/// sealed on the wire (skb_unclone in xfrm4_udp_encap_rcv leaves fragments shared).
-fn one_datagram_a_frame(netns: &Netns) -> Result<()> {
+/// What `eth0` sends is copied into frames of one datagram each, as on a real wire: what is counted there are packets. And without this
+/// a large packet goes to the other node in pages that a capture holds, too; when that node's kernel opens ESP in UDP, it does so in
+/// these pages, and the capture reads what was sealed on the wire (skb_unclone in xfrm4_udp_encap_rcv leaves fragments shared).
+///
+/// # Errors
+/// ethtool is missing or refuses.
+pub fn one_datagram_a_frame(netns: &Netns) -> Result<()> {
+    const OFF: [&str; 4] = ["tx-udp-segmentation", "off", "sg", "off"];
     let mut ethtool = Command::new("ethtool");
     netns
-        .output(ethtool.args(["-K", "eth0", "sg", "off"]))
+        .output(ethtool.args(["-K", "eth0"]).args(OFF))
         .map(drop)
 }
 

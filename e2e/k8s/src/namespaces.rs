@@ -14,7 +14,9 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
 use espalier_capture::{Capture, Config, Counters, Interfaces, interface_index};
-use espalier_e2e::{GATEWAY, MARKER, Watch, cluster_cidr, complete, name, underlay};
+use espalier_e2e::{
+    GATEWAY, MARKER, Watch, cluster_cidr, complete, name, one_datagram_a_frame, underlay,
+};
 use espalier_testnet::{Bridge, Netns, address, route, sysctl};
 use nix::mount::{MsFlags, mount};
 
@@ -193,9 +195,7 @@ fn machine(bridge: &Bridge, control: &Control, shape: &Shape, index: u8) -> Resu
 fn host(bridge: &Bridge, name: &str, own: Ipv4Addr) -> Result<Netns> {
     let netns = Netns::new(name)?;
     bridge.connect(&netns, "eth0", name)?;
-    // Large packets are cut before they are on the wire: what is counted there are packets.
-    let mut ethtool = Command::new("ethtool");
-    netns.output(ethtool.args(["-K", "eth0", "tx-udp-segmentation", "off", "sg", "off"]))?;
+    one_datagram_a_frame(&netns)?;
     netns.run(|| -> Result<()> {
         address("eth0", own.into(), PREFIX)?;
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);

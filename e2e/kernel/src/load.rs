@@ -85,6 +85,20 @@ impl Load {
         );
         Ok(())
     }
+
+    /// [`Self::end`] of a load under which the policy was toggled: nothing is lost, and `clear`, what was seen in clear while it was
+    /// enforced, is 0. In between clear packets are right.
+    pub(crate) fn toggled_without_loss(
+        self,
+        mesh: &Cluster,
+        clear: u64,
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let ended = self.ends_without_loss(mesh, measured);
+        measured.clear_packets = Some(clear);
+        ended?;
+        nothing_clear(measured)
+    }
 }
 
 /// Fails when pod packets were seen in clear.

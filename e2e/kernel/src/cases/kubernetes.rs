@@ -36,11 +36,7 @@ pub(crate) fn toggles(ground: &mut Ground<'_>) -> Result<String> {
         on.all(|peer| on_path(peer, "Clear"))?;
         load.arrives()?;
     }
-    let ended = load.ends_without_loss(&on.mesh, ground.measured);
-    // Those while it was enforced; in between, clear packets are right.
-    ground.measured.clear_packets = Some(clear);
-    ended?;
-    nothing_clear(ground.measured)?;
+    load.toggled_without_loss(&on.mesh, clear, ground.measured)?;
     Ok(format!(
         "{TOGGLES} times Disabled → Permissive → Required → Disabled"
     ))

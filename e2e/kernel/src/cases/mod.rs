@@ -20,31 +20,25 @@ use crate::matrix::{Case, Set};
 /// What a case does; `Ok` is what there is to say of a pass.
 pub(crate) type Run = fn(&mut Ground<'_>) -> Result<String>;
 
-const fn core(name: &'static str, run: Run) -> Case {
+const fn of(set: Set, name: &'static str, run: Run) -> Case {
     Case {
         name,
-        set: Set::Core,
+        set,
         run,
         alone: false,
     }
+}
+
+const fn core(name: &'static str, run: Run) -> Case {
+    of(Set::Core, name, run)
 }
 
 const fn once(name: &'static str, run: Run) -> Case {
-    Case {
-        name,
-        set: Set::Once,
-        run,
-        alone: false,
-    }
+    of(Set::Once, name, run)
 }
 
 const fn named(name: &'static str, run: Run) -> Case {
-    Case {
-        name,
-        set: Set::Named,
-        run,
-        alone: false,
-    }
+    of(Set::Named, name, run)
 }
 
 /// All of them; the slow ones first, the others fill their waits.
@@ -109,10 +103,5 @@ pub(crate) const ALL: &[Case] = &[
     core("another_reader_decrypts_the_wire", reader::decrypts),
     named("kubernetes_toggles", kubernetes::toggles),
     named("kubernetes_api_server_away", kubernetes::api_server_away),
-    Case {
-        name: "per_cpu_states",
-        set: Set::PerCpu,
-        run: cpus::per_cpu,
-        alone: false,
-    },
+    of(Set::PerCpu, "per_cpu_states", cpus::per_cpu),
 ];
