@@ -59,7 +59,6 @@ pub(crate) fn arrive(site: &Site) -> Result<()> {
 pub(crate) fn tcp(site: &Site, streams: usize, seconds: f64) -> Result<Bytes> {
     let (sent, received) = connected(site, streams)?;
     let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let total = || count.load(Ordering::Relaxed) as f64;
     let per_second = thread::scope(|scope| {
         for stream in &received {
             scope.spawn(|| read_all(stream, &count));
@@ -67,14 +66,9 @@ pub(crate) fn tcp(site: &Site, streams: usize, seconds: f64) -> Result<Bytes> {
         for stream in &sent {
             scope.spawn(|| write_until(stream, &stop));
         }
-        thread::sleep(WARM_UP);
-        let (before, began) = (total(), Instant::now());
-        thread::sleep(Duration::from_secs_f64(seconds));
-        let rate = (total() - before) / began.elapsed().as_secs_f64();
-        stop.store(true, Ordering::Relaxed);
-        rate
+        rate(&count, &stop, seconds)
     });
-    let total = total();
+    let total = count.load(Ordering::Relaxed) as f64;
     ensure!(per_second > 0.0, "the streams stand still");
     Ok(Bytes { total, per_second })
 }
@@ -113,8 +107,7 @@ pub(crate) fn flood(site: &Site, seconds: f64) -> Result<f64> {
     let receiver = b.netns.run(|| UdpSocket::bind((b.pod, FLOOD_PORT)))??;
     receiver.set_read_timeout(Some(TICK))?;
     let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let total = || count.load(Ordering::Relaxed) as f64;
-    let rate = thread::scope(|scope| {
+    let per_second = thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 128];
             while !stop.load(Ordering::Relaxed) {
@@ -129,15 +122,21 @@ pub(crate) fn flood(site: &Site, seconds: f64) -> Result<f64> {
                 let _ = sender.send(&[0x5a; 64]);
             }
         });
-        thread::sleep(WARM_UP);
-        let (before, began) = (total(), Instant::now());
-        thread::sleep(Duration::from_secs_f64(seconds));
-        let rate = (total() - before) / began.elapsed().as_secs_f64();
-        stop.store(true, Ordering::Relaxed);
-        rate
+        rate(&count, &stop, seconds)
     });
-    ensure!(rate > 0.0, "no datagram arrives");
-    Ok(rate)
+    ensure!(per_second > 0.0, "no datagram arrives");
+    Ok(per_second)
+}
+
+/// By how much `count` grows in a second, once it has run for a while; then whoever looks at `stop` ends.
+fn rate(count: &AtomicU64, stop: &AtomicBool, seconds: f64) -> f64 {
+    let total = || count.load(Ordering::Relaxed) as f64;
+    thread::sleep(WARM_UP);
+    let (before, began) = (total(), Instant::now());
+    thread::sleep(Duration::from_secs_f64(seconds));
+    let rate = (total() - before) / began.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    rate
 }
 
 /// ICMP echo, one after the other; the other end's kernel answers.

@@ -2,17 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use espalier_bench_ike::wireguard::{Keys, start};
 use espalier_testnet::Process;
 
 use crate::path::End;
 
 const PORT: u16 = 51820;
-/// A TUN is there within this.
-const START: Duration = Duration::from_secs(20);
 
 /// Two daemons of `program`, found in `folder`, with a tunnel.
 pub(crate) fn connect(
@@ -31,7 +29,7 @@ pub(crate) fn connect(
         ((b, a), [&keys[1], &keys[0]]),
     ] {
         let device = format!("wg{}", own.n);
-        daemons.push(start(&folder.join(program), own, &device)?);
+        daemons.push(start(&folder.join(program), &own.netns, &device)?);
         let private = format!("/run/{device}.key");
         fs::write(&private, &mine.private)?;
         let words = format!(
@@ -47,61 +45,4 @@ pub(crate) fn connect(
         ))?;
     }
     Ok(daemons)
-}
-
-/// A host's key pair.
-struct Keys {
-    private: String,
-    public: String,
-}
-
-impl Keys {
-    fn new(wg: &Path) -> Result<Self> {
-        let private = said(Command::new(wg).arg("genkey"), "")?;
-        let public = said(Command::new(wg).arg("pubkey"), &private)?;
-        Ok(Self {
-            public: public.trim().to_owned(),
-            private,
-        })
-    }
-}
-
-fn said(command: &mut Command, input: &str) -> Result<String> {
-    use std::io::Write as _;
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().context("starting wg")?;
-    let mut stdin = child.stdin.take().context("its standard input")?;
-    stdin.write_all(input.as_bytes())?;
-    drop(stdin);
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "wg: {}", output.status);
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Its control socket has the device's name, so both ends' devices have different ones.
-fn start(program: &Path, own: &End, device: &str) -> Result<Process> {
-    let folder = Path::new("/run/wireguard");
-    fs::create_dir_all(folder)?;
-    let socket = folder.join(format!("{device}.sock"));
-    let _gone = fs::remove_file(&socket);
-    let mut command = Command::new(program);
-    command
-        .args(["--foreground", device])
-        .env("WG_SUDO", "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    if program.ends_with("boringtun-cli") || program.ends_with("gotatun") {
-        command.arg("--disable-drop-privileges");
-    }
-    let process = own.netns.spawn(&mut command)?;
-    let deadline = Instant::now() + START;
-    while !socket.exists() {
-        ensure!(
-            Instant::now() < deadline,
-            "{} does not start",
-            program.display()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(process)
 }

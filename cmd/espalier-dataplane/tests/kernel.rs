@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -15,22 +17,14 @@ use espalier_handover::binary;
 use espalier_ike_io::relay::AgentEnd;
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
-use espalier_testnet::{Netns, Process, VethEnd, address, isolated, veth};
+use espalier_testnet::{Netns, Process, VethEnd, address, veth};
 use tokio_stream::StreamExt as _;
+
+use common::in_sandbox;
 
 /// Only to fail instead of hanging.
 const LIMIT: Duration = Duration::from_secs(20);
 const SERVICE: u16 = 7777;
-
-fn in_sandbox(name: &str, test: impl AsyncFnOnce()) {
-    isolated(name, || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
-    });
-}
 
 fn spawn(netns: &Netns, run_dir: &Path, dataplane: &str) -> (Process, DataplaneClient) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
@@ -252,17 +246,24 @@ fn a_program_is_replaced_in_place_and_nothing_waits_for_it() {
             let dump = client_a.dump().await.unwrap();
             assert_eq!((dump.peers.len(), dump.sas.len()), (1, 2));
             assert!(dump.sas.iter().all(|sa| sa.active), "{dump:?}");
-            let agent_a = AgentEnd::bind(dir_a.path()).unwrap();
-            let mut agent_b = AgentEnd::bind(dir_b.path()).unwrap();
-            let at = |n| std::net::SocketAddr::new(host(n), 4500);
-            let path = espalier_ike::Path {
-                local: at(1),
-                remote: at(2),
-            };
-            agent_a.send(&path, b"IKE message").await.unwrap();
-            assert_eq!(agent_b.recv().await.unwrap().1, b"IKE message");
+            ike_passes(dir_a.path(), dir_b.path()).await;
         },
     );
+}
+
+/// From the agent of node 1 to that of node 2.
+async fn ike_passes(run_dir_a: &Path, run_dir_b: &Path) {
+    let agent_a = AgentEnd::bind(run_dir_a).unwrap();
+    let mut agent_b = AgentEnd::bind(run_dir_b).unwrap();
+    let at = |n| std::net::SocketAddr::new(host(n), 4500);
+    let path = espalier_ike::Path {
+        local: at(1),
+        remote: at(2),
+    };
+    agent_a.send(&path, b"IKE message").await.unwrap();
+    let (found, message) = agent_b.recv().await.unwrap();
+    assert_eq!(message, b"IKE message");
+    assert_eq!((found.local, found.remote), (at(2), at(1)));
 }
 
 #[test]
@@ -273,17 +274,7 @@ fn ike_passes_beside_esp_on_the_same_port() {
         let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (_process_a, _, _) = kernel(&a, dir_a.path()).await;
         let (_process_b, _, _) = kernel(&b, dir_b.path()).await;
-        let agent_a = AgentEnd::bind(dir_a.path()).unwrap();
-        let mut agent_b = AgentEnd::bind(dir_b.path()).unwrap();
-        let at = |n| std::net::SocketAddr::new(host(n), 4500);
-        let path = espalier_ike::Path {
-            local: at(1),
-            remote: at(2),
-        };
-        agent_a.send(&path, b"IKE message").await.unwrap();
-        let (found, message) = agent_b.recv().await.unwrap();
-        assert_eq!(message, b"IKE message");
-        assert_eq!((found.local, found.remote), (at(2), at(1)));
+        ike_passes(dir_a.path(), dir_b.path()).await;
     });
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, UdpSocket};
@@ -16,8 +18,10 @@ use espalier_dataplane_core::{
 };
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
-use espalier_testnet::{Netns, Process, VethEnd, address, isolated, veth};
+use espalier_testnet::{Netns, Process, VethEnd, address, veth};
 use tokio_stream::StreamExt as _;
+
+use common::in_sandbox;
 
 /// Only to fail instead of hanging.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -61,16 +65,6 @@ fn refused(netns: &Netns, command: &mut Command) -> String {
         .unwrap();
     assert_eq!(process.child().wait().unwrap().code(), Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
-}
-
-fn in_sandbox(name: &str, test: impl AsyncFnOnce()) {
-    isolated(name, || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
-    });
 }
 
 fn peer(host: u8, n: u8) -> Peer {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs::{self, Permissions};
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,20 +19,12 @@ use espalier_handover::{Digest, binary};
 use espalier_ike_io::relay::AgentEnd;
 use espalier_rpc::{DataplaneClient, UpgradeError};
 use espalier_secret::SecretBytes;
-use espalier_testnet::{Netns, Process, isolated};
+use espalier_testnet::{Netns, Process};
+
+use common::in_sandbox;
 
 /// Only to fail instead of hanging.
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn in_sandbox(name: &str, test: impl AsyncFnOnce()) {
-    isolated(name, || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
-    });
-}
 
 /// A data plane, its folder of binaries, and who asks it.
 struct Plane {

@@ -67,6 +67,23 @@ impl Ground<'_> {
         Ok(items.context("expected a list")?.clone())
     }
 
+    /// The pod of the agent on a node.
+    pub(crate) fn agent_on(&self, node: &str) -> Result<Value> {
+        let there = format!("spec.nodeName={node}");
+        let label = "app.kubernetes.io/component=agent";
+        let agents = self.list(&[
+            "pods",
+            "-n",
+            NAMESPACE,
+            "-l",
+            label,
+            "--field-selector",
+            &there,
+        ])?;
+        let first = agents.into_iter().next();
+        first.with_context(|| format!("no agent on {node}"))
+    }
+
     /// Applies a manifest.
     pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
         let file = self.file("manifest.yaml", manifest)?;

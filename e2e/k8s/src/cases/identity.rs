@@ -161,19 +161,9 @@ fn refused(ground: &Ground<'_>, token: &str, node: &str, name: &str) -> Result<S
 
 /// What a thief finds on a node: the token of its agent.
 fn token_of(ground: &Ground<'_>, node: &str) -> Result<String> {
-    let field = format!("spec.nodeName={node}");
-    let label = "app.kubernetes.io/component=agent";
-    let pods = ground.list(&[
-        "pods",
-        "-n",
-        NAMESPACE,
-        "-l",
-        label,
-        "--field-selector",
-        &field,
-    ])?;
-    let uid = pods.first().and_then(|pod| pod["metadata"]["uid"].as_str());
-    let uid = uid.context("no agent on the node")?;
+    let agent = ground.agent_on(node)?;
+    let uid = agent["metadata"]["uid"].as_str();
+    let uid = uid.context("a pod without a UID")?;
     let path = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected/token/token");
     ground.on_node(node, "cat", &[&path])
 }

@@ -227,21 +227,9 @@ fn upgrade_in_place(ground: &Ground<'_>, node: &str) -> Result<()> {
 }
 
 fn upgrade_dataplane(ground: &Ground<'_>, node: &str, arguments: &[&str]) -> Result<String> {
-    let label = "app.kubernetes.io/component=agent";
-    let there = format!("spec.nodeName={node}");
-    let agents = ground.list(&[
-        "pods",
-        "-n",
-        NAMESPACE,
-        "-l",
-        label,
-        "--field-selector",
-        &there,
-    ])?;
-    let agent = agents
-        .first()
-        .and_then(|pod| pod["metadata"]["name"].as_str());
-    let agent = agent.with_context(|| format!("no agent on {node}"))?;
+    let agent = ground.agent_on(node)?;
+    let agent = agent["metadata"]["name"].as_str();
+    let agent = agent.context("a pod without a name")?;
     let program = "/usr/local/bin/espalier";
     let begin = [
         "exec",
