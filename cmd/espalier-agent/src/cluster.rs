@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::args::Args;
 use crate::mesh::{Query, Summary};
+use crate::news;
 use crate::pages::ask;
 
 /// How often the mesh is asked what to tell.
@@ -56,11 +57,7 @@ impl Cluster {
                 }
                 summary.node_uid.clone_from(&uid);
                 let report = report(summary);
-                reports.send_if_modified(|old| {
-                    let changed = *old != report;
-                    *old = report;
-                    changed
-                });
+                news::tell(&reports, report);
                 tokio::time::sleep(LOOK).await;
             }
         });

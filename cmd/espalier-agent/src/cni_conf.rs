@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::mesh::NodeFacts;
+use crate::news;
 
 /// Runtimes take the first file in the order of names.
 const FILE: &str = "05-espalier.conflist";
@@ -56,14 +57,10 @@ impl CniConf {
                     self.folder.display()
                 )),
             }
-            complaints.send_if_modified(|known| {
-                let news = *known != found;
-                if news {
-                    found.iter().for_each(|problem| warn!("{problem}"));
-                    *known = found;
-                }
-                news
-            });
+            if news::tell(&complaints, found) {
+                let found = complaints.borrow();
+                found.iter().for_each(|problem| warn!("{problem}"));
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

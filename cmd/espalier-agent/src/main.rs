@@ -6,6 +6,7 @@ mod cni_conf;
 mod counters;
 mod credentials;
 mod mesh;
+mod news;
 mod pages;
 mod pods;
 mod serve;

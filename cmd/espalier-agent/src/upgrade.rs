@@ -9,6 +9,8 @@ use espalier_rpc::DataplaneClient;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::news;
+
 /// After the data plane's first answer: until then a starting agent takes over what it finds there.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often it is asked what it runs.
@@ -53,11 +55,7 @@ impl Carried {
         while !complaints.is_closed() {
             if let Ok(hello) = self.plane.hello().await {
                 let found = complaint(&hello, digest, refused.as_deref());
-                complaints.send_if_modified(|old| {
-                    let changed = *old != found;
-                    *old = found;
-                    changed
-                });
+                news::tell(complaints, found);
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::peer::PeerState;
 use super::{Kernel, Mesh, Query};
+use crate::news;
 
 /// What the pod side needs to know of the node. Default: nothing is known yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,11 +61,7 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             mtu: self.pod_mtu,
             not_ready: self.not_ready(),
         };
-        self.parts.facts.send_if_modified(|old| {
-            let changed = *old != facts;
-            *old = facts;
-            changed
-        });
+        news::tell(&self.parts.facts, facts);
     }
 
     /// S8: a node that cannot enforce its policy takes no pods.

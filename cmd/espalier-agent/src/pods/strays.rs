@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::Pods;
+use crate::news;
 
 /// How often leases are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -24,11 +25,7 @@ impl Pods {
         let mut facts = self.facts.clone();
         loop {
             let found: Vec<String> = self.stray_pods().into_iter().collect();
-            complaints.send_if_modified(|old| {
-                let changed = *old != found;
-                *old = found;
-                changed
-            });
+            news::tell(&complaints, found);
             if let Ok(Err(_)) = tokio::time::timeout(LOOK, facts.changed()).await {
                 return;
             }
