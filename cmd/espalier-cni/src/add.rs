@@ -1,13 +1,14 @@
-//! ADD: addresses from the agent, then the interface, then the result. A failure anywhere takes back everything before.
+//! ADD: addresses from the agent and, meanwhile, the interface; then the result. A failure anywhere takes back everything before.
 
 use std::io::Write;
 use std::path::Path;
 
 use espalier_cni_types::{AddResult, Args, Attachment, Dns, Error, Interface, Ip, Route};
-use espalier_podnet::{Error as PodnetError, PodInterface, PodSpec};
+use espalier_podnet::{Begun, Error as PodnetError, Identity, PodInterface, PodSpec};
 use espalier_rpc::agent::AllocateReply;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::agent::Failure;
 use crate::failure::podnet_failure;
 use crate::lease::pod_spec;
 use crate::plugin::{Plugin, print};
@@ -24,11 +25,46 @@ pub(crate) fn run(
         plugin.config.dns()?,
     );
     refuse_second(attachment)?;
-    let reply = allocate(plugin, attachment, netns, args)?;
-    let done = pod_spec(plugin, attachment, netns, &reply)
-        .map_err(Undo::Lease)
-        .and_then(|spec| wire(plugin, &spec, previous, dns, output));
+    let (reply, begun) = addresses_and_interface(plugin, attachment, netns, args)?;
+    let done = begun.and_then(|begun| {
+        let spec = pod_spec(plugin, attachment, netns, &reply).map_err(Undo::Lease)?;
+        wire(plugin, begun, &spec, previous, dns, output)
+    });
     done.map_err(|undo| undo.run(plugin, attachment))
+}
+
+/// Asks for addresses, and makes the interface until they come. Without addresses nothing is left.
+fn addresses_and_interface(
+    plugin: &Plugin,
+    attachment: &Attachment,
+    netns: &Path,
+    args: &Args,
+) -> Result<(AllocateReply, Result<Begun, Undo>), Error> {
+    // A release still queued from an earlier life of this interface would take the new addresses away: it is taken back first,
+    // and done now where no addresses are given out.
+    let was_queued = plugin.cancel_release(attachment)?;
+    let asked = (plugin.agent).ask_for_addresses(&plugin.config.name, attachment, netns, args);
+    let begin = || espalier_podnet::begin(identity(plugin, attachment), netns);
+    // Not for an agent that is not there, or refuses.
+    let early = (!asked.is_answered()).then(begin);
+    match plugin.agent.addresses(asked) {
+        Ok(reply) => {
+            let begun = early.unwrap_or_else(begin);
+            Ok((reply, begun.map_err(|error| Undo::of_setup(&error))))
+        }
+        Err(failure) => {
+            drop(early);
+            Err(no_addresses(plugin, attachment, failure, was_queued))
+        }
+    }
+}
+
+fn identity(plugin: &Plugin, attachment: &Attachment) -> Identity {
+    Identity {
+        network: plugin.config.name.clone(),
+        container_id: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+    }
 }
 
 /// The container has the interface already: its addresses must not be released when this ADD fails.
@@ -44,37 +80,32 @@ fn refuse_second(attachment: &Attachment) -> Result<(), Error> {
     Ok(())
 }
 
-/// A release still queued from an earlier life of this interface would take the new addresses away: it is taken back
-/// first, and done now where no addresses are given out.
-fn allocate(
+fn no_addresses(
     plugin: &Plugin,
     attachment: &Attachment,
-    netns: &Path,
-    args: &Args,
-) -> Result<AllocateReply, Error> {
-    let was_queued = plugin.cancel_release(attachment)?;
-    plugin
-        .agent
-        .allocate(&plugin.config.name, attachment, netns, args)
-        .map_err(|failure| {
-            let release = was_queued || failure.may_have_happened();
-            let error = failure.into_error("ADD");
-            if release {
-                Undo::Lease(error).run(plugin, attachment)
-            } else {
-                error
-            }
-        })
+    failure: Failure,
+    was_queued: bool,
+) -> Error {
+    let release = was_queued || failure.may_have_happened();
+    let error = failure.into_error("ADD");
+    if release {
+        Undo::Lease(error).run(plugin, attachment)
+    } else {
+        error
+    }
 }
 
 fn wire(
     plugin: &Plugin,
+    begun: Begun,
     spec: &PodSpec,
     previous: AddResult,
     dns: Dns,
     output: &mut dyn Write,
 ) -> Result<(), Undo> {
-    let pending = espalier_podnet::setup(spec).map_err(|error| Undo::of_setup(&error))?;
+    let pending = begun
+        .finish(&spec.addresses, spec.mtu)
+        .map_err(|error| Undo::of_setup(&error))?;
     let result = result(spec, pending.interface(), dns).after(previous);
     // `pending` goes, and with it the interface, before the lease does.
     print(output, &result.to_json(plugin.config.version)).map_err(Undo::Lease)?;

@@ -13,6 +13,8 @@ use espalier_rpc::agent::{
 };
 use espalier_rpc::connect_unix;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -20,6 +22,8 @@ use crate::failure::{AGENT, io_failure};
 
 /// An agent that takes longer hangs. Runtimes wait for two minutes and more.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of the runtime, in which a request gets as far as the socket.
+const TURNS: usize = 3;
 
 pub(crate) struct Agent {
     socket: PathBuf,
@@ -49,13 +53,15 @@ impl Agent {
         })
     }
 
-    pub(crate) fn allocate(
+    /// Asks for addresses and does not wait for them: the agent takes as long to put the lease on a disk as it takes to make an
+    /// interface.
+    pub(crate) fn ask_for_addresses(
         &self,
         network: &str,
         attachment: &Attachment,
         netns: &Path,
         args: &Args,
-    ) -> Result<AllocateReply, Failure> {
+    ) -> Asked {
         let request = AllocateRequest {
             network: network.to_owned(),
             container_id: attachment.container_id.clone(),
@@ -64,7 +70,22 @@ impl Agent {
             pod_namespace: args.pod_namespace().unwrap_or_default().to_owned(),
             pod_name: args.pod_name().unwrap_or_default().to_owned(),
         };
-        self.call(self.client.clone().allocate(request))
+        let mut client = self.client.clone();
+        let call = async move { limited(client.allocate(request)).await };
+        let asked = self.runtime.spawn(call);
+        // Not more than a start: whatever is missing still, `addresses` does.
+        self.runtime.block_on(async {
+            for _ in 0..TURNS {
+                tokio::task::yield_now().await;
+            }
+        });
+        Asked(asked)
+    }
+
+    /// Waits for what was asked for.
+    pub(crate) fn addresses(&self, asked: Asked) -> Result<AllocateReply, Failure> {
+        let outcome = self.runtime.block_on(asked.0);
+        self.outcome(outcome.unwrap_or_else(|e| Ok(Err(Status::unknown(e.to_string())))))
     }
 
     pub(crate) fn release(&self, attachment: &Attachment) -> Result<(), Failure> {
@@ -100,19 +121,37 @@ impl Agent {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Failure> {
-        let limited = async { tokio::time::timeout(CALL_TIMEOUT, call).await };
-        match self.runtime.block_on(limited) {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Failure {
-                socket: self.socket.clone(),
-                kind: Kind::of(status),
-            }),
-            Err(_) => Err(Failure {
-                socket: self.socket.clone(),
-                kind: Kind::Silent,
-            }),
-        }
+        let outcome = self.runtime.block_on(limited(call));
+        self.outcome(outcome)
     }
+
+    fn outcome<T>(&self, outcome: Outcome<T>) -> Result<T, Failure> {
+        let kind = match outcome {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => Kind::of(status),
+            Err(_) => Kind::Silent,
+        };
+        Err(Failure {
+            socket: self.socket.clone(),
+            kind,
+        })
+    }
+}
+
+/// A request for addresses that is under way.
+pub(crate) struct Asked(JoinHandle<Outcome<AllocateReply>>);
+
+impl Asked {
+    /// The answer is there, or it is certain that none will come.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+type Outcome<T> = Result<Result<Response<T>, Status>, Elapsed>;
+
+async fn limited<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Outcome<T> {
+    tokio::time::timeout(CALL_TIMEOUT, call).await
 }
 
 fn reference(attachment: &Attachment) -> ReleaseRequest {

@@ -7,7 +7,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
         AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoData, InfoIpTunnel,
-        InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -58,6 +59,10 @@ pub struct Veth<'a> {
     pub peer: VethPeer<'a>,
     /// Whether this end is set up.
     pub up: bool,
+    /// Queues of each end in each direction; none: the kernel's default, as many as the machine may have processors. Each costs
+    /// the kernel an entry in sysfs when it is made and when it goes, and memory; without a queueing discipline of its own a veth
+    /// hands packets on without using them.
+    pub queues: Option<u32>,
 }
 
 /// The other end of a [`Veth`].
@@ -138,11 +143,13 @@ impl Veth<'_> {
     #[must_use]
     pub fn message(&self) -> LinkMessage {
         let mut peer = end(self.peer.name, self.mtu, self.peer.mac, false);
+        peer.attributes.extend(queues(self.queues));
         if let Some(netns) = self.peer.netns {
             peer.attributes
                 .push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
         }
         let mut link = end(self.name, self.mtu, self.mac, self.up);
+        link.attributes.extend(queues(self.queues));
         link.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -201,9 +208,8 @@ impl Socket<Route> {
     /// # Errors
     /// As [`Socket::dump`].
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        Ok(links(self.dump(RouteNetlinkMessage::GetLink(
-            LinkMessage::default(),
-        ))?))
+        let all = without_statistics(LinkMessage::default());
+        Ok(links(self.dump(RouteNetlinkMessage::GetLink(all))?))
     }
 
     /// The interface of this name, if there is one.
@@ -249,6 +255,7 @@ impl Socket<Route> {
     }
 
     fn get_link(&mut self, message: LinkMessage) -> Result<Option<Link>, Error> {
+        let message = without_statistics(message);
         match self.request(RouteNetlinkMessage::GetLink(message), PLAIN) {
             Ok(replies) => Ok(links(replies).into_iter().next()),
             Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
@@ -396,6 +403,13 @@ fn message(index: u32) -> LinkMessage {
     message
 }
 
+/// The question, without what makes two thirds of the answer.
+fn without_statistics(mut question: LinkMessage) -> LinkMessage {
+    let less = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+    question.attributes.push(less);
+    question
+}
+
 /// A new interface.
 fn end(name: &str, mtu: Option<u32>, mac: Option<[u8; 6]>, up: bool) -> LinkMessage {
     let mut link = LinkMessage::default();
@@ -407,6 +421,11 @@ fn end(name: &str, mtu: Option<u32>, mac: Option<[u8; 6]>, up: bool) -> LinkMess
         set_up(&mut link, true);
     }
     link
+}
+
+fn queues(count: Option<u32>) -> impl Iterator<Item = LinkAttribute> {
+    let both = |n| [LinkAttribute::NumTxQueues(n), LinkAttribute::NumRxQueues(n)];
+    count.map(both).into_iter().flatten()
 }
 
 fn set_up(link: &mut LinkMessage, up: bool) {

@@ -1,6 +1,7 @@
 //! The socket and its helpers against a real kernel, each test in a private network namespace.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 
 use espalier_netlink::{
     Action, CREATE, Direction, Errno, FdbEntry, LinkChange, Mode, Neighbour, Policy, Protocol,
@@ -9,7 +10,7 @@ use espalier_netlink::{
         RouteNetlinkMessage,
         route::{RouteScope, RouteType},
     },
-    sysctl,
+    sysctl, visit_netns,
 };
 use espalier_testnet::{Netns, isolated};
 
@@ -24,6 +25,7 @@ fn veth<'a>(name: &'a str, peer: &'a str) -> Veth<'a> {
             netns: None,
         },
         up: true,
+        queues: None,
     }
 }
 
@@ -419,5 +421,24 @@ fn settings_belong_to_the_namespace() {
             sysctl::read(None, "net/ipv4/conf/nothing/rp_filter").unwrap(),
             None
         );
+    });
+}
+
+#[test]
+fn a_visit_ends_at_home_even_by_a_panic() {
+    isolated("a_visit_ends_at_home_even_by_a_panic", || {
+        let other = Netns::new("other").unwrap();
+        let inode = || std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+        let home = inode();
+        let there = visit_netns(other.file(), inode).unwrap();
+        assert_eq!(there, other.file().metadata().unwrap().ino());
+        assert_eq!(inode(), home);
+        let panics = || visit_netns(other.file(), || assert_eq!(inode(), home));
+        std::panic::catch_unwind(panics).unwrap_err();
+        assert_eq!(inode(), home);
+        let plain = std::fs::File::open("/proc/self/status").unwrap();
+        let refused = visit_netns(&plain, || ()).unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::EINVAL));
+        assert_eq!(inode(), home);
     });
 }

@@ -82,6 +82,14 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn invalid(field: &'static str, expected: &'static str, found: String) -> Self {
+        Self::Invalid {
+            field,
+            expected,
+            found,
+        }
+    }
+
     /// Success when there is no error, the only one, or all of them.
     pub(crate) fn collect(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {

@@ -1,11 +1,15 @@
 use sha2::{Digest, Sha256};
 
+use crate::Error;
+
 /// Beginning of the alias of both ends of a pod's veth.
 const ALIAS: &str = "espalier/";
 /// Beginning of the name of the host's end.
 const PREFIX: &str = "esp";
 /// Hexadecimal digits after the prefix: 14 bytes of at most 15.
 const DIGITS: usize = 11;
+/// The longest alias that the kernel keeps (`IFALIASZ` less its end).
+const LONGEST_ALIAS: usize = 255;
 
 /// Whose interface this is; stands in the alias of both ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +29,35 @@ impl Identity {
             "{ALIAS}{}/{}/{}",
             self.network, self.container_id, self.ifname
         )
+    }
+
+    /// Name of the host's end.
+    pub(crate) fn host_name(&self) -> String {
+        host_name(&self.container_id, &self.ifname)
+    }
+
+    /// Everything that can be told before the kernel is touched.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let names = [
+            ("network", &self.network),
+            ("container ID", &self.container_id),
+            ("ifname", &self.ifname),
+        ];
+        for (field, name) in names {
+            if name.is_empty() || name.contains('/') {
+                let found = format!("{name:?}");
+                return Err(Error::invalid(field, "a name without slashes", found));
+            }
+        }
+        let length = self.alias().len();
+        if length > LONGEST_ALIAS {
+            return Err(Error::invalid(
+                "the alias of network, container and interface",
+                "at most 255 bytes",
+                format!("{length} bytes together"),
+            ));
+        }
+        Ok(())
     }
 
     /// Reads an alias; `None` when it is not ours.

@@ -26,7 +26,7 @@ pub use check::{Allowance, check, check_with};
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use list::{HostVeth, exists, list};
-pub use setup::{Pending, PodInterface, setup};
+pub use setup::{Begun, Pending, PodInterface, begin, setup};
 pub use spec::{PodAddress, PodSpec};
 pub use teardown::{detach, remove_listed, teardown, teardown_all};
 

@@ -16,8 +16,8 @@ pub struct HostVeth {
     pub owner: Option<Identity>,
 }
 
-/// All host ends of pods on this node. To reconcile, list these first and leases afterwards: an ADD has its lease before
-/// its veth.
+/// All host ends of pods on this node. An ADD has its veth and its lease at about the same time: one without the other is
+/// nothing to act upon, unless it stays so.
 ///
 /// # Errors
 /// The kernel's, never a partial list.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use espalier_netlink::{Errno, in_netns};
+use espalier_netlink::{Errno, visit_netns};
 
 use crate::Error;
 
@@ -56,16 +56,13 @@ impl PodNetns {
         self.file.as_fd()
     }
 
-    /// Runs `work` on a thread inside.
-    pub(crate) fn run<T: Send>(
-        &self,
-        work: impl FnOnce() -> Result<T, Error> + Send,
-    ) -> Result<T, Error> {
-        in_netns(&self.file, work).map_err(|error| self.cannot_enter(&error))?
+    /// Runs `work` inside.
+    pub(crate) fn run<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        visit_netns(&self.file, work).map_err(|error| self.cannot_enter(&error))?
     }
 
     fn is_one(&self) -> Result<bool, Error> {
-        match in_netns(&self.file, || ()) {
+        match visit_netns(&self.file, || ()) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(false),
             Err(error) => Err(self.cannot_enter(&error)),

@@ -3,13 +3,17 @@ use std::time::{Duration, Instant};
 
 use espalier_netlink::packet_route::RouteNetlinkMessage;
 use espalier_netlink::{
-    Address, EXCLUSIVE, Link, LinkChange, LinkRef, Neighbour, PLAIN, REPLACE, Route, RouteEntry,
-    Socket, Veth, VethPeer, sysctl,
+    Address, EXCLUSIVE, LinkChange, LinkRef, Neighbour, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Veth, VethPeer, sysctl,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::net::if_::if_nametoindex;
 
 use crate::error::At;
+use crate::identity::{Identity, macs};
+use crate::list::exists;
 use crate::netns::PodNetns;
+use crate::spec::validate_addressing;
 use crate::{Error, PodAddress, PodSpec, ROUTE_PROTOCOL};
 
 /// How long both ends of a new veth may take to work.
@@ -37,6 +41,24 @@ pub struct Pending {
     undo: Vec<Undo>,
 }
 
+/// A pod's interface that has no addresses and is down: what can be done before they are known. Goes again when dropped.
+#[must_use = "dropping this removes the interface again"]
+#[derive(Debug)]
+pub struct Begun {
+    pending: Pending,
+    identity: Identity,
+    netns: PodNetns,
+    host: End,
+    pod: End,
+}
+
+/// A veth's end, and a socket in its namespace.
+#[derive(Debug)]
+struct End {
+    socket: Socket<Route>,
+    index: u32,
+}
+
 /// What takes a step back. The veth takes with it what hangs on it: addresses, routes, neighbours, settings.
 #[derive(Debug)]
 enum Undo {
@@ -55,11 +77,20 @@ type Steps = Vec<(&'static str, RouteNetlinkMessage, u16)>;
 /// [`Error`] names the step, what the kernel said and what to do.
 pub fn setup(spec: &PodSpec) -> Result<Pending, Error> {
     spec.validate()?;
-    let netns = PodNetns::open(&spec.netns)?;
-    let mut host = Socket::<Route>::open().at("open-netlink")?;
-    let (host_mac, pod_mac) = spec.macs();
+    begin(spec.identity(), &spec.netns)?.finish(&spec.addresses, spec.mtu)
+}
+
+/// The first half of [`setup`], which needs no addresses: whoever waits for them can do it meanwhile.
+///
+/// # Errors
+/// As [`setup`].
+pub fn begin(identity: Identity, netns: &Path) -> Result<Begun, Error> {
+    identity.validate()?;
+    let netns = PodNetns::open(netns)?;
+    let mut socket = Socket::<Route>::open().at("open-netlink")?;
+    let (host_mac, pod_mac) = macs(&identity.container_id, &identity.ifname);
     let interface = PodInterface {
-        host_name: spec.host_name(),
+        host_name: identity.host_name(),
         host_mac,
         pod_mac,
     };
@@ -67,13 +98,115 @@ pub fn setup(spec: &PodSpec) -> Result<Pending, Error> {
         interface,
         undo: Vec::new(),
     };
-    let index = pending.veth(spec, &netns, &mut host)?;
-    host_settings(&spec.host_name())?;
-    // One visit: threads and changes of namespace are what costs.
-    let mut pod = netns.run(|| pending.pod_end(spec))?;
-    host_end(spec, &mut host, index, pod_mac)?;
-    await_running(spec, &mut host, index, &mut pod)?;
-    Ok(pending)
+    let index = pending.veth(&identity, &netns, &mut socket)?;
+    let host = End { socket, index };
+    host_settings(&pending.interface.host_name)?;
+    // One visit: changes of namespace cost.
+    let pod = netns.run(|| pending.pod_end(&identity.ifname))?;
+    Ok(Begun {
+        pending,
+        identity,
+        netns,
+        host,
+        pod,
+    })
+}
+
+impl Begun {
+    /// The second half of [`setup`]: addresses, at most one per family, and the MTU of both ends in bytes.
+    ///
+    /// # Errors
+    /// As [`setup`].
+    pub fn finish(mut self, addresses: &[PodAddress], mtu: u32) -> Result<Pending, Error> {
+        validate_addressing(addresses, mtu)?;
+        if addresses.iter().any(|a| a.address.is_ipv6()) {
+            self.allow_ipv6()?;
+        }
+        let steps = self.pod_steps(addresses, mtu);
+        carry_out(&mut self.pod.socket, steps)?;
+        let steps = self.host_steps(addresses, mtu);
+        carry_out(&mut self.host.socket, steps)?;
+        self.await_running()?;
+        Ok(self.pending)
+    }
+
+    /// Runtimes may have switched it off in the namespace.
+    fn allow_ipv6(&self) -> Result<(), Error> {
+        let key = format!("net/ipv6/conf/{}/disable_ipv6", self.identity.ifname);
+        // Costs the kernel something, and mostly is so already.
+        let allow = || sysctl::ensure(None, &key, "0").at_step("pod-settings");
+        self.netns.run(allow).map(drop)
+    }
+
+    fn pod_steps(&self, addresses: &[PodAddress], mtu: u32) -> Steps {
+        let (index, alias) = (self.pod.index, self.identity.alias());
+        let up = LinkChange {
+            up: Some(true),
+            mtu: Some(mtu),
+            alias: Some(&alias),
+            ..LinkChange::default()
+        };
+        let up = up.message(LinkRef::Index(index));
+        let mut steps = vec![("pod-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
+        for address in addresses {
+            let own = Address::message(index, address.host_net());
+            let host_mac = self.pending.interface.host_mac;
+            steps.push(("pod-address", RouteNetlinkMessage::NewAddress(own), REPLACE));
+            steps.push(neighbour("pod-neighbour", index, address.gateway, host_mac));
+            let routes = pod_routes(address, index).into_iter();
+            steps.extend(routes.map(|route| add_route("pod-route", &route)));
+        }
+        steps
+    }
+
+    /// Last: only now can packets reach the pod.
+    fn host_steps(&self, addresses: &[PodAddress], mtu: u32) -> Steps {
+        let index = self.host.index;
+        let up = LinkChange {
+            up: Some(true),
+            mtu: Some(mtu),
+            ..LinkChange::default()
+        };
+        let up = up.message(LinkRef::Index(index));
+        let mut steps = vec![("host-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
+        for address in addresses {
+            if let Some(gateway) = address.link_local_gateway() {
+                let own = RouteNetlinkMessage::NewAddress(Address::message(index, gateway));
+                steps.push(("host-gateway", own, REPLACE));
+            }
+            let pod_mac = self.pending.interface.pod_mac;
+            steps.push(neighbour("host-neighbour", index, address.address, pod_mac));
+            steps.push(add_route("host-route", &host_route(address, index)));
+        }
+        steps
+    }
+
+    /// The kernel makes a veth end work some time after both are up, on a queue of its own; until then it drops what is sent, and
+    /// under load that was seen to take seconds. An ADD that succeeded means a pod that can send.
+    fn await_running(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        let mut pause = CARRIER_FIRST_POLL;
+        loop {
+            if self.host.is_running()? && self.pod.is_running()? {
+                return crate::fault::at("carrier");
+            }
+            if Instant::now() > deadline {
+                return Err(Error::NoCarrier {
+                    name: self.identity.host_name(),
+                    seconds: CARRIER_PATIENCE.as_secs(),
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(CARRIER_LONGEST_POLL);
+        }
+    }
+}
+
+impl End {
+    fn is_running(&mut self) -> Result<bool, Error> {
+        let link = self.socket.link_by_index(self.index).at_step("carrier")?;
+        Ok(link.is_some_and(|link| link.running))
+    }
 }
 
 impl Pending {
@@ -92,50 +225,51 @@ impl Pending {
     /// Made and marked as its pod's by one system call: nobody can be killed between the two.
     fn veth(
         &mut self,
-        spec: &PodSpec,
+        identity: &Identity,
         netns: &PodNetns,
         host: &mut Socket<Route>,
     ) -> Result<u32, Error> {
-        let name = spec.host_name();
+        let name = identity.host_name();
         // What has the name now must not be marked.
-        if host.link(&name).at_step("veth")?.is_some() {
+        if exists(&identity.container_id, &identity.ifname)? {
             return Err(Error::HostNameTaken { name });
         }
-        let [made, marked] = self.make_and_mark(spec, netns, host)?;
+        let [made, marked] = self.make_and_mark(identity, netns, host)?;
         match made {
-            Err(error) if error.is_exists() => return Err(taken(host, name, &spec.ifname)),
+            Err(error) if error.is_exists() => return Err(taken(host, name, &identity.ifname)),
             // Is it for the namespace, which may be none?
             Err(error) => return netns.run(|| Err(error).at_step("veth")),
             Ok(()) => {}
         }
-        let index = host.index_of(&name).at_step("veth")?;
+        let index = index_of(host, &name).at_step("veth")?;
         self.undo.push(Undo::Veth(index));
         marked.at("veth").map(|()| index)
     }
 
     fn make_and_mark(
         &self,
-        spec: &PodSpec,
+        identity: &Identity,
         netns: &PodNetns,
         host: &mut Socket<Route>,
     ) -> Result<[Result<(), espalier_netlink::Error>; 2], Error> {
         let veth = Veth {
             name: &self.interface.host_name,
-            mtu: Some(spec.mtu),
+            mtu: None,
             mac: Some(self.interface.host_mac),
             peer: VethPeer {
-                name: &spec.ifname,
+                name: &identity.ifname,
                 mac: Some(self.interface.pod_mac),
                 netns: Some(netns.as_fd()),
             },
             up: false,
+            queues: Some(1),
         };
-        let alias = spec.alias();
+        let alias = identity.alias();
         let mark = LinkChange {
             alias: Some(&alias),
             // A pod may send from its own address only, which is what the host route says.
             forward_strictly: true,
-            no_link_local: has_ipv6() && spec.mtu >= SMALLEST_MTU_V6,
+            no_link_local: has_ipv6(),
             ..LinkChange::default()
         };
         let mark = mark.message(LinkRef::Name(&self.interface.host_name));
@@ -147,18 +281,21 @@ impl Pending {
         Ok([(); 2].map(|()| results.next().unwrap_or(Ok(()))))
     }
 
-    /// Runs in the pod's namespace; gives a socket there.
-    fn pod_end(&mut self, spec: &PodSpec) -> Result<Socket<Route>, Error> {
-        let mut pod = Socket::<Route>::open().at("open-pod-netlink")?;
-        if set_loopback(&mut pod, true)? {
+    /// Runs in the pod's namespace.
+    fn pod_end(&mut self, ifname: &str) -> Result<End, Error> {
+        let mut socket = Socket::<Route>::open().at("open-pod-netlink")?;
+        if set_loopback(&mut socket, true)? {
             let undo = Socket::<Route>::open().at_step("loopback")?;
             self.undo.insert(0, Undo::Loopback(undo));
         }
         crate::fault::at("loopback")?;
-        pod_settings(spec)?;
-        let index = pod.index_of(&spec.ifname).at("find-pod-end")?;
-        carry_out(&mut pod, pod_steps(spec, index, self.interface.host_mac))?;
-        Ok(pod)
+        let key = |setting| format!("net/ipv6/conf/{ifname}/{setting}");
+        // Addresses are unique by construction: no need to ask around.
+        sysctl::put_if_there(&key("accept_ra"), "0")
+            .and_then(|()| sysctl::put_if_there(&key("accept_dad"), "0"))
+            .at("pod-settings")?;
+        let index = index_of(&mut socket, ifname).at("find-pod-end")?;
+        Ok(End { socket, index })
     }
 }
 
@@ -182,6 +319,11 @@ fn remove(index: u32) -> Result<(), Error> {
         Err(error) if error.is_missing() => Ok(()),
         other => other.at_step("rollback"),
     }
+}
+
+/// Asks in the cheapest way there is (SIOCGIFINDEX), in the thread's namespace, which is to be the socket's.
+fn index_of(socket: &mut Socket<Route>, name: &str) -> Result<u32, espalier_netlink::Error> {
+    if_nametoindex(name).or_else(|_| socket.index_of(name))
 }
 
 /// Which of the two names was it?
@@ -215,9 +357,6 @@ fn host_settings(name: &str) -> Result<(), Error> {
     sysctl::put_if_there(&format!("net/ipv6/conf/{name}/accept_ra"), "0").at("host-settings")
 }
 
-/// IPv6 keeps off interfaces of a smaller MTU (RFC 8200 §5).
-const SMALLEST_MTU_V6: u32 = 1280;
-
 fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf").exists()
 }
@@ -232,25 +371,6 @@ fn carry_out(socket: &mut Socket<Route>, steps: Steps) -> Result<(), Error> {
     let results = socket.batch(requests).at_step(first)?;
     let mut named = results.into_iter().zip(names);
     named.try_for_each(|(result, name)| result.at(name))
-}
-
-fn pod_steps(spec: &PodSpec, index: u32, host_mac: [u8; 6]) -> Steps {
-    let alias = spec.alias();
-    let up = LinkChange {
-        up: Some(true),
-        alias: Some(&alias),
-        ..LinkChange::default()
-    };
-    let up = up.message(LinkRef::Index(index));
-    let mut steps = vec![("pod-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
-    for address in &spec.addresses {
-        let own = Address::message(index, address.host_net());
-        steps.push(("pod-address", RouteNetlinkMessage::NewAddress(own), REPLACE));
-        steps.push(neighbour("pod-neighbour", index, address.gateway, host_mac));
-        let routes = pod_routes(address, index).into_iter();
-        steps.extend(routes.map(|route| add_route("pod-route", &route)));
-    }
-    steps
 }
 
 fn neighbour(
@@ -271,18 +391,6 @@ fn add_route(step: &'static str, route: &RouteEntry) -> (&'static str, RouteNetl
     )
 }
 
-/// Runtimes may have switched IPv6 off in the namespace. Addresses are unique by construction: no need to ask around.
-fn pod_settings(spec: &PodSpec) -> Result<(), Error> {
-    let key = |setting| format!("net/ipv6/conf/{}/{setting}", spec.ifname);
-    let mut done = sysctl::put_if_there(&key("accept_ra"), "0")
-        .and_then(|()| sysctl::put_if_there(&key("accept_dad"), "0"));
-    if spec.addresses.iter().any(|a| a.address.is_ipv6()) {
-        // Costs the kernel something, and mostly is so already.
-        done = done.and_then(|()| sysctl::ensure(None, &key("disable_ipv6"), "0").map(drop));
-    }
-    done.at("pod-settings")
-}
-
 /// To the gateway, which no prefix of the pod's contains, and through it to everywhere.
 pub(crate) fn pod_routes(address: &PodAddress, index: u32) -> Vec<RouteEntry> {
     let everywhere = match address.gateway.is_ipv4() {
@@ -295,58 +403,6 @@ pub(crate) fn pod_routes(address: &PodAddress, index: u32) -> Vec<RouteEntry> {
         vec![default]
     } else {
         vec![gateway, default]
-    }
-}
-
-/// Last: only now can packets reach the pod.
-fn host_end(
-    spec: &PodSpec,
-    host: &mut Socket<Route>,
-    index: u32,
-    pod_mac: [u8; 6],
-) -> Result<(), Error> {
-    let up = LinkChange {
-        up: Some(true),
-        ..LinkChange::default()
-    };
-    let up = up.message(LinkRef::Index(index));
-    let mut steps = vec![("host-up", RouteNetlinkMessage::SetLink(up), PLAIN)];
-    for address in &spec.addresses {
-        if let Some(gateway) = address.link_local_gateway() {
-            let own = RouteNetlinkMessage::NewAddress(Address::message(index, gateway));
-            steps.push(("host-gateway", own, REPLACE));
-        }
-        steps.push(neighbour("host-neighbour", index, address.address, pod_mac));
-        steps.push(add_route("host-route", &host_route(address, index)));
-    }
-    carry_out(host, steps)
-}
-
-/// The kernel makes a veth end work some time after both are up, on a queue of its own; until then it drops what is sent, and
-/// under load that was seen to take seconds. An ADD that succeeded means a pod that can send.
-fn await_running(
-    spec: &PodSpec,
-    host: &mut Socket<Route>,
-    index: u32,
-    pod: &mut Socket<Route>,
-) -> Result<(), Error> {
-    let deadline = Instant::now() + CARRIER_PATIENCE;
-    let mut pause = CARRIER_FIRST_POLL;
-    let running = |link: Option<Link>| link.is_some_and(|link| link.running);
-    loop {
-        if running(host.link_by_index(index).at_step("carrier")?)
-            && running(pod.link(&spec.ifname).at_step("carrier")?)
-        {
-            return crate::fault::at("carrier");
-        }
-        if Instant::now() > deadline {
-            return Err(Error::NoCarrier {
-                name: spec.host_name(),
-                seconds: CARRIER_PATIENCE.as_secs(),
-            });
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(CARRIER_LONGEST_POLL);
     }
 }
 

@@ -6,8 +6,6 @@ use ipnet::{IpNet, Ipv6Net};
 use crate::identity::{Identity, macs};
 use crate::{Error, host_name};
 
-/// The longest alias that the kernel keeps (`IFALIASZ` less its end).
-const LONGEST_ALIAS: usize = 255;
 /// The smallest MTU of IPv4 (RFC 791 §3.2); smaller ones stop the kernel's IPv4.
 const SMALLEST_MTU: u32 = 68;
 
@@ -68,80 +66,44 @@ impl PodSpec {
         macs(&self.container_id, &self.ifname)
     }
 
-    pub(crate) fn alias(&self) -> String {
-        let (network, container_id, ifname) = (
-            self.network.clone(),
-            self.container_id.clone(),
-            self.ifname.clone(),
-        );
+    pub(crate) fn identity(&self) -> Identity {
         Identity {
-            network,
-            container_id,
-            ifname,
+            network: self.network.clone(),
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
         }
-        .alias()
     }
 
     /// Everything that can be told before the kernel is touched.
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let names = [
-            ("network", &self.network),
-            ("container ID", &self.container_id),
-            ("ifname", &self.ifname),
-        ];
-        for (field, name) in names {
-            if name.is_empty() || name.contains('/') {
-                return Err(invalid(
-                    field,
-                    "a name without slashes",
-                    format!("{name:?}"),
-                ));
-            }
-        }
-        if self.alias().len() > LONGEST_ALIAS {
-            let found = format!("{} bytes together", self.alias().len());
-            return Err(invalid(
-                "the alias of network, container and interface",
-                "at most 255 bytes",
-                found,
-            ));
-        }
-        if self.mtu < SMALLEST_MTU {
-            return Err(invalid("mtu", "at least 68", self.mtu.to_string()));
-        }
-        self.validate_addresses()
-    }
-
-    fn validate_addresses(&self) -> Result<(), Error> {
-        let families: Vec<bool> = self.addresses.iter().map(|a| a.address.is_ipv4()).collect();
-        if !matches!(families[..], [_] | [true, false] | [false, true]) {
-            let found = format!("{} addresses", families.len());
-            return Err(invalid(
-                "addresses",
-                "one per address family, at least one",
-                found,
-            ));
-        }
-        let mixed = self
-            .addresses
-            .iter()
-            .find(|a| a.address.is_ipv4() != a.gateway.is_ipv4());
-        match mixed {
-            Some(a) => Err(invalid(
-                "gateway",
-                "the family of its address",
-                format!("{} of {}", a.gateway, a.address),
-            )),
-            None => Ok(()),
-        }
+        self.identity().validate()?;
+        validate_addressing(&self.addresses, self.mtu)
     }
 }
 
-fn invalid(field: &'static str, expected: &'static str, found: String) -> Error {
-    Error::Invalid {
-        field,
-        expected,
-        found,
+pub(crate) fn validate_addressing(addresses: &[PodAddress], mtu: u32) -> Result<(), Error> {
+    if mtu < SMALLEST_MTU {
+        return Err(Error::invalid("mtu", "at least 68", mtu.to_string()));
+    }
+    let families: Vec<bool> = addresses.iter().map(|a| a.address.is_ipv4()).collect();
+    if !matches!(families[..], [_] | [true, false] | [false, true]) {
+        let found = format!("{} addresses", families.len());
+        return Err(Error::invalid(
+            "addresses",
+            "one per address family, at least one",
+            found,
+        ));
+    }
+    let mixed = addresses
+        .iter()
+        .find(|a| a.address.is_ipv4() != a.gateway.is_ipv4());
+    match mixed {
+        Some(a) => Err(Error::invalid(
+            "gateway",
+            "the family of its address",
+            format!("{} of {}", a.gateway, a.address),
+        )),
+        None => Ok(()),
     }
 }
 

@@ -34,6 +34,7 @@ pub fn veth(a: VethEnd<'_>, b: VethEnd<'_>, mtu: u32) -> Result<()> {
         },
         // The kernel cannot set an end up whose other end is still being made.
         up: false,
+        queues: None,
     };
     a.netns.run(|| {
         open()?.add_veth(&pair)?;

@@ -155,7 +155,10 @@ fn without_an_agent_add_says_so_and_del_is_kept_for_later() {
             let node = TestNode::new();
             let config = node.config("1.1.0");
             let before = node.traces();
-            let text = node.call("ADD", &config).failed(11);
+            // The first step of making an interface: it is not even begun.
+            let fault = [("ESPALIER_FAULT", "open-netlink")];
+            let called = node.call_with("ADD", &config, &fault, Stdio::piped());
+            let text = called.failed(11);
             assert!(
                 text.contains("/run/test/agent.sock") && text.contains("start espalier-agent"),
                 "{text}"
