@@ -17,7 +17,7 @@ use crate::suite::Options;
 /// Anything that should happen in the cluster at all has happened by then.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 /// Namespace of the suite's own pods.
-pub(crate) const NAMESPACE: &str = "e2e";
+pub(crate) const TEST_NAMESPACE: &str = "e2e";
 
 /// Given to every case.
 pub(crate) struct Ground<'a> {
@@ -74,7 +74,7 @@ impl Ground<'_> {
         let agents = self.list(&[
             "pods",
             "-n",
-            NAMESPACE,
+            crate::cases::NAMESPACE,
             "-l",
             label,
             "--field-selector",
@@ -142,7 +142,7 @@ impl Ground<'_> {
 
     /// Pods that nobody deletes, as objects.
     pub(crate) fn staying(&self, label: &str) -> Result<Vec<Value>> {
-        let mut objects = self.list(&["pods", "-n", NAMESPACE, "-l", label])?;
+        let mut objects = self.list(&["pods", "-n", TEST_NAMESPACE, "-l", label])?;
         objects.retain(|object| object["metadata"]["deletionTimestamp"].is_null());
         Ok(objects)
     }

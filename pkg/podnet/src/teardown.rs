@@ -12,8 +12,9 @@ use crate::list::is_there;
 use crate::netns::PodNetns;
 use crate::{Error, HostVeth, host_name};
 
-/// Between the first two looks at an interface that is being removed; doubled with each look, up to the longest.
-const GONE_FIRST_POLL: Duration = Duration::from_micros(250);
+/// Between the first two looks at an interface that is being removed, which mostly takes a millisecond; a quarter longer with each
+/// look, up to the longest.
+const GONE_FIRST_POLL: Duration = Duration::from_micros(100);
 const GONE_LONGEST_POLL: Duration = Duration::from_millis(2);
 
 /// Removes a pod's interface from both sides. Succeeds when there is none, and without the namespace or when that is gone
@@ -63,7 +64,7 @@ fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
             Ok(Err(error)) if !error.is_missing() => return Err(error).at_step("remove the veth"),
             Ok(_) => return Ok(()),
             Err(RecvTimeoutError::Timeout) if is_there(&link.name) == Some(false) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => pause = (pause * 2).min(GONE_LONGEST_POLL),
+            Err(RecvTimeoutError::Timeout) => pause = (pause * 5 / 4).min(GONE_LONGEST_POLL),
             Err(RecvTimeoutError::Disconnected) => return remove(host, link),
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::NAMESPACE;
 use super::identity::{token, with_token};
 use super::mesh::{self, Mode};
-use crate::ground::{Ground, NAMESPACE as OURS};
+use crate::ground::{Ground, TEST_NAMESPACE};
 use crate::harness::{said, succeeded};
 
 /// The rights that docs/cli.md says are enough.
@@ -73,9 +73,9 @@ impl Admin {
         let _ = std::fs::remove_file(&program);
         symlink(cli.canonicalize()?, &program)?;
         ground.apply(&format!(
-            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {ACCOUNT}, namespace: {OURS}}}\n"
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {ACCOUNT}, namespace: {TEST_NAMESPACE}}}\n"
         ))?;
-        let token = token(ground, OURS, ACCOUNT)?;
+        let token = token(ground, TEST_NAMESPACE, ACCOUNT)?;
         Ok(Self {
             program,
             kubeconfig: with_token(ground, &token, "cli")?,
@@ -117,7 +117,7 @@ fn without_rights(ground: &Ground<'_>, admin: &Admin) -> Result<()> {
 
 fn grant(ground: &Ground<'_>) -> Result<()> {
     ground.apply(RIGHTS)?;
-    let account = format!("--serviceaccount={OURS}:{ACCOUNT}");
+    let account = format!("--serviceaccount={TEST_NAMESPACE}:{ACCOUNT}");
     for (kind, namespace, role) in BINDINGS {
         ground.kubectl(&["create", kind, BINDING, role, &account, "-n", namespace])?;
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::ground::{Ground, NAMESPACE};
+use crate::ground::{Ground, TEST_NAMESPACE};
 use crate::images;
 
 /// Nodes, pods of the host network, leases, the CSR API, exec.
@@ -16,10 +16,10 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
             .ok_or_else(|| format!("{there} of {} are there", nodes.len())))
     })?;
     ground.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\n{}",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {TEST_NAMESPACE}}}\n---\n{}",
         host_pods()
     ))?;
-    ground.await_daemon_set(NAMESPACE, "host")?;
+    ground.await_daemon_set(TEST_NAMESPACE, "host")?;
     ground.until("a lease of every kubelet", || {
         let leases = ground.list(&["leases", "-n", "kube-node-lease"])?.len();
         let all = leases == nodes.len();
@@ -34,16 +34,24 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
             "the API server has no {api}"
         );
     }
-    let pods = ground.list(&["pods", "-n", NAMESPACE, "-l", "app=host"])?;
+    let pods = ground.list(&["pods", "-n", TEST_NAMESPACE, "-l", "app=host"])?;
     for pod in &pods {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        let arguments = ["exec", "-n", NAMESPACE, name, "--", "busybox", "hostname"];
+        let arguments = [
+            "exec",
+            "-n",
+            TEST_NAMESPACE,
+            name,
+            "--",
+            "busybox",
+            "hostname",
+        ];
         let said = ground.kubectl(&arguments)?;
         ensure!(!said.trim().is_empty(), "{name} has no name");
     }
     let version =
         ground.get(&["nodes"])?["items"][0]["status"]["nodeInfo"]["kubeletVersion"].clone();
-    ground.kubectl(&["delete", "daemonset", "host", "-n", NAMESPACE])?;
+    ground.kubectl(&["delete", "daemonset", "host", "-n", TEST_NAMESPACE])?;
     Ok(format!(
         "{} nodes, kubelet {}",
         nodes.len(),
@@ -55,7 +63,7 @@ fn host_pods() -> String {
     format!(
         "apiVersion: apps/v1\n\
          kind: DaemonSet\n\
-         metadata: {{name: host, namespace: {NAMESPACE}}}\n\
+         metadata: {{name: host, namespace: {TEST_NAMESPACE}}}\n\
          spec:\n\
          \x20 selector: {{matchLabels: {{app: host}}}}\n\
          \x20 template:\n\

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::mesh::{self, Mode};
 use super::{NAMESPACE, peers, traces};
-use crate::ground::{Ground, NAMESPACE as OURS};
+use crate::ground::{Ground, TEST_NAMESPACE};
 use crate::images;
 use crate::load::Load;
 
@@ -36,7 +36,7 @@ pub(super) fn install(ground: &mut Ground<'_>) -> Result<String> {
     mesh::nodes_ready(ground)?;
     let ready = begun.elapsed();
     ground.apply(&peers::manifest())?;
-    ground.await_daemon_set(OURS, "peer")?;
+    ground.await_daemon_set(TEST_NAMESPACE, "peer")?;
     mesh::no_problems(ground)?;
     let [installed, encrypted, ready] = [installed, encrypted, ready].map(|t| t.as_secs_f64());
     Ok(format!(
@@ -84,7 +84,13 @@ pub(super) fn upgrade(ground: &mut Ground<'_>) -> Result<String> {
 
 /// `helm uninstall` leaves nothing.
 pub(super) fn uninstall(ground: &mut Ground<'_>) -> Result<String> {
-    ground.kubectl(&["delete", "namespace", OURS, "--wait", "--timeout=120s"])?;
+    ground.kubectl(&[
+        "delete",
+        "namespace",
+        TEST_NAMESPACE,
+        "--wait",
+        "--timeout=120s",
+    ])?;
     ground.helm(&[
         "uninstall",
         RELEASE,

@@ -1,16 +1,16 @@
 //! The suite's own pods.
 
-use crate::ground::NAMESPACE;
+use crate::ground::TEST_NAMESPACE;
 use crate::images;
 
 /// A pod on each node that says its node's name by HTTP, and a Service for them.
 pub(super) fn manifest() -> String {
     let script = "busybox mkdir -p /tmp/www && busybox echo $NODE > /tmp/www/index.html && exec busybox httpd -f -p 8080 -h /tmp/www";
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: peer, namespace: {NAMESPACE}}}\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: peer, namespace: {TEST_NAMESPACE}}}\n\
          spec: {{selector: {{app: peer}}, ports: [{{port: 80, targetPort: 8080}}]}}\n\
          ---\n\
-         apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: peer, namespace: {NAMESPACE}}}\n\
+         apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: peer, namespace: {TEST_NAMESPACE}}}\n\
          spec:\n\
          \x20 selector: {{matchLabels: {{app: peer}}}}\n\
          \x20 template:\n\

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{peers, traffic};
-use crate::ground::{Ground, NAMESPACE};
+use crate::ground::{Ground, TEST_NAMESPACE};
 use crate::load::Load;
 
 const CONFIG: &str = "/etc/cni/net.d/99-e2e.conflist";
@@ -16,7 +16,7 @@ const RUN: Duration = Duration::from_secs(5);
 pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
     let nodes = configure(ground)?;
     ground.apply(&peers::manifest())?;
-    ground.await_daemon_set(NAMESPACE, "peer")?;
+    ground.await_daemon_set(TEST_NAMESPACE, "peer")?;
     traffic::services(ground)?;
     traffic::host_to_pod(ground)?;
     traffic::pod_to_host(ground)?;
@@ -31,7 +31,7 @@ pub(super) fn works(ground: &mut Ground<'_>) -> Result<String> {
         "daemonset,service",
         "peer",
         "-n",
-        NAMESPACE,
+        TEST_NAMESPACE,
         "--wait",
     ])?;
     remove(ground, &nodes)?;

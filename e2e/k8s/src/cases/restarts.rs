@@ -149,14 +149,14 @@ pub(super) fn rejoined(ground: &mut Ground<'_>) -> Result<String> {
     let there = format!("spec.nodeName={node}");
     let peer = [
         "-n",
-        crate::ground::NAMESPACE,
+        crate::ground::TEST_NAMESPACE,
         "delete",
         "pod",
         "-l",
         "app=peer",
     ];
     ground.kubectl(&[&peer[..], &["--field-selector", &there]].concat())?;
-    ground.await_daemon_set(crate::ground::NAMESPACE, "peer")?;
+    ground.await_daemon_set(crate::ground::TEST_NAMESPACE, "peer")?;
     super::traffic::all_exchange(&ground.pods("app=peer")?)?;
     Ok(format!(
         "encrypted again {seconds:.1} s after its kubelet started; {strays} pods kept their old addresses, and were named"
@@ -215,15 +215,18 @@ fn upgrade_in_place(ground: &Ground<'_>, node: &str) -> Result<()> {
     let make = "cd /var/lib/espalier && set -- bin/espalier-dataplane-* && cp \"$1\" next && echo other >> next";
     let made = ground.harness.on_node(node, "sh", &["-c", make])?;
     succeeded(&made, "making another data plane program")?;
-    for from in [&["--binary", "/var/lib/espalier/next"][..], &[]] {
+    let both = [&["--binary", "/var/lib/espalier/next"][..], &[]];
+    let upgraded = both.iter().try_for_each(|from| {
         let said = upgrade_dataplane(ground, node, from)?;
         ensure!(said.contains("was upgraded in place"), "{node}: {said}");
         std::thread::sleep(Duration::from_secs(1));
-    }
+        Ok(())
+    });
     let removed = ground
         .harness
         .on_node(node, "rm", &["/var/lib/espalier/next"])?;
-    succeeded(&removed, "removing the other program").map(drop)
+    succeeded(&removed, "removing the other program")?;
+    upgraded
 }
 
 fn upgrade_dataplane(ground: &Ground<'_>, node: &str, arguments: &[&str]) -> Result<String> {

@@ -10,7 +10,7 @@ use espalier_e2e::{LIMIT, Pod, exchange, until_within};
 use espalier_testnet::Netns;
 
 use super::mesh::{self, Mode};
-use crate::ground::{Ground, NAMESPACE};
+use crate::ground::{Ground, TEST_NAMESPACE};
 use crate::load::{Load, leaked};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub(super) fn pods(ground: &mut Ground<'_>) -> Result<String> {
 /// A Service's address leads to the pods of every node, from pods and from hosts.
 pub(super) fn services(ground: &mut Ground<'_>) -> Result<String> {
     let nodes: BTreeSet<String> = ground.harness.nodes().into_iter().collect();
-    let service = ground.get(&["service", "peer", "-n", NAMESPACE])?;
+    let service = ground.get(&["service", "peer", "-n", TEST_NAMESPACE])?;
     let address = service["spec"]["clusterIP"]
         .as_str()
         .context("no cluster IP")?;
@@ -128,7 +128,7 @@ pub(super) fn pod_to_outside(ground: &mut Ground<'_>) -> Result<String> {
     for pod in ground.staying("app=peer")? {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let ping = ["busybox", "ping", "-c", "3", "-W", "2", &outside];
-        ground.kubectl(&[&["exec", "-n", NAMESPACE, name, "--"], &ping[..]].concat())?;
+        ground.kubectl(&[&["exec", "-n", TEST_NAMESPACE, name, "--"], &ping[..]].concat())?;
     }
     Ok(format!("{outside} answers"))
 }
