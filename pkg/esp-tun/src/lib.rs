@@ -41,4 +41,6 @@ pub use several::Several;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod order_tests;
+#[cfg(test)]
 mod path_tests;

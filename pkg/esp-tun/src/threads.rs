@@ -58,11 +58,11 @@ fn forward(
 ) {
     let sealed = match Large::parse(offload, bytes) {
         Ok(large) => {
-            if let Some(lanes) = &shared.lanes
-                && let Some(before) = lanes.settle(large.bytes(), queue)
-            {
-                sender.send_rest(outbox);
-                lanes.wait_for(before, shared.tun.get(before).as_fd());
+            if let Some(lanes) = &shared.lanes {
+                lanes.settle(large.bytes(), queue, |before| {
+                    sender.send_rest(outbox);
+                    lanes.wait_for(before, shared.tun.get(before).as_fd());
+                });
             }
             let tables = shared.tables.load();
             let send = |batch: Batch<'_>| sender.send(&batch);
