@@ -12,8 +12,9 @@
 //! - What comes from a peer is written to the queue on which its flow was seen last. A flow that began here never moves then.
 //! - A thread that finds a flow which was another queue's waits until that one's thread has sent everything before it goes on.
 //!
-//! Flows are remembered by a hash with a random key, so that no pod can choose flows that are taken for each other. A flow that was
-//! forgotten, because its place was needed for another, has the kernel's order: nearly always the right one.
+//! Flows are remembered by a hash with a random key, so that no pod can choose flows that are taken for each other. Two cases have the kernel's
+//! order, which is nearly always the right one: a flow that was forgotten, because its place was needed for another; and the first
+//! packets of one that begins at both ends at the same moment, which nobody has seen yet when the other end's first packet is written.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::os::fd::BorrowedFd;

@@ -264,7 +264,7 @@ fn node(netns: &Netns, n: u8) -> (Node, Engine, Vec<Arc<AtomicU64>>) {
     (node, engine, counts)
 }
 
-/// Both ends of a flow.
+/// Both ends of a flow, which begins at one of them.
 fn flow(a: &Netns, b: &Netns, number: u16) -> (UdpSocket, UdpSocket) {
     let bind = |netns: &Netns, at: ([u8; 4], u16)| {
         let socket = netns.run(|| UdpSocket::bind(SocketAddr::from(at)).unwrap());
@@ -277,6 +277,17 @@ fn flow(a: &Netns, b: &Netns, number: u16) -> (UdpSocket, UdpSocket) {
     let other = bind(b, ([10, 244, 2, 1], 8000 + number));
     one.connect(other.local_addr().unwrap()).unwrap();
     other.connect(one.local_addr().unwrap()).unwrap();
+    let ((first, then), mut bytes) = (
+        match number % 2 {
+            0 => (&one, &other),
+            _ => (&other, &one),
+        },
+        [0; 8],
+    );
+    for (from, to) in [(first, then), (then, first)] {
+        from.send(&[0; 8]).unwrap();
+        while to.recv(&mut bytes).is_err() {}
+    }
     (one, other)
 }
 
@@ -332,7 +343,7 @@ fn flows_keep_their_order_over_four_queues_in_both_directions() {
                 let stop = &stop;
                 // A third streams both ways, a third one way, a third one way with a word back now and then: the kernel forgets
                 // after three seconds to which queue such a flow was written.
-                let (there, back) = if number % 2 == 0 {
+                let (there, back) = if number / 3 % 2 == 0 {
                     (one, other)
                 } else {
                     (other, one)
@@ -364,7 +375,13 @@ fn flows_keep_their_order_over_four_queues_in_both_directions() {
         }
         for engine in [&engine_one, &engine_two] {
             let mut drops = now(engine.dump()).unwrap().drops;
-            drops.retain(|(reason, _)| reason != "multicast");
+            // A thread that the machine stops between sealing and sending is late for the other end's window, since the SA's other
+            // threads go on: these are lost (with ESN the ICV is what tells it), and only few.
+            let late = |reason: &str| matches!(reason, "bad_icv" | "too_old");
+            let lost = drops.iter().filter(|(reason, _)| late(reason));
+            let lost: u64 = lost.map(|(_, count)| *count).sum();
+            assert!(lost * 100 < came.iter().sum(), "{drops:?}");
+            drops.retain(|(reason, _)| reason != "multicast" && !late(reason));
             assert_eq!(drops, []);
         }
     });
