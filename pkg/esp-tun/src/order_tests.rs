@@ -100,7 +100,10 @@ fn a_flow_that_changes_its_queue_keeps_its_order() {
             let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
             scope.spawn(move || threads::transmit(shared, queue, stop));
         }
-        let mut next = 0..;
+        // The flow is known before it moves.
+        pods[0].send(&numbered(0)).unwrap();
+        assert_eq!(opened(&wire, &tables), numbered(0));
+        let mut next = 1..;
         for round in 0..1000 {
             // Some packets on one queue, then some on the other, which may begin before the first ones are sealed. No more than a
             // socket pair takes.
