@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::queues::Queues;
+
 /// What encrypts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Choice {
@@ -32,6 +34,10 @@ pub(crate) struct Args {
     /// UDP port of ESP and IKE.
     #[arg(long, default_value_t = 4500, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) listen_port: u16,
+    /// Queues of the TUN device and sockets of the UDP port, each with a thread, where this process encrypts: a number from 1 to 64, or
+    /// auto: 1 for up to 3 processors, else half of them, at most 8.
+    #[arg(long, env = "ESPALIER_QUEUES", default_value = "auto")]
+    pub(crate) queues: Queues,
     /// Folder of binaries that this program lets itself be replaced with in place: root's files, named after their SHA-256.
     #[arg(long, default_value = "/var/lib/espalier/bin")]
     pub(crate) upgrade_dir: PathBuf,
@@ -61,6 +67,7 @@ mod tests {
             ("espalier.tun", 1408, 4500)
         );
         assert_eq!(args.dataplane, Choice::Auto);
+        assert_eq!(args.queues, Queues::Auto);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod choice;
 mod kept;
 mod kernel;
 mod own;
+mod queues;
 mod resume;
 mod run_dir;
 mod upgrade;

@@ -40,6 +40,13 @@ impl Inherited {
         found.map(|(_, descriptor)| descriptor).collect()
     }
 
+    /// All descriptors of this role, of which there must be one or more.
+    pub(crate) fn several(&mut self, role: Role) -> Result<Vec<OwnedFd>> {
+        let all = self.all(role);
+        ensure!(!all.is_empty(), "expected {role:?} descriptors, got none");
+        Ok(all)
+    }
+
     /// The only one.
     pub(crate) fn one(&mut self, role: Role) -> Result<OwnedFd> {
         let mut all = self.all(role);
@@ -70,6 +77,10 @@ fn take() -> Result<(State, Vec<OwnedFd>)> {
 pub(crate) fn check(args: &Args) -> Result<()> {
     let (state, _) = take()?;
     if let Plane::Userspace(frozen) = state.plane {
+        for role in [Role::Udp, Role::Tun, Role::IkeRelay] {
+            let there = state.descriptors.contains(&role);
+            ensure!(there, "expected a {role:?} descriptor, got none");
+        }
         espalier_esp_tun::check(args.listen_port, frozen)?;
     }
     let (oldest, newest) = (VERSIONS.start(), VERSIONS.end());

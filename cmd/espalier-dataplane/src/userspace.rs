@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use espalier_dataplane_core::Frozen;
-use espalier_esp_tun::io::{Tun, Udp};
-use espalier_esp_tun::{Config, Engine, Report};
+use espalier_esp_tun::io::{PacketIo, Tun, Udp};
+use espalier_esp_tun::{Config, Engine, Report, Several};
 use espalier_handover::Role;
 use espalier_ike_io::relay::DataplaneEnd;
-use tracing::error;
+use tracing::{error, info};
 
 use crate::Parts;
 use crate::kept::Kept;
@@ -18,12 +18,14 @@ use crate::resume::Inherited;
 pub(crate) fn start(parts: &Parts<'_>, kept: &mut Kept) -> Result<Engine> {
     let args = parts.args;
     let relay = DataplaneEnd::bind(parts.run_dir.path())?;
-    let udp = Udp::bind(args.listen_port)?;
-    let tun = Tun::open(&args.tun, args.mtu)?;
+    let queues = args.queues.count();
+    let udp = Udp::bind_several(args.listen_port, queues)?;
+    let tun = Tun::open_queues(&args.tun, args.mtu, queues)?;
     run(parts, kept, (relay, udp, tun), None)
 }
 
-/// Goes on with the state and the descriptors of the program before.
+/// Goes on with the state and the descriptors of the program before, as many as there are, whatever `--queues` says: another number would
+/// bring flows to other queues and peers to other sockets, in the middle of what waits there.
 pub(crate) fn resume(
     parts: &Parts<'_>,
     kept: &mut Kept,
@@ -32,20 +34,36 @@ pub(crate) fn resume(
 ) -> Result<Engine> {
     let relay = inherited.one(Role::IkeRelay)?;
     let relay = DataplaneEnd::resume(parts.run_dir.path(), relay)?;
-    let udp = Udp::resume(inherited.one(Role::Udp)?)?;
-    let tun = Tun::resume(inherited.one(Role::Tun)?, frozen.tun);
+    let udp: Result<Vec<_>, _> = inherited
+        .several(Role::Udp)?
+        .into_iter()
+        .map(Udp::resume)
+        .collect();
+    let udp = Several::of(udp?).context("a UDP socket")?;
+    let tun = inherited.several(Role::Tun)?.into_iter();
+    let tun = tun.map(|queue| Tun::resume(queue, frozen.tun));
+    let tun = Several::of(tun).context("a queue of the TUN device")?;
+    let (wanted, queues) = (parts.args.queues.count(), tun.count());
+    if wanted != queues {
+        info!(
+            queues,
+            wanted, "as many queues as the program before, until the process starts again"
+        );
+    }
     run(parts, kept, (relay, udp, tun), Some(frozen))
 }
 
 fn run(
     parts: &Parts<'_>,
     kept: &mut Kept,
-    (relay, udp, tun): (DataplaneEnd, Udp, Tun),
+    (relay, udp, tun): (DataplaneEnd, Several<Udp>, Several<Tun>),
     frozen: Option<Frozen>,
 ) -> Result<Engine> {
     kept.keep(Role::IkeRelay, &relay)?;
-    kept.keep(Role::Udp, &udp)?;
-    kept.keep(Role::Tun, &tun)?;
+    udp.iter()
+        .try_for_each(|socket| kept.keep(Role::Udp, socket))?;
+    tun.iter()
+        .try_for_each(|queue| kept.keep(Role::Tun, queue))?;
     let (events, failed) = (parts.events.clone(), parts.failed.clone());
     let report = move |report| match report {
         // Nobody listens while the agent is away: it dumps when it is back.
@@ -59,7 +77,7 @@ fn run(
         instance: rand::random(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         device: parts.args.tun.clone(),
-        tun: Arc::new(tun),
+        tun: tun.map(|queue| -> Arc<dyn PacketIo> { Arc::new(queue) }),
         udp,
         relay: Some(relay),
         report: Box::new(report),

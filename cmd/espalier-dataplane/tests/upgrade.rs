@@ -35,13 +35,18 @@ struct Plane {
 
 impl Plane {
     async fn start(netns: &Netns) -> Self {
+        Self::start_with(netns, "1").await
+    }
+
+    async fn start_with(netns: &Netns, queues: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
         command.args(["--dataplane", "userspace", "--run-dir"]);
         command
             .arg(dir.path())
             .arg("--upgrade-dir")
-            .arg(dir.path().join("bin"));
+            .arg(dir.path().join("bin"))
+            .args(["--queues", queues]);
         let mut process = netns.spawn(&mut command).unwrap();
         let client = DataplaneClient::new(dir.path().join("dataplane.sock")).unwrap();
         let answer = tokio::time::timeout(LIMIT, async {

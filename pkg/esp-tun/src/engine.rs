@@ -13,6 +13,8 @@ use crate::control::Control;
 use crate::drops::Drops;
 use crate::error::Error;
 use crate::io::{PacketIo, Stop, Stopper, Udp, stopper};
+use crate::lanes::Lanes;
+use crate::several::Several;
 use crate::tables::Tables;
 use crate::threads;
 
@@ -24,10 +26,10 @@ pub struct Config {
     pub version: String,
     /// Name of the TUN device.
     pub device: String,
-    /// Pod packets.
-    pub tun: Arc<dyn PacketIo>,
-    /// ESP and IKE.
-    pub udp: Udp,
+    /// Pod packets: the queues of one device, each with a thread that sends.
+    pub tun: Several<Arc<dyn PacketIo>>,
+    /// ESP and IKE: the sockets of one port, each with a thread that receives.
+    pub udp: Several<Udp>,
     /// The data plane's end of the IKE relay; without it IKE messages are dropped and counted.
     pub relay: Option<DataplaneEnd>,
     /// Called by the threads; must not wait.
@@ -69,8 +71,10 @@ pub(crate) struct Identity {
 pub(crate) struct Shared {
     pub(crate) tables: ArcSwap<Tables>,
     pub(crate) drops: Drops,
-    pub(crate) tun: Arc<dyn PacketIo>,
-    pub(crate) udp: Udp,
+    pub(crate) tun: Several<Arc<dyn PacketIo>>,
+    pub(crate) udp: Several<Udp>,
+    /// Where there are several queues.
+    pub(crate) lanes: Option<Lanes>,
     pub(crate) relay: Option<DataplaneEnd>,
     pub(crate) report: Box<dyn Fn(Report) + Send + Sync>,
 }
@@ -98,7 +102,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Thread`].
     pub fn start(config: Config) -> Result<Self, Error> {
-        let control = Control::new(config.udp.port());
+        let control = Control::new(config.udp.first().port());
         Self::with(config, control, Drops::default())
     }
 
@@ -113,7 +117,7 @@ impl Engine {
             instance: frozen.instance,
             ..config
         };
-        let control = Control::resume(config.udp.port(), frozen, Instant::now())?;
+        let control = Control::resume(config.udp.first().port(), frozen, Instant::now())?;
         Self::with(config, control, drops)
     }
 
@@ -136,6 +140,7 @@ impl Engine {
             shared: Arc::new(Shared {
                 tables: ArcSwap::from_pointee(control.tables()),
                 drops,
+                lanes: Lanes::new(tun.count()),
                 tun,
                 udp,
                 relay,
@@ -145,7 +150,8 @@ impl Engine {
             running: Mutex::default(),
         };
         engine.thaw()?;
-        info!(instance, "data plane is running");
+        let (queues, sockets) = (engine.shared.tun.count(), engine.shared.udp.count());
+        info!(instance, queues, sockets, "data plane is running");
         Ok(engine)
     }
 
@@ -155,7 +161,7 @@ impl Engine {
         Frozen {
             instance: self.identity.instance,
             drops: self.shared.drops.dump(),
-            tun: frozen_tun(self.shared.tun.offload()),
+            tun: frozen_tun(self.shared.offload()),
             ..self.control.lock().freeze(Instant::now())
         }
     }
@@ -179,11 +185,14 @@ impl Engine {
         }
         let (stopper, stop) = stopper().map_err(Error::Thread)?;
         running.stopper = Some(stopper);
-        running.threads = vec![
-            self.spawn("espalier-tx", &stop, threads::transmit)?,
-            self.spawn("espalier-rx", &stop, threads::receive)?,
-            self.spawn("espalier-ike", &stop, threads::relay_out)?,
-        ];
+        let (queues, sockets) = (self.shared.tun.count(), self.shared.udp.count());
+        let works = (0..queues)
+            .map(|queue| Work::Transmit(queue, queues))
+            .chain((0..sockets).map(|socket| Work::Receive(socket, sockets)))
+            .chain([Work::Relay]);
+        for work in works {
+            running.threads.push(self.spawn(work, &stop)?);
+        }
         Ok(())
     }
 
@@ -198,7 +207,7 @@ impl Engine {
     /// The UDP port of ESP and IKE.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.shared.udp.port()
+        self.shared.udp.first().port()
     }
 
     /// Changes the state, then what the threads see of it.
@@ -209,17 +218,48 @@ impl Engine {
         result
     }
 
-    fn spawn(
-        &self,
-        name: &str,
-        stop: &Stop,
-        run: fn(&Shared, &Stop),
-    ) -> Result<JoinHandle<()>, Error> {
+    fn spawn(&self, work: Work, stop: &Stop) -> Result<JoinHandle<()>, Error> {
         let (shared, stop) = (self.shared.clone(), stop.clone());
         let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&shared, &stop));
+            .name(work.name())
+            .spawn(move || work.run(&shared, &stop));
         thread.map_err(Error::Thread)
+    }
+}
+
+impl Shared {
+    /// Of all queues of the device.
+    pub(crate) fn offload(&self) -> Offload {
+        self.tun.first().offload()
+    }
+}
+
+/// What a thread does; which one of how many.
+#[derive(Clone, Copy)]
+enum Work {
+    Transmit(usize, usize),
+    Receive(usize, usize),
+    Relay,
+}
+
+impl Work {
+    /// As tools show the thread: 15 bytes at most.
+    fn name(self) -> String {
+        match self {
+            Self::Transmit(_, 1) => "espalier-tx".to_owned(),
+            Self::Transmit(queue, _) => format!("espalier-tx{queue}"),
+            Self::Receive(_, 1) => "espalier-rx".to_owned(),
+            Self::Receive(socket, _) => format!("espalier-rx{socket}"),
+            Self::Relay => "espalier-ike".to_owned(),
+        }
+    }
+
+    fn run(self, shared: &Shared, stop: &Stop) {
+        match self {
+            Self::Transmit(queue, _) => threads::transmit(shared, queue, stop),
+            Self::Receive(socket, _) => threads::receive(shared, socket, stop),
+            Self::Relay => threads::relay_out(shared, stop),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The userspace data plane: pod packets from a TUN device, framed, sealed, sent in UDP, and back.
 //!
 //! ```text
-//!            TX thread                                            RX thread
+//!            TX thread, one per queue of the device               RX thread, one per socket
 //!  TUN ──▶ io::PacketIo::recv                          io::Udp::recv ◀── UDP 4500
 //!            │ tx::seal                                   │ rx::open
 //!            │   pod CIDR → peer → active outbound SA     │   keepalive · IKE → relay → agent
@@ -24,18 +24,23 @@ mod engine;
 mod error;
 mod inbox;
 pub mod io;
+mod lanes;
 mod routes;
 mod rx;
 mod sa;
 mod send;
+mod several;
 mod tables;
 mod threads;
 mod tx;
 
 pub use engine::{Config, Engine, Report, check};
 pub use error::Error;
+pub use several::Several;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod path_tests;

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use crate::drops::Reason;
 use crate::engine::Shared;
-use crate::io::{Interest, Stop};
+use crate::io::{Interest, Stop, Udp};
 use crate::tx::{Batch, Outbox};
 
 /// After this a path that did not take several datagrams at once is tried again: its device or its MTU may be another.
@@ -19,15 +19,17 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Sends batches by one call each, or one datagram by one on paths that cannot.
 pub(crate) struct Sender<'s> {
     shared: &'s Shared,
+    udp: &'s Udp,
     stop: &'s Stop,
     /// Peers to which single datagrams are sent, and until when. No more than there are peers.
     single: HashMap<SocketAddr, Instant>,
 }
 
 impl<'s> Sender<'s> {
-    pub(crate) fn new(shared: &'s Shared, stop: &'s Stop) -> Self {
+    pub(crate) fn new(shared: &'s Shared, udp: &'s Udp, stop: &'s Stop) -> Self {
         Self {
             shared,
+            udp,
             stop,
             single: HashMap::new(),
         }
@@ -83,7 +85,7 @@ impl<'s> Sender<'s> {
     }
 
     fn call(&self, batch: &Batch<'_>) -> io::Result<()> {
-        waiting(self.shared, self.stop, || self.shared.udp.send_all(batch))
+        waiting(self.udp, self.stop, || self.udp.send_all(batch))
     }
 
     fn lose(&self, batch: &Batch<'_>, error: &io::Error) {
@@ -95,7 +97,7 @@ impl<'s> Sender<'s> {
 
 /// Calls again while the socket is full: a burst is delayed and not cut, also when the threads are told to end.
 pub(crate) fn waiting(
-    shared: &Shared,
+    udp: &Udp,
     stop: &Stop,
     mut send: impl FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
@@ -103,7 +105,7 @@ pub(crate) fn waiting(
         match send() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stop.wait_or_finish(shared.udp.as_fd(), Interest::Writable)
+                stop.wait_or_finish(udp.as_fd(), Interest::Writable)
                     .map_err(|_| error)?;
             }
             sent => return sent,

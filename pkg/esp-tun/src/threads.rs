@@ -19,41 +19,51 @@ use crate::rx::{self, Verdict};
 use crate::send::{self, Sender};
 use crate::tx::{self, Batch, Lost, Outbox};
 
-/// TUN device → UDP port.
-pub(crate) fn transmit(shared: &Shared, stop: &Stop) {
-    let offload = shared.tun.offload();
+/// A queue of the TUN device → UDP port.
+pub(crate) fn transmit(shared: &Shared, queue: usize, stop: &Stop) {
+    let (tun, offload) = (shared.tun.get(queue), shared.offload());
     let mut buffer = vec![0; offload.headroom() + 65_535];
-    let (mut outbox, mut sender) = (Outbox::new(), Sender::new(shared, stop));
-    let mut patience = Patience::default();
+    let mut sender = Sender::new(shared, shared.udp.get(queue), stop);
+    let (mut outbox, mut patience) = (Outbox::new(), Patience::default());
+    let lanes = shared.lanes.as_ref();
     while !stop.is_stopped() {
-        match shared.tun.recv(&mut buffer) {
+        lanes.inspect(|lanes| lanes.begin(queue));
+        match tun.recv(&mut buffer) {
             Ok(len) => {
                 let bytes = buffer.get(..len).unwrap_or_default();
-                forward(shared, (offload, bytes), &mut outbox, &mut sender);
+                forward(shared, (queue, offload, bytes), &mut outbox, &mut sender);
                 patience.renew();
             }
             Err(error) => {
                 sender.send_rest(&mut outbox);
+                lanes.inspect(|lanes| lanes.rest(queue));
                 if patience.lasts(&error) {
                     continue;
                 }
-                if !retry("TUN device", stop, shared.tun.as_fd(), &error) {
+                if !retry("TUN device", stop, tun.as_fd(), &error) {
                     return end(shared, stop, "TUN device", error);
                 }
             }
         }
     }
     sender.send_rest(&mut outbox);
+    lanes.inspect(|lanes| lanes.rest(queue));
 }
 
 fn forward(
     shared: &Shared,
-    (offload, bytes): (Offload, &[u8]),
+    (queue, offload, bytes): (usize, Offload, &[u8]),
     outbox: &mut Outbox,
     sender: &mut Sender<'_>,
 ) {
     let sealed = match Large::parse(offload, bytes) {
         Ok(large) => {
+            if let Some(lanes) = &shared.lanes {
+                lanes.settle(large.bytes(), queue, |before| {
+                    sender.send_rest(outbox);
+                    lanes.wait_for(before, shared.tun.get(before).as_fd());
+                });
+            }
             let tables = shared.tables.load();
             let send = |batch: Batch<'_>| sender.send(&batch);
             tx::seal(&tables, &large, outbox, Instant::now(), send)
@@ -70,32 +80,34 @@ fn forward(
     }
 }
 
-/// UDP port → TUN device, or the agent for IKE.
-pub(crate) fn receive(shared: &Shared, stop: &Stop) {
-    let mut inbox = Inbox::new(shared.tun.offload());
-    let mut receiver = shared.udp.receiver();
+/// A socket of the UDP port → TUN device, or the agent for IKE.
+pub(crate) fn receive(shared: &Shared, socket: usize, stop: &Stop) {
+    let mut inbox = Inbox::new(shared.offload());
+    let udp = shared.udp.get(socket);
+    let mut receiver = udp.receiver();
     let mut patience = Patience::default();
+    shared.lanes.as_ref().inspect(|l| l.wait_for_beginning());
     while !stop.is_stopped() {
         match receiver.recv(inbox.free()) {
             Ok(received) => {
                 take(shared, &mut inbox, &received);
                 patience.renew();
                 if inbox.is_full() {
-                    deliver(shared, &mut inbox);
+                    deliver(shared, socket, &mut inbox);
                 }
             }
             Err(error) => {
-                deliver(shared, &mut inbox);
+                deliver(shared, socket, &mut inbox);
                 if patience.lasts(&error) {
                     continue;
                 }
-                if !retry("UDP socket", stop, shared.udp.as_fd(), &error) {
+                if !retry("UDP socket", stop, udp.as_fd(), &error) {
                     return end(shared, stop, "UDP socket", error);
                 }
             }
         }
     }
-    deliver(shared, &mut inbox);
+    deliver(shared, socket, &mut inbox);
 }
 
 /// Judges what was received; pod packets stay in the inbox.
@@ -123,9 +135,15 @@ fn take(shared: &Shared, inbox: &mut Inbox, received: &Received) {
     });
 }
 
-fn deliver(shared: &Shared, inbox: &mut Inbox) {
+fn deliver(shared: &Shared, socket: usize, inbox: &mut Inbox) {
+    let headroom = shared.offload().headroom();
     inbox.write_out(|parts, written| {
-        if let Err(error) = shared.tun.send_parts(parts) {
+        let seen = shared.lanes.as_ref().and_then(|lanes| {
+            let first = parts.first()?.get(headroom..)?;
+            lanes.seen(first)
+        });
+        let tun = shared.tun.get(seen.unwrap_or(socket));
+        if let Err(error) = tun.send_parts(parts) {
             debug!(%error, ?written, "pod packets not written");
             shared.drops.count_all(Reason::TunFailed, written.packets);
         }
@@ -158,9 +176,8 @@ pub(crate) fn relay_out(shared: &Shared, stop: &Stop) {
         match relay.recv() {
             Ok((Path { local, remote }, message)) => {
                 let datagram = nat_t::mark(&message);
-                let sent = send::waiting(shared, stop, || {
-                    shared.udp.send(local.ip(), remote, &datagram)
-                });
+                let udp = shared.udp.first();
+                let sent = send::waiting(udp, stop, || udp.send(local.ip(), remote, &datagram));
                 if let Err(error) = sent {
                     debug!(%remote, %error, "IKE message not sent");
                     shared.drops.count(Reason::IkeRelay);

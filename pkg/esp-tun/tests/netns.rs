@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
 use espalier_esp_tun::io::{Tun, Udp};
-use espalier_esp_tun::{Config, Engine, Error};
+use espalier_esp_tun::{Config, Engine, Error, Several};
 use espalier_ike_io::relay::DataplaneEnd;
 use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
 
@@ -54,8 +54,8 @@ fn start(n: u8) -> Engine {
         instance: n.into(),
         version: "test".into(),
         device: TUN.into(),
-        tun: Arc::new(Tun::open(TUN, 1408).unwrap()),
-        udp: Udp::bind(4500).unwrap(),
+        tun: Several::one(Arc::new(Tun::open(TUN, 1408).unwrap())),
+        udp: Several::one(Udp::bind(4500).unwrap()),
         relay: None,
         report: Box::new(|_| {}),
     })
@@ -217,8 +217,8 @@ fn ike_passes_between_the_port_and_the_agent() {
                     instance: 1,
                     version: "test".into(),
                     device: TUN.into(),
-                    tun: Arc::new(Tun::open(TUN, 1408).unwrap()),
-                    udp: Udp::bind(4500).unwrap(),
+                    tun: Several::one(Arc::new(Tun::open(TUN, 1408).unwrap())),
+                    udp: Several::one(Udp::bind(4500).unwrap()),
                     relay: Some(DataplaneEnd::bind(dir.path()).unwrap()),
                     report: Box::new(|_| {}),
                 })

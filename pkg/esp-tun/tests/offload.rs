@@ -17,7 +17,7 @@ use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
 use espalier_esp::offload::Large;
 use espalier_esp::wire::{checksum, virtio};
 use espalier_esp_tun::io::{Offload, PacketIo, Tun, Udp};
-use espalier_esp_tun::{Config, Engine};
+use espalier_esp_tun::{Config, Engine, Several};
 use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
 
 use common::{Node, encrypt, now, peer};
@@ -90,8 +90,8 @@ fn start(n: u8, device: &str, tun: Arc<dyn PacketIo>) -> Engine {
         instance: n.into(),
         version: "test".into(),
         device: device.into(),
-        tun,
-        udp: Udp::bind(if device == "none" { 0 } else { 4500 }).unwrap(),
+        tun: Several::one(tun),
+        udp: Several::one(Udp::bind(if device == "none" { 0 } else { 4500 }).unwrap()),
         relay: None,
         report: Box::new(|_| {}),
     })

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Dataplane as _, Direction, Event, Frozen, Overlay, Spi};
 use espalier_esp_tun::io::Udp;
-use espalier_esp_tun::{Config, Engine, Error, Report};
+use espalier_esp_tun::{Config, Engine, Error, Report, Several};
 
 use common::{Node, encrypt, now, peer, sa};
 
@@ -72,8 +72,8 @@ fn config(n: u8, tun: UnixDatagram, udp: Udp) -> (Config, mpsc::Receiver<Report>
         instance: n.into(),
         version: "test".into(),
         device: "none".into(),
-        tun: Arc::new(tun),
-        udp,
+        tun: Several::one(Arc::new(tun)),
+        udp: Several::one(udp),
         relay: None,
         report: Box::new(move |report| sender.send(report).unwrap_or_default()),
     };
@@ -385,8 +385,8 @@ fn a_device_that_is_gone_is_reported() {
         instance: 1,
         version: "test".into(),
         device: "gone".into(),
-        tun: Arc::new(Gone(UnixDatagram::unbound().unwrap())),
-        udp: Udp::bind(0).unwrap(),
+        tun: Several::one(Arc::new(Gone(UnixDatagram::unbound().unwrap()))),
+        udp: Several::one(Udp::bind(0).unwrap()),
         relay: None,
         report: Box::new(move |report| sender.send(report).unwrap_or_default()),
     })

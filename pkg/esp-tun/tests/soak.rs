@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Dataplane as _, Direction, Overlay, Spi};
 use espalier_esp_tun::io::{Offload, PacketIo, Tun, Udp};
-use espalier_esp_tun::{Config, Engine};
+use espalier_esp_tun::{Config, Engine, Several};
 use espalier_testnet::{Netns, VethEnd, address, isolated, veth};
 
 use common::{Node, encrypt, now, peer};
@@ -66,12 +66,12 @@ fn node(netns: &Netns, n: u8, lost: &Arc<AtomicU64>) -> (Node, Engine) {
             instance: n.into(),
             version: "test".into(),
             device: TUN.into(),
-            tun: Arc::new(Lossy {
+            tun: Several::one(Arc::new(Lossy {
                 tun: Tun::open(TUN, 1408).unwrap(),
                 written: AtomicU64::new(0),
                 lost: lost.clone(),
-            }),
-            udp: Udp::bind(4500).unwrap(),
+            })),
+            udp: Several::one(Udp::bind(4500).unwrap()),
             relay: None,
             report: Box::new(|_| {}),
         })

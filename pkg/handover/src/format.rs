@@ -13,12 +13,15 @@ use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message as _;
 use zeroize::Zeroizing;
 
-use crate::{State, proto};
+use crate::{Plane, Role, State, proto};
 
-/// What is written.
-pub const VERSION: u32 = 1;
+/// The newest version: several TUN queues or several UDP sockets of the userspace data plane. What needs none of that is written as
+/// [`OLDEST`], which programs before it read, too.
+pub const VERSION: u32 = 2;
+/// One TUN queue and one UDP socket of the userspace data plane.
+const OLDEST: u32 = 1;
 /// What is read.
-pub const VERSIONS: RangeInclusive<u32> = 1..=1;
+pub const VERSIONS: RangeInclusive<u32> = OLDEST..=VERSION;
 /// Longest state in bytes, header included: one with some 10 million keys that were ever used.
 pub const MAX_LEN: usize = 256 << 20;
 
@@ -73,6 +76,7 @@ pub enum FormatError {
 /// The bytes of `state`. They hold keys.
 #[must_use]
 pub fn write(state: State) -> Zeroizing<Vec<u8>> {
+    let version = version_of(&state);
     let message = proto::State::from(state);
     let length = message.encoded_len();
     // In one piece from the start: a vector that grows leaves copies behind.
@@ -80,7 +84,7 @@ pub fn write(state: State) -> Zeroizing<Vec<u8>> {
     bytes.resize(HEADER_LEN, 0);
     message.encode_raw(&mut *bytes);
     let (header, body) = bytes.split_at_mut(HEADER_LEN);
-    header.copy_from_slice(&header_of(body));
+    header.copy_from_slice(&header_of(version, body));
     bytes
 }
 
@@ -119,14 +123,23 @@ pub fn read(bytes: &[u8]) -> Result<State, FormatError> {
 #[doc(hidden)]
 #[must_use]
 pub fn seal(body: &[u8]) -> Vec<u8> {
-    [&header_of(body)[..], body].concat()
+    [&header_of(VERSION, body)[..], body].concat()
 }
 
-fn header_of(body: &[u8]) -> [u8; HEADER_LEN] {
+/// The oldest one whose programs can go on with this state. They refuse a newer one before they are executed.
+fn version_of(state: &State) -> u32 {
+    let several = |role| state.descriptors.iter().filter(|of| **of == role).count() > 1;
+    match state.plane {
+        Plane::Userspace(_) if several(Role::Udp) || several(Role::Tun) => VERSION,
+        Plane::Kernel | Plane::Userspace(_) => OLDEST,
+    }
+}
+
+fn header_of(version: u32, body: &[u8]) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
     let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
     header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&VERSION.to_be_bytes());
+    header[8..12].copy_from_slice(&version.to_be_bytes());
     header[12..20].copy_from_slice(&length.to_be_bytes());
     header[20..].copy_from_slice(digest(&SHA256, body).as_ref());
     header

@@ -8,7 +8,7 @@ pub use tun::Tun;
 pub use udp::Udp;
 
 pub(crate) use udp::Received;
-pub(crate) use wait::{Interest, Patience, Stop, Stopper, stopper};
+pub(crate) use wait::{Interest, Patience, Stop, Stopper, is_readable, stopper};
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;

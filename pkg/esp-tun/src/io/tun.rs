@@ -4,11 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use espalier_dataplane_core::FrozenTun;
-use tracing::{debug, info};
+use nix::net::if_::if_nametoindex;
+use tracing::{debug, info, warn};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::{Offload, PacketIo};
 use crate::error::Error;
+use crate::several::Several;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -29,7 +31,21 @@ impl Tun {
     /// # Errors
     /// [`Error::TunMissing`], [`Error::TunDenied`], [`Error::TunBusy`], [`Error::Tun`].
     pub fn open(name: &str, mtu: u16) -> Result<Self, Error> {
-        let explain = |cause| explain(name, mtu, cause);
+        Ok(Self::open_queues(name, mtu, 1)?.into_first())
+    }
+
+    /// [`Tun::open`], with so many queues (`IFF_MULTI_QUEUE`); with fewer where the kernel refuses, and with one where the device is
+    /// there already, which keeps the mode that it was made with.
+    ///
+    /// # Errors
+    /// Those of [`Tun::open`].
+    pub fn open_queues(name: &str, mtu: u16, queues: usize) -> Result<Several<Self>, Error> {
+        // One with several queues would let another process have one, too, and give it a part of the packets.
+        let there = if_nametoindex(name).is_ok();
+        let explain = |cause: io::Error| match cause.raw_os_error() {
+            Some(nix::libc::EINVAL) if there => Error::TunBusy(name.to_owned()),
+            _ => explain(name, mtu, cause),
+        };
         if !Path::new(CLONE_DEVICE).exists() {
             return Err(Error::TunMissing);
         }
@@ -41,17 +57,27 @@ impl Tun {
         {
             return Err(Error::TunBusy(name.to_owned()));
         }
-        let (device, offload) = build(name, mtu).map_err(explain)?;
-        device.set_nonblocking(true).map_err(explain)?;
+        if there && queues > 1 {
+            warn!(device = name, "the TUN device is there already: one queue");
+        }
+        let queues = if there { 1 } else { queues };
+        let (device, offload) = build_queues(name, mtu, queues).map_err(explain)?;
+        let more = further(&device, queues - 1);
         // Needs CAP_NET_ADMIN of the initial user namespace; a rootless data plane does with the kernel's default.
         if let Err(error) = device.set_tx_queue_len(QUEUE_LEN) {
             debug!(%error, "the TUN's queue keeps its default length");
         }
         tune(name);
         device.enabled(true).map_err(explain)?;
-        info!(device = name, mtu, ?offload, "TUN device is up");
-        let device = device.as_fd().try_clone_to_owned().map_err(explain)?;
-        Ok(Self::of(device, offload))
+        let queues = 1 + more.len();
+        info!(device = name, mtu, ?offload, queues, "TUN device is up");
+        let open = |device: &SyncDevice| {
+            device.set_nonblocking(true)?;
+            Ok(Self::of(device.as_fd().try_clone_to_owned()?, offload))
+        };
+        let more: io::Result<_> = more.iter().map(open).collect();
+        let first = open(&device).map_err(explain)?;
+        Ok(Several::first_of(first, more.map_err(explain)?))
     }
 
     /// The device that another process made, by its descriptor, with the packets that wait in it.
@@ -97,12 +123,42 @@ impl AsFd for Tun {
     }
 }
 
+/// The device with its first queue, ready for further ones if those are wanted and the kernel has them.
+fn build_queues(name: &str, mtu: u16, queues: usize) -> io::Result<(SyncDevice, Offload)> {
+    if queues <= 1 {
+        return build(name, mtu, false);
+    }
+    match build(name, mtu, true) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => {
+            warn!(%error, device = name, "the kernel has TUN devices of one queue only");
+            build(name, mtu, false)
+        }
+        built => built,
+    }
+}
+
+/// As many further queues of the device as the kernel gives, up to `count`.
+fn further(device: &SyncDevice, count: usize) -> Vec<SyncDevice> {
+    let mut queues = Vec::new();
+    while queues.len() < count {
+        match device.try_clone() {
+            Ok(queue) => queues.push(queue),
+            Err(error) => {
+                let got = 1 + queues.len();
+                warn!(%error, got, "the TUN device has fewer queues than wanted");
+                break;
+            }
+        }
+    }
+    queues
+}
+
 /// With offloads if the kernel has them for TUN devices.
-fn build(name: &str, mtu: u16) -> io::Result<(SyncDevice, Offload)> {
+fn build(name: &str, mtu: u16, several: bool) -> io::Result<(SyncDevice, Offload)> {
     let builder = |offload| {
         let builder = DeviceBuilder::new().layer(Layer::L3).name(name).mtu(mtu);
         builder.enable(false).with(|linux| {
-            linux.offload(offload);
+            linux.offload(offload).multi_queue(several);
         })
     };
     match builder(true).build_sync() {

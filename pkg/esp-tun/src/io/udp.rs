@@ -1,4 +1,4 @@
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,8 +11,9 @@ use nix::sys::socket::{
     SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+use crate::several::Several;
 use crate::tx::Batch;
 
 /// Bytes that may wait for the RX thread: some milliseconds at 10 Gbit/s.
@@ -53,14 +54,46 @@ impl Udp {
     /// # Errors
     /// [`Error::PortBusy`], [`Error::PortDenied`], [`Error::Port`].
     pub fn bind(port: u16) -> Result<Self, Error> {
-        let bound = match open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
+        let bound = match open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into(), false) {
             Err(error) if no_ipv6(&error) => {
-                open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())
+                open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into(), false)
             }
             opened => opened,
         };
         let socket = bound.map_err(|cause| Error::from_bind(port, cause))?;
         Self::new(socket, port)
+    }
+
+    /// Takes `port` by `count` sockets (`SO_REUSEPORT`); by one where the kernel refuses more. Datagrams between two addresses and ports
+    /// all come to the same one.
+    ///
+    /// # Errors
+    /// Those of [`Udp::bind`]: nobody else may have the port.
+    pub fn bind_several(port: u16, count: usize) -> Result<Several<Self>, Error> {
+        let first = Self::bind(port)?;
+        match (count > 1).then(|| first.beside(count - 1)) {
+            None => Ok(Several::one(first)),
+            Some(Ok(more)) => Ok(Several::first_of(first, more)),
+            Some(Err(cause)) => {
+                warn!(%cause, "one socket receives: the kernel does not share the port among several");
+                first.socket.set_reuse_port(false).unwrap_or_default();
+                Ok(Several::one(first))
+            }
+        }
+    }
+
+    /// So many sockets with the same port. It was bound alone, so that nobody else's is shared, and lets these in from now on.
+    fn beside(&self, count: usize) -> io::Result<Vec<Self>> {
+        self.socket.set_reuse_port(true)?;
+        let local = self.socket.local_addr()?;
+        let address = local.as_socket().ok_or(ErrorKind::InvalidData)?;
+        let another = |_| {
+            Ok(Self {
+                socket: open(local.domain(), address, true)?,
+                ..*self
+            })
+        };
+        (0..count).map(another).collect()
     }
 
     /// The socket that another process bound, by its descriptor, with its options and the datagrams that wait in it.
@@ -266,7 +299,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
     }
 }
 
-fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
+fn open(domain: Domain, address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(false)?;
@@ -285,6 +318,9 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
     }
     if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
         socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
@@ -375,7 +411,7 @@ mod tests {
 
     #[test]
     fn ipv4_alone_works_where_there_is_no_ipv6() {
-        let socket = open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let socket = open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into(), false).unwrap();
         let port = socket.local_addr().unwrap().as_socket().unwrap().port();
         echo(
             &Udp {
@@ -394,6 +430,37 @@ mod tests {
         let error = Udp::bind(holder.port()).unwrap_err();
         assert!(matches!(error, Error::PortBusy(port) if port == holder.port()));
         assert!(error.to_string().contains("charon"), "{error}");
+    }
+
+    #[test]
+    fn a_sender_keeps_to_one_of_several_sockets() {
+        let several = Udp::bind_several(0, 4).unwrap();
+        assert_eq!(several.count(), 4);
+        let port = several.first().port();
+        let mut used = [0; 4];
+        for _ in 0..64 {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for _ in 0..3 {
+                sender.send_to(b"datagram", ("127.0.0.2", port)).unwrap();
+            }
+            let mut buffer = [0; 64];
+            let came = several.iter().map(|udp| {
+                let mut receiver = udp.receiver();
+                std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count()
+            });
+            let came: Vec<_> = came.collect();
+            let at = came.iter().position(|count| *count > 0).unwrap();
+            assert_eq!(came[at], 3, "{came:?}");
+            used[at] += 1;
+        }
+        assert!(used.iter().all(|senders| *senders > 0), "{used:?}");
+        // Nobody else is let in.
+        assert!(matches!(Udp::bind(port), Err(Error::PortBusy(_))));
+        assert!(matches!(
+            Udp::bind_several(port, 2),
+            Err(Error::PortBusy(_))
+        ));
+        assert_eq!(Udp::bind_several(0, 1).unwrap().count(), 1);
     }
 
     #[test]

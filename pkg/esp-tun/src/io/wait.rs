@@ -140,6 +140,12 @@ impl Stop {
     }
 }
 
+/// Whether there is something to read now.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let found = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO);
+    found.is_ok_and(|found| found > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;

@@ -70,7 +70,7 @@ pub(crate) fn sa(node: Node, peer: Node, direction: Direction, spi: Spi) -> Sa {
         mode: SaMode::Transport,
         key: SecretBytes::new(key),
         esn: true,
-        replay_window: 4096,
+        replay_window: 8192,
         encapsulation: Encapsulation::Udp {
             local_port: node.port,
             remote_port: peer.port,

@@ -4,6 +4,7 @@ pub mod checksum;
 pub mod ecn;
 pub mod esp;
 pub mod ethernet;
+pub mod flow;
 pub mod ip;
 pub mod udp;
 pub mod virtio;

@@ -6,7 +6,7 @@ use espalier_secret::SecretBytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Digest, Plane, Role};
+use crate::Digest;
 
 fn sa(direction: Direction, progress: Progress) -> FrozenSa {
     FrozenSa {
@@ -151,6 +151,23 @@ fn another_version_is_refused_by_its_number() {
         assert!(matches!(refused, FormatError::Version(got) if got == version));
         assert!(refused.to_string().contains(&version.to_string()));
     }
+}
+
+#[test]
+fn several_queues_are_a_version_that_older_programs_refuse() {
+    let version = |plane: Plane, more: &[Role]| {
+        let mut state = state(plane);
+        state.descriptors.extend(more);
+        let bytes = write(state.clone());
+        assert_eq!(read(&bytes).unwrap(), state);
+        u32::from_be_bytes(bytes[8..12].try_into().unwrap())
+    };
+    let userspace = || Plane::Userspace(frozen());
+    assert_eq!(version(userspace(), &[]), 1);
+    assert_eq!(version(userspace(), &[Role::Tun]), 2);
+    assert_eq!(version(userspace(), &[Role::Udp, Role::Udp]), 2);
+    // One socket per address family, always.
+    assert_eq!(version(Plane::Kernel, &[Role::Udp]), 1);
 }
 
 #[test]
