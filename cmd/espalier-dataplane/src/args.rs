@@ -36,7 +36,7 @@ pub(crate) struct Args {
     pub(crate) listen_port: u16,
     /// Queues of the TUN device and sockets of the UDP port, each with a thread, where this process encrypts: a number from 1 to 64, or
     /// auto: 1 for up to 3 processors, else half of them, at most 8.
-    #[arg(long, env = "ESPALIER_QUEUES", default_value = "auto")]
+    #[arg(long, env = "ESPALIER_QUEUES", default_value = "1")]
     pub(crate) queues: Queues,
     /// Folder of binaries that this program lets itself be replaced with in place: root's files, named after their SHA-256.
     #[arg(long, default_value = "/var/lib/espalier/bin")]
@@ -67,7 +67,7 @@ mod tests {
             ("espalier.tun", 1408, 4500)
         );
         assert_eq!(args.dataplane, Choice::Auto);
-        assert_eq!(args.queues, Queues::Auto);
+        assert_eq!(args.queues, Queues::Number(1));
     }
 
     #[test]
