@@ -21,17 +21,21 @@ const PORT: u16 = 4500;
 /// It serves after this, or never.
 const START: Duration = Duration::from_secs(20);
 
-/// Starts both, installs SAs in both directions, and routes pods to the device.
+/// Starts both with one queue, and connects them.
 pub(crate) fn connect([a, b]: [&End; 2], mtu: u16, overlay: Overlay) -> Result<Vec<Process>> {
+    let daemons = vec![start(a, mtu, 1)?, start(b, mtu, 1)?];
+    pair([a, b], overlay)?;
+    Ok(daemons)
+}
+
+/// Installs SAs in both directions between two that run, and routes their pods to the device.
+pub(crate) fn pair([a, b]: [&End; 2], overlay: Overlay) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut daemons = Vec::new();
     for (own, other) in [(a, b), (b, a)] {
-        let folder = PathBuf::from(format!("/run/bench-{}", own.n));
-        daemons.push(start(own, &folder, mtu)?);
         runtime.block_on(async {
-            let client = DataplaneClient::new(folder.join("dataplane.sock"))?;
+            let client = DataplaneClient::new(folder(own).join("dataplane.sock"))?;
             ready(&client).await?;
             client.put_peer(peer(own, other, overlay)).await?;
             client.install_sa(sa(own, other, Direction::In)).await?;
@@ -46,17 +50,23 @@ pub(crate) fn connect([a, b]: [&End; 2], mtu: u16, overlay: Overlay) -> Result<V
             other.pod, own.pod
         ))?;
     }
-    Ok(daemons)
+    Ok(())
 }
 
-fn start(own: &End, folder: &PathBuf, mtu: u16) -> Result<Process> {
+fn folder(own: &End) -> PathBuf {
+    PathBuf::from(format!("/run/bench-{}", own.n))
+}
+
+/// Starts one.
+pub(crate) fn start(own: &End, mtu: u16, queues: usize) -> Result<Process> {
     let program = std::env::current_exe()?;
     let bin = program.parent().context("this program's folder")?;
     let mut command = Command::new(bin.join("espalier-dataplane"));
     command
         .args(["--dataplane", "userspace", "--log", "warn"])
-        .args(["--mtu", &mtu.to_string(), "--run-dir"])
-        .arg(folder)
+        .args(["--mtu", &mtu.to_string(), "--queues", &queues.to_string()])
+        .arg("--run-dir")
+        .arg(folder(own))
         .stdout(Stdio::inherit());
     own.netns.spawn(&mut command)
 }
@@ -98,17 +108,20 @@ fn ipnet_of(address: IpAddr) -> ipnet::IpNet {
 }
 
 fn sa(own: &End, other: &End, direction: Direction) -> Sa {
-    let sender = match direction {
-        Direction::In => other.n,
-        Direction::Out => own.n,
+    let (sender, receiver) = match direction {
+        Direction::In => (other.n, own.n),
+        Direction::Out => (own.n, other.n),
     };
+    let mut key = [sender; 36];
+    key[..8].fill(receiver);
     Sa {
         peer: id(other),
         direction,
-        spi: Spi(0x1000 + u32::from(sender)),
+        // Both ends' numbers: one node has SAs with several.
+        spi: Spi(0x1000 + (u32::from(sender) << 8) + u32::from(receiver)),
         suite: Suite::Aes256Gcm16,
         mode: SaMode::Transport,
-        key: SecretBytes::copy_from(&[sender; 36]),
+        key: SecretBytes::copy_from(&key),
         esn: true,
         replay_window: 8192,
         encapsulation: Encapsulation::Udp {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::path::Site;
+use crate::path::{End, Site};
 
 /// A path passes packets after this, or never.
 const START: Duration = Duration::from_secs(20);
@@ -39,8 +39,7 @@ pub(crate) struct Times {
 }
 
 /// Waits until a datagram gets there.
-pub(crate) fn arrive(site: &Site) -> Result<()> {
-    let [a, b] = &site.ends;
+pub(crate) fn arrive([a, b]: [&End; 2]) -> Result<()> {
     let sender = a.netns.run(|| UdpSocket::bind((a.pod, 0)))??;
     let receiver = b.netns.run(|| UdpSocket::bind((b.pod, FLOOD_PORT)))??;
     receiver.set_read_timeout(Some(TICK))?;
@@ -55,9 +54,14 @@ pub(crate) fn arrive(site: &Site) -> Result<()> {
     }
 }
 
-/// Streams from a to b.
-pub(crate) fn tcp(site: &Site, streams: usize, seconds: f64) -> Result<Bytes> {
-    let (sent, received) = connected(site, streams)?;
+/// A stream from the first to the second of each pair, all at once.
+pub(crate) fn tcp(pairs: &[[&End; 2]], seconds: f64) -> Result<Bytes> {
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    for pair in pairs {
+        let (from, to) = connected(*pair)?;
+        sent.push(from);
+        received.push(to);
+    }
     let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let per_second = thread::scope(|scope| {
         for stream in &received {
@@ -73,16 +77,11 @@ pub(crate) fn tcp(site: &Site, streams: usize, seconds: f64) -> Result<Bytes> {
     Ok(Bytes { total, per_second })
 }
 
-fn connected(site: &Site, streams: usize) -> Result<(Vec<TcpStream>, Vec<TcpStream>)> {
-    let [a, b] = &site.ends;
+fn connected([a, b]: [&End; 2]) -> Result<(TcpStream, TcpStream)> {
     let to = SocketAddr::from((b.pod, STREAM_PORT));
     let listener = b.netns.run(|| TcpListener::bind(to))??;
-    let (mut sent, mut received) = (Vec::new(), Vec::new());
-    for _ in 0..streams {
-        sent.push(a.netns.run(|| TcpStream::connect_timeout(&to, START))??);
-        received.push(listener.accept()?.0);
-    }
-    Ok((sent, received))
+    let sent = a.netns.run(|| TcpStream::connect_timeout(&to, START))??;
+    Ok((sent, listener.accept()?.0))
 }
 
 fn read_all(mut stream: &TcpStream, count: &AtomicU64) {
@@ -174,8 +173,8 @@ pub(crate) fn ping(site: &Site) -> Result<Times> {
 
 /// One byte there and back over TCP; how often each second.
 pub(crate) fn request_response(site: &Site, seconds: f64) -> Result<f64> {
-    let (sent, received) = connected(site, 1)?;
-    let (mut client, mut server) = (&sent[0], &received[0]);
+    let (sent, received) = connected(site.pair())?;
+    let (mut client, mut server) = (&sent, &received);
     for stream in [client, server] {
         stream.set_nodelay(true)?;
     }

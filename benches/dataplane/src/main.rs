@@ -11,6 +11,7 @@ mod cost;
 mod espalier;
 mod load;
 mod path;
+mod peers;
 mod report;
 mod wireguard;
 
@@ -47,6 +48,12 @@ struct Arguments {
     /// Streams at once.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
     streams: Vec<usize>,
+    /// Peers that one node sends to at once, a stream to each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16])]
+    peers: Vec<u8>,
+    /// Queues of the node that sends to several peers.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    queues: Vec<usize>,
     /// Folder of wireguard-go and wg, as scripts/kernel/wireguard.sh prints it.
     #[arg(long)]
     wireguard: Option<PathBuf>,
@@ -69,10 +76,12 @@ enum Load {
     Ping,
     /// One byte there and back over TCP.
     Rr,
+    /// TCP streams from one node to several, plain and by Espalier, whatever `--only` says.
+    Peers,
 }
 
 impl Load {
-    const ALL: [Self; 4] = [Self::Tcp, Self::Flood, Self::Ping, Self::Rr];
+    const ALL: [Self; 5] = [Self::Tcp, Self::Flood, Self::Ping, Self::Rr, Self::Peers];
 }
 
 impl std::fmt::Display for Load {
@@ -82,6 +91,7 @@ impl std::fmt::Display for Load {
             Self::Flood => "flood",
             Self::Ping => "ping",
             Self::Rr => "rr",
+            Self::Peers => "peers",
         })
     }
 }
@@ -90,9 +100,17 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     espalier_testnet::enter()?;
     let (mut samples, mut failed) = (Samples::default(), Vec::new());
+    let between_two = arguments.loads.iter().any(|load| *load != Load::Peers);
     for round in 1..=arguments.rounds {
+        if arguments.loads.contains(&Load::Peers) {
+            eprintln!("round {round}");
+            if let Err(error) = peers::measure(&arguments, &mut samples) {
+                eprintln!("peers: {error:#}");
+                failed.push(Load::Peers.to_string());
+            }
+        }
         for &mtu in &arguments.mtu {
-            for &name in &arguments.only {
+            for &name in arguments.only.iter().filter(|_| between_two) {
                 eprintln!("round {round}, MTU {mtu}, {name}");
                 if let Err(error) = one(&arguments, name, mtu, &mut samples) {
                     eprintln!("{name}: {error:#}");
@@ -127,7 +145,7 @@ fn one(arguments: &Arguments, name: Name, mtu: u16, samples: &mut Samples) -> Re
             Load::Tcp => {
                 for &streams in &arguments.streams {
                     let cost = site.cost()?;
-                    let bytes = load::tcp(&site, streams, arguments.seconds)?;
+                    let bytes = load::tcp(&vec![site.pair(); streams], arguments.seconds)?;
                     let cpu = site.cost()?.map(|after| after - cost.unwrap_or_default());
                     let (gigabytes, rate) = (bytes.total / 1e9, bytes.per_second * 8.0 / 1e9);
                     let cpu = cpu.map(|cpu| cpu / gigabytes);
@@ -147,6 +165,7 @@ fn one(arguments: &Arguments, name: Name, mtu: u16, samples: &mut Samples) -> Re
                 let rate = load::request_response(&site, arguments.seconds)?;
                 samples.add(key("tcp-rr", 1), "1/s", rate, None);
             }
+            Load::Peers => {}
         }
     }
     if site.has_daemons() {

@@ -58,7 +58,7 @@ impl std::fmt::Display for Name {
 /// One end.
 pub(crate) struct End {
     pub(crate) netns: Netns,
-    /// 1 or 2.
+    /// 1 or 2, or more where there are several peers.
     pub(crate) n: u8,
     /// Of the underlay.
     pub(crate) underlay: Ipv4Addr,
@@ -67,9 +67,14 @@ pub(crate) struct End {
 }
 
 impl End {
-    fn new(n: u8) -> Result<Self> {
+    pub(crate) fn new(n: u8) -> Result<Self> {
+        let name = match n {
+            1 => "a".to_owned(),
+            2 => "b".to_owned(),
+            n => format!("n{n}"),
+        };
         Ok(Self {
-            netns: Netns::new(if n == 1 { "a" } else { "b" })?,
+            netns: Netns::new(&name)?,
             n,
             underlay: Ipv4Addr::new(192, 0, 2, n),
             pod: Ipv4Addr::new(10, 244, n, 1),
@@ -83,7 +88,7 @@ impl End {
         Ok(())
     }
 
-    fn addresses(&self) -> Result<()> {
+    pub(crate) fn addresses(&self) -> Result<()> {
         self.netns.run(|| {
             address("eth0", IpAddr::V4(self.underlay), 24)?;
             address("lo", IpAddr::V4(self.pod), 32)?;
@@ -120,8 +125,13 @@ impl Site {
         end(b)?;
         let daemons = connect(name, mtu, arguments, [a, b])?;
         let site = Self { ends, daemons };
-        load::arrive(&site).with_context(|| format!("{name} with MTU {mtu}"))?;
+        load::arrive(site.pair()).with_context(|| format!("{name} with MTU {mtu}"))?;
         Ok(site)
+    }
+
+    /// Who sends, and who receives.
+    pub(crate) fn pair(&self) -> [&End; 2] {
+        self.ends.each_ref()
     }
 
     pub(crate) fn has_daemons(&self) -> bool {
@@ -143,7 +153,7 @@ impl Site {
 
     /// Streams, and says who works.
     pub(crate) fn profile(&self, seconds: f64) -> Result<()> {
-        let bytes = load::tcp(self, 1, seconds)?;
+        let bytes = load::tcp(&[self.pair()], seconds)?;
         let cpu = self.cost()?.unwrap_or_default();
         eprintln!("{:.2} Gbit/s", bytes.per_second * 8.0 / 1e9);
         eprintln!("{:.2} CPU-s/GB", cpu / (bytes.total / 1e9));
@@ -153,10 +163,13 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        for daemon in &mut self.daemons {
-            let _ended = daemon.terminate(Duration::from_secs(3));
-        }
+        self.daemons.iter_mut().for_each(end);
     }
+}
+
+/// Ends a daemon.
+pub(crate) fn end(daemon: &mut Process) {
+    let _ended = daemon.terminate(Duration::from_secs(3));
 }
 
 fn connect(name: Name, mtu: u16, arguments: &Arguments, ends: [&End; 2]) -> Result<Vec<Process>> {
@@ -191,7 +204,7 @@ fn connect(name: Name, mtu: u16, arguments: &Arguments, ends: [&End; 2]) -> Resu
 }
 
 /// Routes to each other's pods over `device`.
-fn plain([a, b]: [&End; 2], device: &str) -> Result<Vec<Process>> {
+pub(crate) fn plain([a, b]: [&End; 2], device: &str) -> Result<Vec<Process>> {
     for (own, other) in [(a, b), (b, a)] {
         let via = match device {
             "eth0" => format!("via {} dev eth0", other.underlay),
