@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use espalier_esp::aead::{AwsLc, Portable};
 use espalier_esp::framing::{Framing, vxlan::Vxlan};
 use espalier_esp::offload::{Coalescer, Large, Offload};
-use espalier_esp::wire::ip;
+use espalier_esp::wire::{flow::Flow, ip};
 use espalier_esp::{Algorithm, HEADER_LEN, InboundSa, KeyError, OutboundSa, next_header};
 
 const SPI: u32 = 0xc0ff_ee01;
@@ -34,6 +34,7 @@ pub fn esp_frame(data: &[u8]) {
     let Some((next_header, payload)) = data.split_first() else {
         return;
     };
+    read_flow(payload);
     for framing in framings() {
         if let Ok(packet) = framing.parse(*next_header, payload) {
             assert!(packet.bytes.len() <= payload.len());
@@ -41,6 +42,18 @@ pub fn esp_frame(data: &[u8]) {
         }
         frame_and_parse(&framing, payload);
     }
+}
+
+fn read_flow(packet: &[u8]) {
+    let Some(flow) = Flow::read(packet) else {
+        return;
+    };
+    let back = Flow {
+        source: flow.destination,
+        destination: flow.source,
+        ..flow
+    };
+    assert_eq!(flow.both_ways(), back.both_ways());
 }
 
 fn inbound<A: espalier_esp::aead::Aead>(
@@ -115,6 +128,7 @@ pub fn esp_split(data: &[u8]) {
             .map(|index| {
                 let mut packet = vec![0; large.len(index)];
                 assert_eq!(large.write(index, &mut packet), Some(packet.len()));
+                assert_eq!(Flow::read(&packet), Flow::read(large.bytes()));
                 packet
             })
             .collect();
