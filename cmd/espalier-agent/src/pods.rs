@@ -148,7 +148,7 @@ impl Pods {
     /// Gives back what no interface has had for a while, and removes interfaces that nobody finished. Whatever cannot be told
     /// for certain stays.
     fn compare(&self, orphans: &mut Orphans, now: Instant) {
-        // Interfaces first: an ADD has its lease before its interface.
+        // An ADD or DEL may be under way: one without the other is only watched at first.
         let there = match tokio::task::block_in_place(espalier_podnet::list) {
             Ok(there) => there,
             Err(error) => return warn!(%error, "leases are not compared with interfaces"),

@@ -7,11 +7,9 @@ mod common;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use espalier_dataplane_core::{
-    Dataplane as _, Direction, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer, PeerId,
-    Sa, SaMode, Spi, Suite, USERSPACE,
+    Dataplane as _, Direction, Error, Event, Hello, KERNEL, PeerId, Sa, Spi, USERSPACE,
 };
 use espalier_handover::binary;
 use espalier_ike_io::relay::AgentEnd;
@@ -20,10 +18,8 @@ use espalier_secret::SecretBytes;
 use espalier_testnet::{Netns, Process, VethEnd, address, veth};
 use tokio_stream::StreamExt as _;
 
-use common::in_sandbox;
+use common::{LIMIT, VXLAN, in_sandbox, peer};
 
-/// Only to fail instead of hanging.
-const LIMIT: Duration = Duration::from_secs(20);
 const SERVICE: u16 = 7777;
 
 fn spawn(netns: &Netns, run_dir: &Path, dataplane: &str) -> (Process, DataplaneClient) {
@@ -66,47 +62,18 @@ fn host(n: u8) -> IpAddr {
     [192, 0, 2, n].into()
 }
 
-fn peer(own: u8, n: u8) -> Peer {
-    Peer {
-        id: PeerId(format!("node-{n}")),
-        local: host(own),
-        remote: host(n),
-        pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
-        own_cidrs: vec![format!("10.244.{own}.0/24").parse().unwrap()],
-        overlay: Overlay::Vxlan {
-            vni: 4789,
-            port: 4789,
-        },
-        local_mac: [2, 0, 0, 0, 0, own],
-        remote_mac: [2, 0, 0, 0, 0, n],
-    }
-}
-
+/// With the kernel's window.
 fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
-    let mut key = vec![0x17; 36];
-    key[..4].copy_from_slice(&spi.to_be_bytes());
     Sa {
-        peer: PeerId(format!("node-{n}")),
-        direction,
-        spi: Spi(spi),
-        suite: Suite::Aes256Gcm16,
-        mode: SaMode::Transport,
-        key: SecretBytes::new(key),
-        esn: true,
         replay_window: 4096,
-        encapsulation: Encapsulation::Udp {
-            local_port: 4500,
-            remote_port: 4500,
-        },
-        hard_seconds: 0,
-        cpu: None,
+        ..common::sa(n, direction, spi)
     }
 }
 
 /// What an agent does for one pair, its policies written by `ip`.
 async fn encrypt(netns: &Netns, client: &DataplaneClient, own: u8, n: u8, spis: (u32, u32)) {
     let (inbound, outbound) = spis;
-    let reqid = client.put_peer(peer(own, n)).await.unwrap().0;
+    let reqid = client.put_peer(peer(own, n, VXLAN)).await.unwrap().0;
     for sa in [
         sa(n, Direction::In, inbound),
         sa(n, Direction::Out, outbound),

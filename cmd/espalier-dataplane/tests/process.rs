@@ -10,21 +10,14 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use espalier_dataplane_core::{
-    Dataplane as _, Direction, Encapsulation, Error, Event, Overlay, Peer, PeerId, Sa, SaMode, Spi,
-    Suite,
-};
+use espalier_dataplane_core::{Dataplane as _, Direction, Error, Event, PeerId, Sa, Spi};
 use espalier_rpc::DataplaneClient;
 use espalier_secret::SecretBytes;
 use espalier_testnet::{Netns, Process, VethEnd, address, veth};
 use tokio_stream::StreamExt as _;
 
-use common::in_sandbox;
-
-/// Only to fail instead of hanging.
-const LIMIT: Duration = Duration::from_secs(20);
+use common::{LIMIT, VXLAN, answers, in_sandbox, peer, sa};
 
 fn command(run_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
@@ -39,16 +32,7 @@ async fn start(netns: &Netns, run_dir: &Path) -> (Process, DataplaneClient) {
         .spawn(command(run_dir).stderr(Stdio::inherit()))
         .unwrap();
     let client = DataplaneClient::new(run_dir.join("dataplane.sock")).unwrap();
-    let answer = tokio::time::timeout(LIMIT, async {
-        while client.hello().await.is_err() {
-            assert!(
-                process.ended().unwrap().is_none(),
-                "the data plane has ended"
-            );
-            tokio::task::yield_now().await;
-        }
-    });
-    answer.await.unwrap();
+    answers(&mut process, &client).await;
     (process, client)
 }
 
@@ -65,43 +49,6 @@ fn refused(netns: &Netns, command: &mut Command) -> String {
         .unwrap();
     assert_eq!(process.child().wait().unwrap().code(), Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
-}
-
-fn peer(host: u8, n: u8) -> Peer {
-    Peer {
-        id: PeerId(format!("node-{n}")),
-        local: [192, 0, 2, host].into(),
-        remote: [192, 0, 2, n].into(),
-        pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
-        own_cidrs: vec![format!("10.244.{host}.0/24").parse().unwrap()],
-        overlay: Overlay::Vxlan {
-            vni: 4789,
-            port: 4789,
-        },
-        local_mac: [2, 0, 0, 0, 0, host],
-        remote_mac: [2, 0, 0, 0, 0, n],
-    }
-}
-
-fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
-    let mut key = vec![0x17; 36];
-    key[..4].copy_from_slice(&spi.to_be_bytes());
-    Sa {
-        peer: PeerId(format!("node-{n}")),
-        direction,
-        spi: Spi(spi),
-        suite: Suite::Aes256Gcm16,
-        mode: SaMode::Transport,
-        key: SecretBytes::new(key),
-        esn: true,
-        replay_window: 8192,
-        encapsulation: Encapsulation::Udp {
-            local_port: 4500,
-            remote_port: 4500,
-        },
-        hard_seconds: 0,
-        cpu: None,
-    }
 }
 
 async fn encrypt(client: &DataplaneClient, n: u8, inbound: u32, outbound: u32) {
@@ -186,8 +133,8 @@ fn two_processes_carry_pod_packets_and_outlive_their_agents() {
             let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let (_process_a, client_a) = start(&a, dir_a.path()).await;
             let (mut process_b, client_b) = start(&b, dir_b.path()).await;
-            client_a.put_peer(peer(1, 2)).await.unwrap();
-            client_b.put_peer(peer(2, 1)).await.unwrap();
+            client_a.put_peer(peer(1, 2, VXLAN)).await.unwrap();
+            client_b.put_peer(peer(2, 1, VXLAN)).await.unwrap();
             let mut events = client_b.events().await.unwrap();
             encrypt(&client_a, 2, 0x2100, 0x1200).await;
             encrypt(&client_b, 1, 0x1200, 0x2100).await;

@@ -18,18 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use espalier_dataplane_core::{
-    Dataplane as _, Direction, Encapsulation, Overlay, Peer, PeerId, Sa, SaMode, Spi, Suite,
-};
+use espalier_dataplane_core::{Dataplane as _, Direction, Overlay};
 use espalier_handover::binary;
 use espalier_rpc::DataplaneClient;
-use espalier_secret::SecretBytes;
 use espalier_testnet::{Netns, Process, VethEnd, address, veth};
 
-use common::in_sandbox;
+use common::{answers, in_sandbox, peer, sa, variant};
 
-/// Only to fail instead of hanging.
-const LIMIT: Duration = Duration::from_secs(30);
 const FLOWS: u16 = 12;
 const UPGRADES: u8 = 4;
 
@@ -57,13 +52,7 @@ async fn node(netns: Netns, n: u8) -> Node {
         .arg(dir.path().join("bin"));
     let mut process = netns.spawn(&mut command).unwrap();
     let client = DataplaneClient::new(dir.path().join("dataplane.sock")).unwrap();
-    let answer = tokio::time::timeout(LIMIT, async {
-        while client.hello().await.is_err() {
-            assert!(process.ended().unwrap().is_none(), "it has ended");
-            tokio::task::yield_now().await;
-        }
-    });
-    answer.await.unwrap();
+    answers(&mut process, &client).await;
     let (pods, source) = (format!("10.244.{}.0/24", 3 - n), format!("10.244.{n}.1"));
     let route = ["route", "add", &pods, "dev", "espalier.tun", "src", &source];
     netns.output(Command::new("ip").args(route)).unwrap();
@@ -76,60 +65,26 @@ async fn node(netns: Netns, n: u8) -> Node {
     }
 }
 
-fn peer(own: u8) -> Peer {
-    let other = 3 - own;
-    Peer {
-        id: PeerId(format!("node-{other}")),
-        local: [192, 0, 2, own].into(),
-        remote: [192, 0, 2, other].into(),
-        pod_cidrs: vec![format!("10.244.{other}.0/24").parse().unwrap()],
-        own_cidrs: vec![format!("10.244.{own}.0/24").parse().unwrap()],
-        overlay: Overlay::Ipip,
-        local_mac: [2, 0, 0, 0, 0, own],
-        remote_mac: [2, 0, 0, 0, 0, other],
-    }
-}
-
-fn sa(own: u8, direction: Direction) -> Sa {
-    let sender = match direction {
-        Direction::In => 3 - own,
-        Direction::Out => own,
-    };
-    Sa {
-        peer: peer(own).id,
-        direction,
-        spi: Spi(0x1000 + u32::from(sender)),
-        suite: Suite::Aes256Gcm16,
-        mode: SaMode::Transport,
-        key: SecretBytes::new(vec![sender; 36]),
-        esn: true,
-        replay_window: 8192,
-        encapsulation: Encapsulation::Udp {
-            local_port: 4500,
-            remote_port: 4500,
-        },
-        hard_seconds: 0,
-        cpu: None,
-    }
-}
-
 impl Node {
     async fn connect(&self) {
-        let (client, n) = (&self.client, self.n);
-        client.put_peer(peer(n)).await.unwrap();
-        client.install_sa(sa(n, Direction::In)).await.unwrap();
-        let outbound = sa(n, Direction::Out);
-        let spi = Some(outbound.spi);
+        let (client, own, other) = (&self.client, self.n, 3 - self.n);
+        let peer = peer(own, other, Overlay::Ipip);
+        let id = peer.id.clone();
+        client.put_peer(peer).await.unwrap();
+        // By who seals.
+        let spi = |n| 0x1000 + u32::from(n);
+        let inbound = sa(other, Direction::In, spi(other));
+        client.install_sa(inbound).await.unwrap();
+        let outbound = sa(other, Direction::Out, spi(own));
+        let active = Some(outbound.spi);
         client.install_sa(outbound).await.unwrap();
-        client.switch_outbound(peer(n).id, spi).await.unwrap();
+        client.switch_outbound(id, active).await.unwrap();
     }
 
     /// Replaced by another file with the same code.
     async fn upgrade(&self, number: u8) {
-        let mut bytes = fs::read(env!("CARGO_BIN_EXE_espalier-dataplane")).unwrap();
-        bytes.push(number);
         let program = self.dir.path().join("program");
-        fs::write(&program, bytes).unwrap();
+        fs::write(&program, variant(number)).unwrap();
         let bin = self.dir.path().join("bin");
         let digest = binary::install(Path::new(&program), &bin).unwrap();
         let upgraded = self.client.upgrade(&digest.to_string()).await;

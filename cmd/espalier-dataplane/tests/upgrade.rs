@@ -12,16 +12,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use espalier_dataplane_core::{
-    Dataplane as _, Direction, Encapsulation, Error, Hello, Overlay, Peer, PeerId, Sa, SaMode, Spi,
-    Suite,
+    Dataplane as _, Direction, Encapsulation, Error, Hello, Overlay, Peer, PeerId, Sa,
 };
 use espalier_handover::{Digest, binary};
 use espalier_ike_io::relay::AgentEnd;
 use espalier_rpc::{DataplaneClient, UpgradeError};
-use espalier_secret::SecretBytes;
 use espalier_testnet::{Netns, Process};
 
-use common::in_sandbox;
+use common::{answers, in_sandbox, sa, variant};
 
 /// Only to fail instead of hanging.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -49,13 +47,7 @@ impl Plane {
             .args(["--queues", queues]);
         let mut process = netns.spawn(&mut command).unwrap();
         let client = DataplaneClient::new(dir.path().join("dataplane.sock")).unwrap();
-        let answer = tokio::time::timeout(LIMIT, async {
-            while client.hello().await.is_err() {
-                assert!(process.ended().unwrap().is_none(), "it has ended");
-                tokio::task::yield_now().await;
-            }
-        });
-        answer.await.unwrap();
+        answers(&mut process, &client).await;
         Self {
             process,
             client,
@@ -80,13 +72,6 @@ impl Plane {
     }
 }
 
-/// This program with something behind it that nobody reads: another file, the same code.
-fn variant(number: u8) -> Vec<u8> {
-    let mut bytes = fs::read(env!("CARGO_BIN_EXE_espalier-dataplane")).unwrap();
-    bytes.push(number);
-    bytes
-}
-
 fn peer() -> Peer {
     Peer {
         id: PeerId("node-2".into()),
@@ -102,20 +87,12 @@ fn peer() -> Peer {
 
 fn outbound(port: u16) -> Sa {
     Sa {
-        peer: peer().id,
-        direction: Direction::Out,
-        spi: Spi(0x1200),
-        suite: Suite::Aes256Gcm16,
-        mode: SaMode::Transport,
-        key: SecretBytes::new(vec![0x17; 36]),
-        esn: true,
         replay_window: 0,
         encapsulation: Encapsulation::Udp {
             local_port: 4500,
             remote_port: port,
         },
-        hard_seconds: 0,
-        cpu: None,
+        ..sa(2, Direction::Out, 0x1200)
     }
 }
 

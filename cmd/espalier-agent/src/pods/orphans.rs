@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use espalier_ipam::{Key, Lease};
 use espalier_podnet::HostVeth;
 
-/// For so long an interface must have been missing at every look. An ADD has its lease before its interface, and takes 30 s at
+/// For so long an interface must have been missing at every look. An ADD may have its lease before its interface, and takes 30 s at
 /// the most, whatever hangs (`CALL_TIMEOUT` of the plugin, `CARRIER_PATIENCE` of podnet). The clock stands still while the
 /// machine sleeps.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
