@@ -9,10 +9,10 @@ use espalier_ike_io::relay::DataplaneEnd;
 use parking_lot::Mutex;
 use tracing::info;
 
-use crate::control::Control;
+use crate::control::{Control, Ways};
 use crate::drops::Drops;
 use crate::error::Error;
-use crate::io::{PacketIo, Stop, Stopper, Udp, stopper};
+use crate::io::{PacketIo, RawSockets, Stop, Stopper, Udp, stopper};
 use crate::lanes::Lanes;
 use crate::several::Several;
 use crate::tables::Tables;
@@ -30,6 +30,8 @@ pub struct Config {
     pub tun: Several<Arc<dyn PacketIo>>,
     /// ESP and IKE: the sockets of one port, each with a thread that receives.
     pub udp: Several<Udp>,
+    /// Raw ESP, each socket with a thread that receives.
+    pub raw: RawSockets,
     /// The data plane's end of the IKE relay; without it IKE messages are dropped and counted.
     pub relay: Option<DataplaneEnd>,
     /// Called by the threads; must not wait.
@@ -73,19 +75,30 @@ pub(crate) struct Shared {
     pub(crate) drops: Drops,
     pub(crate) tun: Several<Arc<dyn PacketIo>>,
     pub(crate) udp: Several<Udp>,
+    pub(crate) raw: RawSockets,
     /// Where there are several queues.
     pub(crate) lanes: Option<Lanes>,
     pub(crate) relay: Option<DataplaneEnd>,
     pub(crate) report: Box<dyn Fn(Report) + Send + Sync>,
 }
 
-/// Whether [`Engine::resume`] on this UDP port would take the state: everything is made of it but the threads.
+/// Whether [`Engine::resume`] on this UDP port, with the raw sockets that its SAs need, would take the state: everything is made of it
+/// but the threads.
 ///
 /// # Errors
 /// [`Error::State`].
 pub fn check(port: u16, frozen: Frozen) -> Result<(), Error> {
-    Control::resume(port, frozen, Instant::now())?;
+    Control::resume(Ways::all(port), frozen, Instant::now())?;
     Ok(())
+}
+
+impl Config {
+    fn ways(&self) -> Ways {
+        Ways {
+            port: self.udp.first().port(),
+            no_raw: self.raw.missing(),
+        }
+    }
 }
 
 fn frozen_tun(offload: Offload) -> FrozenTun {
@@ -102,7 +115,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Thread`].
     pub fn start(config: Config) -> Result<Self, Error> {
-        let control = Control::new(config.udp.first().port());
+        let control = Control::new(config.ways());
         Self::with(config, control, Drops::default())
     }
 
@@ -117,7 +130,7 @@ impl Engine {
             instance: frozen.instance,
             ..config
         };
-        let control = Control::resume(config.udp.first().port(), frozen, Instant::now())?;
+        let control = Control::resume(config.ways(), frozen, Instant::now())?;
         Self::with(config, control, drops)
     }
 
@@ -128,9 +141,11 @@ impl Engine {
             device,
             tun,
             udp,
+            raw,
             relay,
             report,
         } = config;
+        raw.let_in(control.opens_raw());
         let engine = Self {
             identity: Identity {
                 instance,
@@ -143,6 +158,7 @@ impl Engine {
                 lanes: Lanes::new(tun.count()),
                 tun,
                 udp,
+                raw,
                 relay,
                 report,
             }),
@@ -189,6 +205,13 @@ impl Engine {
         let works = (0..queues)
             .map(|queue| Work::Transmit(queue, queues))
             .chain((0..sockets).map(|socket| Work::Receive(socket, sockets)))
+            .chain(
+                self.shared
+                    .raw
+                    .iter()
+                    .enumerate()
+                    .map(|(at, _)| Work::ReceiveRaw(at)),
+            )
             .chain([Work::Relay]);
         for work in works {
             running.threads.push(self.spawn(work, &stop)?);
@@ -214,6 +237,7 @@ impl Engine {
     pub(crate) fn change<T>(&self, operation: impl FnOnce(&mut Control, Instant) -> T) -> T {
         let mut control = self.control.lock();
         let result = operation(&mut control, Instant::now());
+        self.shared.raw.let_in(control.opens_raw());
         self.shared.tables.store(Arc::new(control.tables()));
         result
     }
@@ -239,6 +263,8 @@ impl Shared {
 enum Work {
     Transmit(usize, usize),
     Receive(usize, usize),
+    /// Of a raw socket: one thread for each is enough, since the kernel does not spread its packets.
+    ReceiveRaw(usize),
     Relay,
 }
 
@@ -250,6 +276,7 @@ impl Work {
             Self::Transmit(queue, _) => format!("espalier-tx{queue}"),
             Self::Receive(_, 1) => "espalier-rx".to_owned(),
             Self::Receive(socket, _) => format!("espalier-rx{socket}"),
+            Self::ReceiveRaw(socket) => format!("espalier-raw{socket}"),
             Self::Relay => "espalier-ike".to_owned(),
         }
     }
@@ -258,6 +285,7 @@ impl Work {
         match self {
             Self::Transmit(queue, _) => threads::transmit(shared, queue, stop),
             Self::Receive(socket, _) => threads::receive(shared, socket, stop),
+            Self::ReceiveRaw(socket) => threads::receive_raw(shared, socket, stop),
             Self::Relay => threads::relay_out(shared, stop),
         }
     }

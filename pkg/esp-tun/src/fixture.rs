@@ -7,7 +7,7 @@ use espalier_dataplane_core::{
 };
 use espalier_secret::SecretBytes;
 
-use crate::control::Control;
+use crate::control::{Control, Ways};
 
 pub(crate) const PORT: u16 = 4500;
 
@@ -56,10 +56,23 @@ pub(crate) fn sa(n: u8, direction: Direction, spi: u32) -> Sa {
     }
 }
 
+/// The same in IP instead of UDP.
+pub(crate) fn raw(n: u8, direction: Direction, spi: u32) -> Sa {
+    Sa {
+        encapsulation: Encapsulation::Raw,
+        ..sa(n, direction, spi)
+    }
+}
+
 /// Host 1 with peers 2 and 3, host 2 with peers 1 and 3, and a pair of SAs between hosts 1 and 2.
 pub(crate) fn hosts() -> (Control, Control) {
+    hosts_with(sa)
+}
+
+/// [`hosts`], with such SAs.
+pub(crate) fn hosts_with(sa: fn(u8, Direction, u32) -> Sa) -> (Control, Control) {
     let now = Instant::now();
-    let (mut one, mut two) = (Control::new(PORT), Control::new(PORT));
+    let (mut one, mut two) = (Control::new(Ways::all(PORT)), Control::new(Ways::all(PORT)));
     for n in [2, 3] {
         one.put_peer(peer(1, n)).unwrap();
     }

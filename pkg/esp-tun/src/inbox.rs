@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use espalier_esp::offload::{Coalescer, Offload, Written};
 
-use crate::io::Received;
+use crate::io::{RawReceived, Received, SLOT};
 
 /// Bytes that one call can receive.
 const MOST: usize = 65_535;
@@ -22,9 +22,19 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// For datagrams one after the other.
     pub(crate) fn new(offload: Offload) -> Self {
+        Self::of(CALLS * MOST, offload)
+    }
+
+    /// For so many packets, each in a slot.
+    pub(crate) fn of_slots(count: usize, offload: Offload) -> Self {
+        Self::of(count * SLOT, offload)
+    }
+
+    fn of(len: usize, offload: Offload) -> Self {
         Self {
-            buffer: vec![0; CALLS * MOST].into(),
+            buffer: vec![0; len].into(),
             filled: 0,
             coalescer: Coalescer::new(offload),
         }
@@ -52,13 +62,40 @@ impl Inbox {
         let count = received.len.div_ceil(step).max(1);
         for index in 0..count {
             let from = (self.filled + index * step).min(end);
-            let datagram = self.buffer.get_mut(from..(from + step).min(end));
-            let place = datagram.and_then(&mut judge);
-            // ESP's header is in front of the packet, and longer than what goes there.
-            let taken = place.map(|p| self.coalescer.push(&self.buffer, from + p.start, p.len()));
-            debug_assert_ne!(taken, Some(false), "a pod packet outside of its datagram");
+            self.take_one(from..(from + step).min(end), &mut judge);
         }
-        // What holds no packet is room again.
+        self.fill_to(end);
+    }
+
+    /// The same for packets that were received in slots at [`Inbox::free`].
+    pub(crate) fn take_slots(
+        &mut self,
+        received: &[RawReceived],
+        mut judge: impl FnMut(&mut [u8], &RawReceived) -> Option<Range<usize>>,
+    ) {
+        for (index, packet) in received.iter().enumerate() {
+            let from = self.filled + index * SLOT;
+            self.take_one(from..from + packet.len.min(SLOT), |bytes| {
+                judge(bytes, packet)
+            });
+        }
+        self.fill_to(self.filled + received.len() * SLOT);
+    }
+
+    fn take_one(
+        &mut self,
+        at: Range<usize>,
+        judge: impl FnOnce(&mut [u8]) -> Option<Range<usize>>,
+    ) {
+        let from = at.start;
+        let place = self.buffer.get_mut(at).and_then(judge);
+        // ESP's header is in front of the packet, and longer than what goes there.
+        let taken = place.map(|p| self.coalescer.push(&self.buffer, from + p.start, p.len()));
+        debug_assert_ne!(taken, Some(false), "a pod packet outside of its datagram");
+    }
+
+    /// What holds no packet is room again.
+    fn fill_to(&mut self, end: usize) {
         if self.coalescer.waiting() > 0 {
             self.filled = end;
         }

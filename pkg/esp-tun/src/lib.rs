@@ -1,14 +1,16 @@
-//! The userspace data plane: pod packets from a TUN device, framed, sealed, sent in UDP, and back.
+//! The userspace data plane: pod packets from a TUN device, framed, sealed, sent in UDP or by raw sockets, and back.
 //!
 //! ```text
 //!            TX thread, one per queue of the device               RX thread, one per socket
 //!  TUN ──▶ io::PacketIo::recv                          io::Udp::recv ◀── UDP 4500
-//!            │ tx::seal                                   │ rx::open
+//!            │                                         io::Raw::recv ◀── IP protocol 50
+//!            │ tx::seal                                   │ rx::judge
 //!            │   pod CIDR → peer → active outbound SA     │   keepalive · IKE → relay → agent
 //!            │   framing in front, trailer behind         │   SPI → inbound SA → replay, ICV
 //!            │   AEAD in place                            │   framing off, addresses checked (S5)
 //!            ▼                                            ▼
-//!          io::Udp::send ──▶ UDP 4500         io::PacketIo::send ──▶ TUN
+//!     io::Udp::send ──▶ UDP 4500         io::PacketIo::send ──▶ TUN
+//!     io::Raw::send ──▶ IP protocol 50
 //!                 ▲
 //!                 └── IKE thread ◀── relay ◀── agent
 //! ```
@@ -44,3 +46,5 @@ mod fixture;
 mod order_tests;
 #[cfg(test)]
 mod path_tests;
+#[cfg(test)]
+mod raw_tests;

@@ -9,11 +9,11 @@ use arc_swap::ArcSwap;
 use espalier_dataplane_core::{Direction, Encapsulation, PeerId, Spi};
 use espalier_esp::wire::ecn;
 
-use crate::control::Control;
+use crate::control::{Control, Ways};
 use crate::drops::Drops;
 use crate::engine::Shared;
 use crate::fixture::{self, pod_packet};
-use crate::io::{PacketIo, Stop, Udp, stopper};
+use crate::io::{PacketIo, RawSockets, Stop, Udp, stopper};
 use crate::lanes::Lanes;
 use crate::rx::{self, Verdict};
 use crate::several::Several;
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Host 1's peer 2 is whoever has this port on loopback.
 fn control(own: u16, remote: u16) -> Control {
-    let mut control = Control::new(own);
+    let mut control = Control::new(Ways::all(own));
     let mut peer = fixture::peer(1, 2);
     peer.local = [127, 0, 0, 2].into();
     peer.remote = [127, 0, 0, 1].into();
@@ -57,6 +57,7 @@ fn shared(wire: &UdpSocket) -> (Shared, Vec<UnixDatagram>) {
     let shared = Shared {
         tables: ArcSwap::from_pointee(control.tables()),
         drops: Drops::default(),
+        raw: RawSockets::none("not here"),
         tun: Several::of(queues).unwrap(),
         udp,
         lanes: Some(Lanes::patient(2, LIMIT)),

@@ -8,13 +8,16 @@ use std::time::Instant;
 
 use espalier_dataplane_core::Event;
 use espalier_esp::wire::{ecn, ip};
-use espalier_esp::{HEADER_LEN, OpenError, ReplayError, next_header};
+use espalier_esp::{HEADER_LEN, OpenError, PROTOCOL, ReplayError, next_header};
 use espalier_ike_io::nat_t::{self, Datagram};
 use ipnet::IpNet;
 
 use crate::drops::Reason;
 use crate::sa::Inbound;
 use crate::tables::{PeerEntry, Tables};
+
+/// Where probes of nodes go whose kernel encrypts (docs/encapsulation.md).
+const PROBE_PORT: u16 = 4788;
 
 /// What to do with a datagram.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,20 +32,58 @@ pub(crate) enum Verdict {
     Drop(Reason, Option<Event>),
 }
 
-/// Judges a datagram and opens it in place; `outer` is the ECN of the header that it came in.
+/// What ESP came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    Udp,
+    Raw,
+}
+
+/// Judges a datagram of the UDP port and opens it in place; `outer` is the ECN of the header that it came in.
 pub(crate) fn judge(tables: &Tables, datagram: &mut [u8], outer: u8, now: Instant) -> Verdict {
     match nat_t::classify(datagram) {
         Datagram::Keepalive => Verdict::Keepalive,
         Datagram::Malformed => Verdict::Drop(Reason::Truncated, None),
         Datagram::Ike(_) => Verdict::Ike,
-        Datagram::Esp(packet) => match packet
-            .first_chunk()
-            .and_then(|spi| tables.inbound.get(&u32::from_be_bytes(*spi)))
-        {
-            Some((sa, peer)) => open(tables, (sa, peer), datagram, outer, now),
-            None => Verdict::Drop(Reason::UnknownSpi, None),
-        },
+        Datagram::Esp(_) => esp(tables, Carrier::Udp, datagram, outer, now),
     }
+}
+
+/// Judges what a raw socket gives, and opens it in place: in IPv4 with the header in front, in IPv6 ESP alone, whose header had `outer`.
+pub(crate) fn judge_raw(
+    tables: &Tables,
+    v4: bool,
+    packet: &mut [u8],
+    outer: u8,
+    now: Instant,
+) -> Verdict {
+    if !v4 {
+        return esp(tables, Carrier::Raw, packet, outer, now);
+    }
+    let (outer, place) = (ecn::of(packet), ip::payload_v4(packet, PROTOCOL));
+    let start = place.as_ref().map_or(0, |place| place.start);
+    let Some(datagram) = place.ok().and_then(|place| packet.get_mut(place)) else {
+        return Verdict::Drop(Reason::Truncated, None);
+    };
+    match esp(tables, Carrier::Raw, datagram, outer, now) {
+        Verdict::Packet(at, event) => Verdict::Packet(start + at.start..start + at.end, event),
+        verdict => verdict,
+    }
+}
+
+fn esp(tables: &Tables, carrier: Carrier, datagram: &mut [u8], outer: u8, now: Instant) -> Verdict {
+    let Some(spi) = datagram.first_chunk() else {
+        return Verdict::Drop(Reason::Truncated, None);
+    };
+    let Some((sa, peer)) = tables.inbound.get(&u32::from_be_bytes(*spi)) else {
+        return Verdict::Drop(Reason::UnknownSpi, None);
+    };
+    // As in Linux: both ends agreed on one of the two for this SA.
+    if sa.carrier() != carrier {
+        sa.counters.drop(1);
+        return Verdict::Drop(Reason::Encapsulation, None);
+    }
+    open(tables, (sa, peer), datagram, outer, now)
 }
 
 fn open(
@@ -92,10 +133,8 @@ fn admit(
     if next_header == next_header::NONE {
         return Err(Reason::Dummy);
     }
-    let packet = entry
-        .framing
-        .parse(next_header, payload)
-        .map_err(|_| Reason::Framing)?;
+    let parsed = entry.framing.parse(next_header, payload);
+    let packet = parsed.map_err(|_| not_framed(next_header, payload))?;
     check_addresses(tables, entry, &packet).inspect_err(|_| {
         entry.state.policy_drops.fetch_add(1, Ordering::Relaxed);
     })?;
@@ -108,6 +147,17 @@ fn admit(
         ecn::set(payload.get_mut(place.clone()).unwrap_or_default(), marked);
     }
     Ok(place)
+}
+
+/// Where the pair's policy forbids UDP, a node whose kernel encrypts asks through its new SA all the same whether it arrives.
+fn not_framed(next_header: u8, payload: &[u8]) -> Reason {
+    let port = payload
+        .get(2..4)
+        .map(|port| u16::from_be_bytes([port[0], port[1]]));
+    match (next_header, port) {
+        (next_header::UDP, Some(PROBE_PORT)) => Reason::Probe,
+        _ => Reason::Framing,
+    }
 }
 
 /// S5: a peer is the source of its own pod CIDRs only, and reaches this node's pods only: not another peer through us, not the

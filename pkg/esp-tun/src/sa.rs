@@ -3,11 +3,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{FrozenCounters, FrozenSa, Progress, Sa, SaInfo, Suite};
+use espalier_dataplane_core::{
+    Encapsulation, FrozenCounters, FrozenSa, Progress, Sa, SaInfo, Suite,
+};
 use espalier_esp::{Algorithm, InboundSa, KeyError, OutboundSa, ReplayWindow};
 use parking_lot::Mutex;
 
 use crate::cipher::Cipher;
+use crate::rx::Carrier;
 
 /// Counts from the moment the SA was installed.
 #[derive(Debug)]
@@ -24,7 +27,8 @@ pub(crate) struct Counters {
 pub(crate) struct Outbound {
     pub(crate) sa: Sa,
     pub(crate) esp: OutboundSa<Cipher>,
-    pub(crate) remote_port: u16,
+    /// The peer's UDP port; `None`: raw ESP.
+    pub(crate) remote_port: Option<u16>,
     pub(crate) counters: Counters,
 }
 
@@ -38,7 +42,7 @@ pub(crate) struct Inbound {
 }
 
 impl Outbound {
-    pub(crate) fn new(sa: Sa, remote_port: u16, now: Instant) -> Result<Self, KeyError> {
+    pub(crate) fn new(sa: Sa, remote_port: Option<u16>, now: Instant) -> Result<Self, KeyError> {
         let esp = OutboundSa::new(sa.spi.0, algorithm(sa.suite)?, sa.key.expose(), sa.esn)?;
         Ok(Self {
             sa,
@@ -115,6 +119,14 @@ impl Inbound {
                 words: window.words().to_vec(),
                 proven: self.proven.load(Ordering::Relaxed),
             },
+        }
+    }
+
+    /// What its packets must come in.
+    pub(crate) fn carrier(&self) -> Carrier {
+        match self.sa.encapsulation {
+            Encapsulation::Udp { .. } => Carrier::Udp,
+            Encapsulation::Raw => Carrier::Raw,
         }
     }
 

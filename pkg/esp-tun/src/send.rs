@@ -1,17 +1,17 @@
-//! Batches on their way into the UDP socket.
+//! Batches on their way into the UDP socket or a raw one.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use crate::drops::Reason;
 use crate::engine::Shared;
-use crate::io::{Interest, Stop, Udp};
-use crate::tx::{Batch, Outbox};
+use crate::io::{Interest, RawSender, Stop, Udp};
+use crate::tx::{Batch, Outbox, To};
 
 /// After this a path that did not take several datagrams at once is tried again: its device or its MTU may be another.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
@@ -20,6 +20,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 pub(crate) struct Sender<'s> {
     shared: &'s Shared,
     udp: &'s Udp,
+    raw: RawSender,
     stop: &'s Stop,
     /// Peers to which single datagrams are sent, and until when. No more than there are peers.
     single: HashMap<SocketAddr, Instant>,
@@ -30,6 +31,7 @@ impl<'s> Sender<'s> {
         Self {
             shared,
             udp,
+            raw: RawSender::default(),
             stop,
             single: HashMap::new(),
         }
@@ -44,21 +46,28 @@ impl<'s> Sender<'s> {
 
     /// Sends a batch, and counts what was not sent.
     pub(crate) fn send(&mut self, batch: &Batch<'_>) {
-        if batch.count() > 1 && self.is_single(batch.to) {
-            return self.send_singly(batch);
+        match batch.to {
+            To::Udp(to) => self.send_udp(to, batch),
+            To::Raw(to) => self.send_raw(to, batch),
         }
-        match self.call(batch) {
+    }
+
+    fn send_udp(&mut self, to: SocketAddr, batch: &Batch<'_>) {
+        if batch.count() > 1 && self.is_single(to) {
+            return self.send_singly(to, batch);
+        }
+        match self.call(to, batch) {
             Ok(()) => {}
             Err(error) if batch.count() > 1 && is_about_several(&error) => {
-                debug!(to = %batch.to, %error, "this path takes one datagram at a time");
-                self.single.insert(batch.to, Instant::now() + TRY_AGAIN);
-                self.send_singly(batch);
+                debug!(%to, %error, "this path takes one datagram at a time");
+                self.single.insert(to, Instant::now() + TRY_AGAIN);
+                self.send_singly(to, batch);
             }
             Err(error) => self.lose(batch, &error),
         }
     }
 
-    fn send_singly(&self, batch: &Batch<'_>) {
+    fn send_singly(&self, to: SocketAddr, batch: &Batch<'_>) {
         for bytes in batch.bytes.chunks(batch.segment.max(1)) {
             let segment = bytes.len();
             let single = Batch {
@@ -66,9 +75,34 @@ impl<'s> Sender<'s> {
                 bytes,
                 ..*batch
             };
-            if let Err(error) = self.call(&single) {
+            if let Err(error) = self.call(to, &single) {
                 self.lose(&single, &error);
             }
+        }
+    }
+
+    /// As many datagrams by one call as the socket takes: it stops before one that is refused, which is lost alone.
+    fn send_raw(&mut self, to: IpAddr, batch: &Batch<'_>) {
+        let Ok(raw) = self.shared.raw.towards(to) else {
+            return self.lose(batch, &ErrorKind::Unsupported.into());
+        };
+        let (sender, stop, mut rest) = (&mut self.raw, self.stop, *batch);
+        while !rest.bytes.is_empty() {
+            let mut sent = 0;
+            let done = waiting(raw.as_fd(), stop, || {
+                sent = sender.send(raw, to, &rest)?;
+                Ok(())
+            });
+            let count = match &done {
+                // Told to end, and the socket is still full.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => rest.count(),
+                _ => sent.max(1),
+            };
+            let (first, after) = rest.split_at(count);
+            if let Err(error) = done {
+                lose(self.shared, &first, &error);
+            }
+            rest = after;
         }
     }
 
@@ -84,20 +118,25 @@ impl<'s> Sender<'s> {
         until.is_some() && !over
     }
 
-    fn call(&self, batch: &Batch<'_>) -> io::Result<()> {
-        waiting(self.udp, self.stop, || self.udp.send_all(batch))
+    fn call(&self, to: SocketAddr, batch: &Batch<'_>) -> io::Result<()> {
+        let udp = self.udp;
+        waiting(udp.as_fd(), self.stop, || udp.send_all(to, batch))
     }
 
     fn lose(&self, batch: &Batch<'_>, error: &io::Error) {
-        debug!(from = %batch.from, to = %batch.to, %error, "datagrams not sent");
-        let drops = &self.shared.drops;
-        drops.count_all(Reason::SendFailed, batch.count());
+        lose(self.shared, batch, error);
     }
+}
+
+fn lose(shared: &Shared, batch: &Batch<'_>, error: &io::Error) {
+    debug!(from = %batch.from, to = ?batch.to, %error, "datagrams not sent");
+    let drops = &shared.drops;
+    drops.count_all(Reason::SendFailed, batch.count());
 }
 
 /// Calls again while the socket is full: a burst is delayed and not cut, also when the threads are told to end.
 pub(crate) fn waiting(
-    udp: &Udp,
+    socket: BorrowedFd<'_>,
     stop: &Stop,
     mut send: impl FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
@@ -105,7 +144,7 @@ pub(crate) fn waiting(
         match send() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stop.wait_or_finish(udp.as_fd(), Interest::Writable)
+                stop.wait_or_finish(socket, Interest::Writable)
                     .map_err(|_| error)?;
             }
             sent => return sent,

@@ -13,6 +13,7 @@ use espalier_esp::framing::vxlan::Vxlan;
 
 use crate::routes::Routes;
 use crate::sa::{Inbound, Outbound};
+use crate::tx::To;
 
 /// The snapshot.
 pub(crate) struct Tables {
@@ -80,8 +81,10 @@ impl PeerEntry {
     }
 
     /// Where packets of `sa` go.
-    pub(crate) fn destination(&self, sa: &Outbound) -> SocketAddr {
-        SocketAddr::new(self.peer.remote, sa.remote_port)
+    pub(crate) fn destination(&self, sa: &Outbound) -> To {
+        let remote = self.peer.remote;
+        let udp = |port| To::Udp(SocketAddr::new(remote, port));
+        sa.remote_port.map_or(To::Raw(remote), udp)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The loops of the threads: read until nothing is there, then wait.
 
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -14,12 +15,12 @@ use crate::drops::Reason;
 use crate::engine::{Report, Shared};
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::io::{Interest, Patience, Received, Stop};
+use crate::io::{Interest, MOST, Patience, Received, Stop};
 use crate::rx::{self, Verdict};
 use crate::send::{self, Sender};
 use crate::tx::{self, Batch, Lost, Outbox};
 
-/// A queue of the TUN device → UDP port.
+/// A queue of the TUN device → UDP port or raw sockets.
 pub(crate) fn transmit(shared: &Shared, queue: usize, stop: &Stop) {
     let (tun, offload) = (shared.tun.get(queue), shared.offload());
     let mut buffer = vec![0; offload.headroom() + 65_535];
@@ -82,57 +83,116 @@ fn forward(
 
 /// A socket of the UDP port → TUN device, or the agent for IKE.
 pub(crate) fn receive(shared: &Shared, socket: usize, stop: &Stop) {
-    let mut inbox = Inbox::new(shared.offload());
     let udp = shared.udp.get(socket);
     let mut receiver = udp.receiver();
+    let source = Source {
+        what: "UDP socket",
+        fd: udp.as_fd(),
+        queue: socket,
+    };
+    let inbox = Inbox::new(shared.offload());
+    receive_from(shared, &source, inbox, stop, |inbox| {
+        let received = receiver.recv(inbox.free())?;
+        take(shared, inbox, &received);
+        Ok(())
+    });
+}
+
+/// A raw socket → TUN device.
+pub(crate) fn receive_raw(shared: &Shared, socket: usize, stop: &Stop) {
+    let Some(raw) = shared.raw.iter().nth(socket) else {
+        return;
+    };
+    let mut receiver = raw.receiver();
+    let source = Source {
+        what: "raw socket",
+        fd: raw.as_fd(),
+        queue: socket,
+    };
+    let inbox = Inbox::of_slots(MOST, shared.offload());
+    receive_from(shared, &source, inbox, stop, |inbox| {
+        let received = receiver.recv(inbox.free())?;
+        let (tables, now) = (shared.tables.load(), Instant::now());
+        inbox.take_slots(received, |packet, received| {
+            let verdict = rx::judge_raw(&tables, raw.is_v4(), packet, received.ecn, now);
+            follow(shared, verdict, packet, None)
+        });
+        Ok(())
+    });
+}
+
+/// Where a thread receives.
+struct Source<'s> {
+    what: &'static str,
+    fd: BorrowedFd<'s>,
+    /// Of the device, for flows that were seen on none.
+    queue: usize,
+}
+
+/// Fills the inbox as long as something is there, and writes it out then.
+fn receive_from(
+    shared: &Shared,
+    source: &Source<'_>,
+    mut inbox: Inbox,
+    stop: &Stop,
+    mut fill: impl FnMut(&mut Inbox) -> io::Result<()>,
+) {
     let mut patience = Patience::default();
     shared.lanes.as_ref().inspect(|l| l.wait_for_beginning());
     while !stop.is_stopped() {
-        match receiver.recv(inbox.free()) {
-            Ok(received) => {
-                take(shared, &mut inbox, &received);
+        match fill(&mut inbox) {
+            Ok(()) => {
                 patience.renew();
                 if inbox.is_full() {
-                    deliver(shared, socket, &mut inbox);
+                    deliver(shared, source.queue, &mut inbox);
                 }
             }
             Err(error) => {
-                deliver(shared, socket, &mut inbox);
+                deliver(shared, source.queue, &mut inbox);
                 if patience.lasts(&error) {
                     continue;
                 }
-                if !retry("UDP socket", stop, udp.as_fd(), &error) {
-                    return end(shared, stop, "UDP socket", error);
+                if !retry(source.what, stop, source.fd, &error) {
+                    return end(shared, stop, source.what, error);
                 }
             }
         }
     }
-    deliver(shared, socket, &mut inbox);
+    deliver(shared, source.queue, &mut inbox);
 }
 
 /// Judges what was received; pod packets stay in the inbox.
 fn take(shared: &Shared, inbox: &mut Inbox, received: &Received) {
     let (tables, now) = (shared.tables.load(), Instant::now());
     inbox.take(received, |datagram| {
-        match rx::judge(&tables, datagram, received.ecn, now) {
-            Verdict::Keepalive => None,
-            Verdict::Ike => {
-                let message = datagram.get(nat_t::NON_ESP_MARKER.len()..);
-                relay(shared, message.unwrap_or_default(), received.path);
-                None
-            }
-            Verdict::Packet(place, event) => {
-                event.into_iter().for_each(|event| announce(shared, event));
-                Some(place)
-            }
-            Verdict::Drop(reason, event) => {
-                trace!(reason = reason.name(), path = ?received.path, "datagram dropped");
-                shared.drops.count(reason);
-                event.into_iter().for_each(|event| announce(shared, event));
-                None
-            }
-        }
+        let verdict = rx::judge(&tables, datagram, received.ecn, now);
+        follow(shared, verdict, datagram, received.path)
     });
+}
+
+/// Does what was judged; where the pod packet stands, if there is one.
+fn follow(
+    shared: &Shared,
+    verdict: Verdict,
+    datagram: &[u8],
+    path: Option<Path>,
+) -> Option<Range<usize>> {
+    let (place, event) = match verdict {
+        Verdict::Keepalive => (None, None),
+        Verdict::Ike => {
+            let message = datagram.get(nat_t::NON_ESP_MARKER.len()..);
+            relay(shared, message.unwrap_or_default(), path);
+            (None, None)
+        }
+        Verdict::Packet(place, event) => (Some(place), event),
+        Verdict::Drop(reason, event) => {
+            trace!(reason = reason.name(), ?path, "datagram dropped");
+            shared.drops.count(reason);
+            (None, event)
+        }
+    };
+    event.into_iter().for_each(|event| announce(shared, event));
+    place
 }
 
 fn deliver(shared: &Shared, socket: usize, inbox: &mut Inbox) {
@@ -177,7 +237,9 @@ pub(crate) fn relay_out(shared: &Shared, stop: &Stop) {
             Ok((Path { local, remote }, message)) => {
                 let datagram = nat_t::mark(&message);
                 let udp = shared.udp.first();
-                let sent = send::waiting(udp, stop, || udp.send(local.ip(), remote, &datagram));
+                let sent = send::waiting(udp.as_fd(), stop, || {
+                    udp.send(local.ip(), remote, &datagram)
+                });
                 if let Err(error) = sent {
                     debug!(%remote, %error, "IKE message not sent");
                     shared.drops.count(Reason::IkeRelay);

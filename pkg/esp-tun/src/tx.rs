@@ -22,17 +22,27 @@ use crate::tables::{PeerEntry, Tables};
 /// Bytes of a sealed packet at most: around a pod packet of 65,535 bytes.
 const MAX_SEALED: usize = HEADER_LEN + framing::MAX_HEADROOM + 65_535 + MAX_TRAILER_LEN;
 
-/// Bytes of UDP payload that one system call takes: what fits an IPv4 packet.
+/// Bytes of UDP payload that one system call takes: what fits an IPv4 packet. Raw ESP's packets are apart from each other; more of them
+/// would wait for no gain.
 const MAX_BATCH_LEN: usize = 65_535 - 20 - 8;
 
 /// Datagrams that one system call takes (`UDP_MAX_SEGMENTS` before Linux 6.9).
 const MAX_BATCH: usize = 64;
 
+/// Where datagrams go, and in what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum To {
+    /// ESP in UDP (RFC 3948).
+    Udp(SocketAddr),
+    /// ESP in IP.
+    Raw(IpAddr),
+}
+
 /// Datagrams of one size, the last one possibly shorter, from one address to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Batch<'b> {
     pub(crate) from: IpAddr,
-    pub(crate) to: SocketAddr,
+    pub(crate) to: To,
     /// For the outer header.
     pub(crate) ecn: u8,
     /// Bytes of each but the last.
@@ -44,6 +54,14 @@ impl Batch<'_> {
     /// How many datagrams it holds.
     pub(crate) fn count(&self) -> usize {
         self.bytes.len().div_ceil(self.segment.max(1))
+    }
+
+    /// Its first `count` datagrams, and those behind them.
+    pub(crate) fn split_at(&self, count: usize) -> (Self, Self) {
+        let at = count.saturating_mul(self.segment).min(self.bytes.len());
+        let (first, rest) = self.bytes.split_at(at);
+        let of = |bytes| Self { bytes, ..*self };
+        (of(first), of(rest))
     }
 }
 
@@ -58,7 +76,7 @@ pub(crate) struct Outbox {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Open {
     from: IpAddr,
-    to: SocketAddr,
+    to: To,
     ecn: u8,
     segment: usize,
     count: usize,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
-use espalier_esp_tun::io::{Tun, Udp};
+use espalier_esp_tun::io::{RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Error, Several};
 use espalier_ike_io::relay::DataplaneEnd;
 use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
@@ -56,6 +56,7 @@ fn start(n: u8) -> Engine {
         device: TUN.into(),
         tun: Several::one(Arc::new(Tun::open(TUN, 1408).unwrap())),
         udp: Several::one(Udp::bind(4500).unwrap()),
+        raw: RawSockets::none("not here"),
         relay: None,
         report: Box::new(|_| {}),
     })
@@ -219,6 +220,7 @@ fn ike_passes_between_the_port_and_the_agent() {
                     device: TUN.into(),
                     tun: Several::one(Arc::new(Tun::open(TUN, 1408).unwrap())),
                     udp: Several::one(Udp::bind(4500).unwrap()),
+                    raw: RawSockets::none("not here"),
                     relay: Some(DataplaneEnd::bind(dir.path()).unwrap()),
                     report: Box::new(|_| {}),
                 })

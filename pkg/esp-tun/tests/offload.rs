@@ -16,7 +16,7 @@ use std::time::Duration;
 use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
 use espalier_esp::offload::Large;
 use espalier_esp::wire::{checksum, virtio};
-use espalier_esp_tun::io::{Offload, PacketIo, Tun, Udp};
+use espalier_esp_tun::io::{Offload, PacketIo, RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Several};
 use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
 
@@ -92,6 +92,7 @@ fn start(n: u8, device: &str, tun: Arc<dyn PacketIo>) -> Engine {
         device: device.into(),
         tun: Several::one(tun),
         udp: Several::one(Udp::bind(if device == "none" { 0 } else { 4500 }).unwrap()),
+        raw: RawSockets::none("not here"),
         relay: None,
         report: Box::new(|_| {}),
     })

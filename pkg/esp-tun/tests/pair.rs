@@ -17,7 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Dataplane as _, Direction, Event, Frozen, Overlay, Spi};
-use espalier_esp_tun::io::Udp;
+use espalier_esp_tun::io::{RawSockets, Udp};
 use espalier_esp_tun::{Config, Engine, Error, Report, Several};
 
 use common::{Node, encrypt, now, peer, sa};
@@ -74,6 +74,7 @@ fn config(n: u8, tun: UnixDatagram, udp: Udp) -> (Config, mpsc::Receiver<Report>
         device: "none".into(),
         tun: Several::one(Arc::new(tun)),
         udp: Several::one(udp),
+        raw: RawSockets::none("not here"),
         relay: None,
         report: Box::new(move |report| sender.send(report).unwrap_or_default()),
     };
@@ -387,6 +388,7 @@ fn a_device_that_is_gone_is_reported() {
         device: "gone".into(),
         tun: Several::one(Arc::new(Gone(UnixDatagram::unbound().unwrap()))),
         udp: Several::one(Udp::bind(0).unwrap()),
+        raw: RawSockets::none("not here"),
         relay: None,
         report: Box::new(move |report| sender.send(report).unwrap_or_default()),
     })

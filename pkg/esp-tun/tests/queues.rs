@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Dataplane as _, Direction, Frozen, Overlay, Spi};
-use espalier_esp_tun::io::{Offload, PacketIo, Tun, Udp};
+use espalier_esp_tun::io::{Offload, PacketIo, RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Several};
 use espalier_ike_io::relay::DataplaneEnd;
 use espalier_testnet::{Netns, VethEnd, address, isolated, veth};
@@ -38,6 +38,7 @@ fn config(tun: Several<Arc<dyn PacketIo>>, udp: Several<Udp>) -> Config {
         device: TUN.into(),
         tun,
         udp,
+        raw: RawSockets::none("not here"),
         relay: None,
         report: Box::new(|_| {}),
     }

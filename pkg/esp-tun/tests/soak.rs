@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use espalier_dataplane_core::{Dataplane as _, Direction, Overlay, Spi};
-use espalier_esp_tun::io::{Offload, PacketIo, Tun, Udp};
+use espalier_esp_tun::io::{Offload, PacketIo, RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Several};
 use espalier_testnet::{Netns, VethEnd, address, isolated, veth};
 
@@ -72,6 +72,7 @@ fn node(netns: &Netns, n: u8, lost: &Arc<AtomicU64>) -> (Node, Engine) {
                 lost: lost.clone(),
             })),
             udp: Several::one(Udp::bind(4500).unwrap()),
+            raw: RawSockets::none("not here"),
             relay: None,
             report: Box::new(|_| {}),
         })

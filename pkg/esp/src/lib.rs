@@ -40,6 +40,9 @@ pub use inbound::{InboundSa, Opened};
 pub use outbound::OutboundSa;
 pub use replay::{MAX_WINDOW, ReplayError, ReplayWindow};
 
+/// IP protocol number of ESP (RFC 4303 §2).
+pub const PROTOCOL: u8 = 50;
+
 /// Bytes in front of the payload: SPI, sequence number, IV.
 pub const HEADER_LEN: usize = 16;
 

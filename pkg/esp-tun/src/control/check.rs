@@ -88,8 +88,38 @@ fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-/// Checks an SA by itself; the peer's UDP port.
-pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
+/// What there is to carry ESP.
+#[derive(Clone, Debug)]
+pub(crate) struct Ways {
+    /// The UDP port of ESP and IKE.
+    pub(crate) port: u16,
+    /// Why there is no raw socket of IPv4 and none of IPv6, where that is so.
+    pub(crate) no_raw: [Option<String>; 2],
+}
+
+impl Ways {
+    /// The port, and raw ESP in both families.
+    pub(crate) fn all(port: u16) -> Self {
+        let no_raw = [None, None];
+        Self { port, no_raw }
+    }
+
+    fn raw(&self, towards: IpAddr) -> Result<(), Error> {
+        let [v4, v6] = &self.no_raw;
+        let missing = if towards.is_ipv4() { v4 } else { v6 };
+        let Some(why) = missing else { return Ok(()) };
+        Err(Error::Invalid {
+            field: "encapsulation",
+            why: format!(
+                "raw ESP (protocol 50) towards {towards} needs a raw socket, which the userspace data plane does not have: {why}; \
+                 start espalier-dataplane again then, or set udpEncapsulation: Auto"
+            ),
+        })
+    }
+}
+
+/// Checks an SA with the peer at `remote`; the peer's UDP port, `None` for raw ESP.
+pub(super) fn sa(sa: &Sa, remote: IpAddr, ways: &Ways) -> Result<Option<u16>, Error> {
     check::sa(sa)?;
     can(sa)?;
     if sa.direction == Direction::In {
@@ -103,19 +133,16 @@ pub(super) fn sa(sa: &Sa, port: u16) -> Result<u16, Error> {
         remote_port,
     } = sa.encapsulation
     else {
-        let why = "the userspace data plane carries ESP in UDP, got raw ESP (protocol 50); negotiate UDP encapsulation";
-        return Err(Error::Invalid {
-            field: "encapsulation",
-            why: why.into(),
-        });
+        return ways.raw(remote).map(|()| None);
     };
+    let port = ways.port;
     require(local_port == port, "encapsulation.local_port", || {
         format!("expected {port}, which this data plane holds, got {local_port}")
     })?;
     require(remote_port != 0, "encapsulation.remote_port", || {
         "expected a UDP port, got 0".into()
     })?;
-    Ok(remote_port)
+    Ok(Some(remote_port))
 }
 
 /// What only the kernel does.

@@ -10,7 +10,7 @@ use espalier_dataplane_core::{
 };
 use espalier_esp::ReplayWindow;
 
-use super::{Control, check};
+use super::{Control, Ways, check};
 use crate::sa::{Counters, Inbound, Outbound};
 use crate::tables::{PeerEntry, PeerState};
 
@@ -33,8 +33,8 @@ impl Control {
     }
 
     /// Takes it over, with the checks of the operations that made it.
-    pub(crate) fn resume(port: u16, frozen: Frozen, now: Instant) -> Result<Self, Error> {
-        let mut control = Self::new(port);
+    pub(crate) fn resume(ways: Ways, frozen: Frozen, now: Instant) -> Result<Self, Error> {
+        let mut control = Self::new(ways);
         let mut active = Vec::new();
         for FrozenPeer {
             peer,
@@ -69,8 +69,8 @@ impl Control {
             progress,
         } = frozen;
         let (spi, direction) = (sa.spi, sa.direction);
-        let remote_port = check::sa(&sa, self.port)?;
         let entry = self.owner(&sa.peer)?;
+        let remote_port = check::sa(&sa, entry.peer.remote, &self.ways)?;
         self.used.claim(&sa)?;
         let counters = Counters::resume(&counters, now);
         match (direction, progress) {

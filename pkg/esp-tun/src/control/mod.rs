@@ -13,13 +13,15 @@ use espalier_dataplane_core::check::spi_taken;
 use espalier_dataplane_core::{Direction, Error, Peer, PeerId, Sa, SaInfo, Spi};
 use tracing::info;
 
+use crate::rx::Carrier;
 use crate::sa::{Inbound, Outbound};
 use crate::tables::{PeerEntry, PeerState, Tables};
+pub(crate) use check::Ways;
 use used::UsedKeys;
 
 /// Everything the data plane was told.
 pub(crate) struct Control {
-    port: u16,
+    ways: Ways,
     peers: BTreeMap<PeerId, Arc<PeerEntry>>,
     inbound: BTreeMap<Spi, (Arc<Inbound>, Arc<PeerEntry>)>,
     outbound: BTreeMap<Spi, Arc<Outbound>>,
@@ -27,9 +29,9 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(port: u16) -> Self {
+    pub(crate) fn new(ways: Ways) -> Self {
         Self {
-            port,
+            ways,
             peers: BTreeMap::new(),
             inbound: BTreeMap::new(),
             outbound: BTreeMap::new(),
@@ -76,7 +78,7 @@ impl Control {
             .get(&sa.peer)
             .ok_or_else(|| Error::NoSuchPeer(sa.peer.clone()))?
             .clone();
-        let remote_port = check::sa(&sa, self.port)?;
+        let remote_port = check::sa(&sa, entry.peer.remote, &self.ways)?;
         if let Some((other, _)) = self
             .inbound
             .get(&sa.spi)
@@ -128,6 +130,12 @@ impl Control {
         if let Some(peer) = owner {
             info!(%peer, %spi, ?direction, "SA removed");
         }
+    }
+
+    /// Raw ESP may come in.
+    pub(crate) fn opens_raw(&self) -> bool {
+        let mut inbound = self.inbound.values();
+        inbound.any(|(sa, _)| sa.carrier() == Carrier::Raw)
     }
 
     /// Every SA, inbound ones first, by SPI.

@@ -11,6 +11,10 @@ use crate::engine::Engine;
 /// Nothing here waits: the futures are ready when first polled.
 impl Dataplane for Engine {
     async fn hello(&self) -> Result<Hello, Error> {
+        let notes = match self.shared.raw.missing() {
+            [Some(why), Some(_)] => vec![format!("no raw ESP (protocol 50): {why}")],
+            _ => Vec::new(),
+        };
         Ok(Hello {
             instance: self.identity.instance,
             version: self.identity.version.clone(),
@@ -20,9 +24,11 @@ impl Dataplane for Engine {
             pid: std::process::id(),
             can: Capabilities {
                 suites: SUITES.to_vec(),
+                raw: notes.is_empty(),
                 udp: true,
                 esn: true,
                 max_replay_window: MAX_WINDOW,
+                notes,
                 ..Capabilities::default()
             },
         })

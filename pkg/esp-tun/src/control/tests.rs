@@ -2,11 +2,11 @@ use std::time::Instant;
 
 use espalier_dataplane_core::{Direction, Encapsulation, Error, Overlay, PeerId, Spi};
 
-use super::Control;
+use super::{Control, Ways};
 use crate::fixture::{self, PORT, hosts};
 
 fn control() -> Control {
-    let mut control = Control::new(PORT);
+    let mut control = Control::new(Ways::all(PORT));
     control.put_peer(fixture::peer(1, 2)).unwrap();
     control.put_peer(fixture::peer(1, 3)).unwrap();
     control
@@ -188,7 +188,7 @@ fn switching_needs_an_sa_of_that_peer() {
 
 #[test]
 fn an_sa_needs_its_peer() {
-    let mut control = Control::new(PORT);
+    let mut control = Control::new(Ways::all(PORT));
     let refused = control.install_sa(fixture::sa(2, Direction::In, 0x2100), Instant::now());
     assert!(matches!(refused, Err(Error::NoSuchPeer(_))));
 }
@@ -298,7 +298,6 @@ fn an_sas_fields_are_checked() {
     );
     check(&|sa| sa.replay_window = 0, "replay_window");
     check(&|sa| sa.replay_window = 8193, "replay_window");
-    check(&|sa| sa.encapsulation = Encapsulation::Raw, "encapsulation");
     check(
         &|sa| sa.encapsulation = udp(4501, 4500),
         "encapsulation.local_port",
@@ -310,4 +309,36 @@ fn an_sas_fields_are_checked() {
     control
         .install_sa(fixture::sa(2, Direction::In, 0x5555), Instant::now())
         .unwrap();
+}
+
+#[test]
+fn raw_esp_needs_a_raw_socket_of_the_underlays_family() {
+    let why = Some("this process may not open raw sockets".to_owned());
+    for (no_raw, there) in [
+        ([None, None], true),
+        ([None, why.clone()], true),
+        ([why.clone(), None], false),
+        ([why.clone(), why], false),
+    ] {
+        let mut control = Control::new(Ways { port: PORT, no_raw });
+        control.put_peer(fixture::peer(1, 2)).unwrap();
+        let installed = control.install_sa(fixture::raw(2, Direction::In, 0x5555), Instant::now());
+        if there {
+            installed.unwrap();
+            continue;
+        }
+        let (field, why) = refused(installed);
+        assert_eq!(field, "encapsulation");
+        for said in [
+            "protocol 50",
+            "192.0.2.2",
+            "may not open",
+            "udpEncapsulation: Auto",
+        ] {
+            assert!(why.contains(said), "{why}");
+        }
+        assert!(!control.opens_raw() && control.sas(Instant::now()).is_empty());
+        let udp = fixture::sa(2, Direction::In, 0x5555);
+        control.install_sa(udp, Instant::now()).unwrap();
+    }
 }

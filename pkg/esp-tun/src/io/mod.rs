@@ -1,12 +1,15 @@
 //! File descriptors: as many packets per system call as the kernel gives and takes.
 
+mod raw;
 mod tun;
 mod udp;
 mod wait;
 
+pub use raw::{Raw, RawSockets};
 pub use tun::Tun;
 pub use udp::Udp;
 
+pub(crate) use raw::{MOST, RawReceived, RawSender, SLOT};
 pub(crate) use udp::Received;
 pub(crate) use wait::{Interest, Patience, Stop, Stopper, is_readable, stopper};
 

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, info, warn};
 
 use crate::several::Several;
-use crate::tx::Batch;
+use crate::tx::{Batch, To};
 
 /// Bytes that may wait for the RX thread: some milliseconds at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -140,25 +140,26 @@ impl Udp {
     /// # Errors
     /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them.
     pub(crate) fn send(&self, from: IpAddr, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.send_all(&Batch {
+        let batch = Batch {
             from,
-            to,
+            to: To::Udp(to),
             ecn: ecn::NOT_ECT,
             segment: datagram.len(),
             bytes: datagram,
-        })
+        };
+        self.send_all(to, &batch)
     }
 
-    /// Sends the datagrams of a batch by one system call (`UDP_SEGMENT`).
+    /// Sends the datagrams of a batch to this address and port by one system call (`UDP_SEGMENT`).
     ///
     /// # Errors
     /// Those of the socket, [`io::ErrorKind::WouldBlock`] among them. `EIO`, `EINVAL` and `EMSGSIZE` also where several datagrams cannot
     /// be sent at once on this path, but one can: the device has no checksums to offer, or a datagram needs fragments.
-    pub(crate) fn send_all(&self, batch: &Batch<'_>) -> io::Result<()> {
+    pub(crate) fn send_all(&self, to: SocketAddr, batch: &Batch<'_>) -> io::Result<()> {
         let segment = u16::try_from(batch.segment).unwrap_or(u16::MAX);
         let segment = (batch.count() > 1).then_some(&segment);
         let marked = (batch.ecn != ecn::NOT_ECT).then_some(batch.ecn);
-        match (batch.from, batch.to) {
+        match (batch.from, to) {
             (IpAddr::V4(from), SocketAddr::V4(to)) if !self.dual_stack => {
                 let unset = in_addr { s_addr: 0 };
                 let info = in_pktinfo {
@@ -312,18 +313,23 @@ fn open(domain: Domain, address: SocketAddr, shared: bool) -> io::Result<Socket>
     let v6 = (domain == Domain::IPV6).then(|| setsockopt(&socket, sockopt::Ipv6RecvTClass, &true));
     let joined = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     debug!(?v4, ?v6, ?joined, "UDP offloads");
-    // Beyond the system's limit only with CAP_NET_ADMIN; else as much as the limit gives.
-    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    }
-    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-        socket.set_send_buffer_size(SEND_BUFFER)?;
-    }
+    enlarge(&socket)?;
     if shared {
         socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Beyond the system's limit only with CAP_NET_ADMIN; else as much as the limit gives.
+pub(super) fn enlarge(socket: &Socket) -> io::Result<()> {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
+    Ok(())
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
@@ -373,14 +379,15 @@ mod tests {
     /// Sends three datagrams by one call; what came, joined or one by one.
     fn batch(udp: &Udp, other: &Udp, from: &str, to: &str) -> (Vec<Vec<u8>>, Vec<u8>) {
         let bytes = [vec![1; 100], vec![2; 100], vec![3; 50]].concat();
+        let to = SocketAddr::new(to.parse().unwrap(), other.port());
         let batch = Batch {
             from: from.parse().unwrap(),
-            to: SocketAddr::new(to.parse().unwrap(), other.port()),
+            to: To::Udp(to),
             ecn: ecn::ECT_0,
             segment: 100,
             bytes: &bytes,
         };
-        udp.send_all(&batch).unwrap();
+        udp.send_all(to, &batch).unwrap();
         let (_stopper, stop) = stopper().unwrap();
         let (mut datagrams, mut marks) = (Vec::new(), Vec::new());
         let mut receiver = other.receiver();

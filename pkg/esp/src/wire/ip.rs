@@ -17,9 +17,11 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 use super::{be16, split};
 use crate::error::FrameError;
+use crate::framing::expect;
 use crate::next_header;
 
 /// An IP packet, cut to the length that its header says.
@@ -124,6 +126,18 @@ impl<'p> Packet<'p> {
             ports: ports(protocol, &rest[..packet.len() - 40]),
         })
     }
+}
+
+/// Where behind its header, with options as its IHL says, the payload of an IPv4 packet stands: what a raw socket gives (raw(7)).
+///
+/// # Errors
+/// Those of [`Packet::parse`]; [`FrameError::Unexpected`] for another protocol, and for a fragment, whose payload is not whole.
+pub fn payload_v4(bytes: &[u8], protocol: u8) -> Result<Range<usize>, FrameError> {
+    let packet = Packet::parse(bytes)?;
+    expect("IP version", 4, u32::from(bytes[0] >> 4))?;
+    expect("IPv4 protocol", protocol.into(), packet.protocol.into())?;
+    expect("IPv4 fragment", 0, (be16(bytes, 6) & 0x3fff).into())?;
+    Ok(usize::from(bytes[0] & 0x0f) * 4..packet.bytes.len())
 }
 
 /// The first `len` bytes, if they are there and hold the header.
@@ -264,11 +278,35 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_payload_stands_behind_the_options() {
+        let esp = v4(b"12345678", 50, 0);
+        assert_eq!(payload_v4(&esp, 50), Ok(20..28));
+        let mut options = esp.clone();
+        options.splice(20..20, [1; 8]);
+        (options[0], options[3]) = (0x47, 36);
+        assert_eq!(payload_v4(&options, 50), Ok(28..36));
+        options.extend([0; 3]);
+        assert_eq!(payload_v4(&options, 50), Ok(28..36), "padding of the link");
+        options[3] = 27;
+        assert!(payload_v4(&options, 50).is_err(), "no room for the options");
+        assert!(payload_v4(&v4(b"12345678", 17, 0), 50).is_err());
+        assert!(payload_v4(&v6(b"12345678", 50), 50).is_err());
+        for part in [0x2000, 1] {
+            assert!(payload_v4(&v4(b"12345678", 50, part), 50).is_err());
+        }
+        assert_eq!(payload_v4(&v4(b"12345678", 50, 0x4000), 50), Ok(20..28));
+        assert_eq!(payload_v4(&v4(b"", 50, 0), 50), Ok(20..20));
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..80), version in 4u8..=6) {
             if let Some(first) = bytes.first_mut() {
                 *first = version << 4 | *first & 0x0f;
+            }
+            if let Ok(place) = payload_v4(&bytes, 50) {
+                prop_assert!(place.start >= 20 && bytes.get(place).is_some());
             }
             if let Ok(packet) = Packet::parse(&bytes) {
                 prop_assert!(packet.bytes.len() <= bytes.len());

@@ -4,7 +4,7 @@ use espalier_dataplane_core::{Direction, Error, Frozen, Progress, Spi};
 
 use espalier_esp::wire::ecn;
 
-use crate::control::Control;
+use crate::control::{Control, Ways};
 use crate::drops::Reason;
 use crate::fixture::{self, PORT, hosts, pod_packet};
 use crate::path_tests;
@@ -37,11 +37,11 @@ fn sequence(datagram: &[u8]) -> u64 {
 }
 
 fn resumed(frozen: &Frozen) -> Control {
-    Control::resume(PORT, frozen.clone(), Instant::now()).unwrap()
+    Control::resume(Ways::all(PORT), frozen.clone(), Instant::now()).unwrap()
 }
 
 fn refused(frozen: Frozen) -> String {
-    let resumed = Control::resume(PORT, frozen, Instant::now());
+    let resumed = Control::resume(Ways::all(PORT), frozen, Instant::now());
     resumed.map(|_| ()).unwrap_err().to_string()
 }
 
@@ -54,7 +54,7 @@ fn what_is_taken_over_is_what_was_frozen() {
     let now = Instant::now();
     for control in [one, two] {
         let frozen = control.freeze(now);
-        let next = Control::resume(PORT, frozen.clone(), now).unwrap();
+        let next = Control::resume(Ways::all(PORT), frozen.clone(), now).unwrap();
         assert_eq!(next.freeze(now), frozen);
         assert_eq!(next.sas(now), control.sas(now));
     }
@@ -130,7 +130,7 @@ fn ages_go_on() {
     seal(&one);
     let (now, hour) = (Instant::now(), Duration::from_secs(3600));
     let frozen = one.freeze(now + hour);
-    let next = Control::resume(PORT, frozen, now).unwrap();
+    let next = Control::resume(Ways::all(PORT), frozen, now).unwrap();
     let sas = next.sas(now + hour);
     let sealing = sas.iter().find(|sa| sa.active).unwrap();
     let idle = sealing.idle_ms.unwrap();
