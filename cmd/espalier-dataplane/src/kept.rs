@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use espalier_handover::Role;
+use espalier_handover::{Plane, Role};
 
 /// Copies of the descriptors that are in use, each with what it is. They hold everything open as long as the process lives.
 #[derive(Debug, Default)]
@@ -16,11 +16,19 @@ impl Kept {
         Ok(())
     }
 
-    pub(crate) fn roles(&self) -> Vec<Role> {
-        self.0.iter().map(|(role, _)| *role).collect()
+    /// What the descriptors are that go along with this state, in their order.
+    pub(crate) fn roles(&self, plane: &Plane) -> Vec<Role> {
+        self.along(plane).map(|(role, _)| *role).collect()
     }
 
-    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.iter().map(|(_, kept)| kept.as_fd()).collect()
+    pub(crate) fn descriptors(&self, plane: &Plane) -> Vec<BorrowedFd<'_>> {
+        self.along(plane).map(|(_, kept)| kept.as_fd()).collect()
+    }
+
+    /// Without an SA of raw ESP nothing waits in raw sockets: the next program opens its own, and may be one that knows of none.
+    fn along(&self, plane: &Plane) -> impl Iterator<Item = &(Role, OwnedFd)> {
+        let raw = matches!(plane, Plane::Userspace(frozen) if frozen.has_raw());
+        let goes = move |(role, _): &&(Role, OwnedFd)| raw || *role != Role::Raw;
+        self.0.iter().filter(goes)
     }
 }

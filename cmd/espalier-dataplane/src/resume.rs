@@ -77,7 +77,11 @@ fn take() -> Result<(State, Vec<OwnedFd>)> {
 pub(crate) fn check(args: &Args) -> Result<()> {
     let (state, _) = take()?;
     if let Plane::Userspace(frozen) = state.plane {
-        for role in [Role::Udp, Role::Tun, Role::IkeRelay] {
+        let raw = frozen.has_raw().then_some(Role::Raw);
+        for role in [Role::Udp, Role::Tun, Role::IkeRelay]
+            .into_iter()
+            .chain(raw)
+        {
             let there = state.descriptors.contains(&role);
             ensure!(there, "expected a {role:?} descriptor, got none");
         }

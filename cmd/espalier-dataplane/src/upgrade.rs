@@ -160,8 +160,9 @@ impl<P: Keeps> Upgrade<P> {
         args: &[CString],
         env: &[CString],
     ) -> Result<Infallible> {
+        let descriptors = self.kept.descriptors(&state.plane);
         let memfd = memory::write(&format::write(state)).context("making a memfd")?;
-        let offer = carry::Offer::new(memfd.as_fd(), &self.kept.descriptors());
+        let offer = carry::Offer::new(memfd.as_fd(), &descriptors);
         let offer = offer.context("handing the descriptors over")?;
         let Err(errno) = fexecve(program, args, env);
         drop(offer);
@@ -175,7 +176,7 @@ impl<P: Keeps> Upgrade<P> {
             digest,
             frozen_at_ns: espalier_handover::monotonic_ns(),
             notes: self.told.notes.clone(),
-            descriptors: self.kept.roles(),
+            descriptors: self.kept.roles(&plane),
             plane,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use espalier_dataplane_core::Frozen;
-use espalier_esp_tun::io::{PacketIo, Tun, Udp};
+use espalier_esp_tun::io::{PacketIo, RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Report, Several};
 use espalier_handover::Role;
 use espalier_ike_io::relay::DataplaneEnd;
@@ -21,7 +21,8 @@ pub(crate) fn start(parts: &Parts<'_>, kept: &mut Kept) -> Result<Engine> {
     let queues = args.queues.count();
     let udp = Udp::bind_several(args.listen_port, queues)?;
     let tun = Tun::open_queues(&args.tun, args.mtu, queues)?;
-    run(parts, kept, (relay, udp, tun), None)
+    let raw = RawSockets::open();
+    run(parts, kept, (relay, udp, raw, tun), None)
 }
 
 /// Goes on with the state and the descriptors of the program before, as many as there are, whatever `--queues` says: another number would
@@ -40,6 +41,7 @@ pub(crate) fn resume(
         .map(Udp::resume)
         .collect();
     let udp = Several::of(udp?).context("a UDP socket")?;
+    let raw = RawSockets::resume(inherited.all(Role::Raw));
     let tun = inherited.several(Role::Tun)?.into_iter();
     let tun = tun.map(|queue| Tun::resume(queue, frozen.tun));
     let tun = Several::of(tun).context("a queue of the TUN device")?;
@@ -50,18 +52,20 @@ pub(crate) fn resume(
             wanted, "as many queues as the program before, until the process starts again"
         );
     }
-    run(parts, kept, (relay, udp, tun), Some(frozen))
+    run(parts, kept, (relay, udp, raw, tun), Some(frozen))
 }
 
 fn run(
     parts: &Parts<'_>,
     kept: &mut Kept,
-    (relay, udp, tun): (DataplaneEnd, Several<Udp>, Several<Tun>),
+    (relay, udp, raw, tun): (DataplaneEnd, Several<Udp>, RawSockets, Several<Tun>),
     frozen: Option<Frozen>,
 ) -> Result<Engine> {
     kept.keep(Role::IkeRelay, &relay)?;
     udp.iter()
         .try_for_each(|socket| kept.keep(Role::Udp, socket))?;
+    raw.iter()
+        .try_for_each(|socket| kept.keep(Role::Raw, socket))?;
     tun.iter()
         .try_for_each(|queue| kept.keep(Role::Tun, queue))?;
     let (events, failed) = (parts.events.clone(), parts.failed.clone());
@@ -79,6 +83,7 @@ fn run(
         device: parts.args.tun.clone(),
         tun: tun.map(|queue| -> Arc<dyn PacketIo> { Arc::new(queue) }),
         udp,
+        raw,
         relay: Some(relay),
         report: Box::new(report),
     };

@@ -1,4 +1,4 @@
-//! The real binary with two queues, replaced in place under load.
+//! The real binary with two queues, replaced in place under load; ESP in UDP, and raw ESP.
 //!
 //! ```text
 //!  netns a                                                                netns b
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use espalier_dataplane_core::{Dataplane as _, Direction, Overlay};
+use espalier_dataplane_core::{Dataplane as _, Direction, Encapsulation, Overlay, Sa, SaInfo};
 use espalier_handover::binary;
 use espalier_rpc::DataplaneClient;
 use espalier_testnet::{Netns, Process, VethEnd, address, veth};
@@ -66,16 +66,28 @@ async fn node(netns: Netns, n: u8) -> Node {
 }
 
 impl Node {
-    async fn connect(&self) {
+    async fn connect(&self, raw: bool) {
         let (client, own, other) = (&self.client, self.n, 3 - self.n);
+        let sa = |direction, spi| {
+            let sa = sa(other, direction, spi);
+            let encapsulation = if raw {
+                Encapsulation::Raw
+            } else {
+                sa.encapsulation
+            };
+            Sa {
+                encapsulation,
+                ..sa
+            }
+        };
         let peer = peer(own, other, Overlay::Ipip);
         let id = peer.id.clone();
         client.put_peer(peer).await.unwrap();
         // By who seals.
         let spi = |n| 0x1000 + u32::from(n);
-        let inbound = sa(other, Direction::In, spi(other));
+        let inbound = sa(Direction::In, spi(other));
         client.install_sa(inbound).await.unwrap();
-        let outbound = sa(other, Direction::Out, spi(own));
+        let outbound = sa(Direction::Out, spi(own));
         let active = Some(outbound.spi);
         client.install_sa(outbound).await.unwrap();
         client.switch_outbound(id, active).await.unwrap();
@@ -132,6 +144,16 @@ fn receive(at: &UdpSocket, end: &AtomicBool) -> u64 {
 #[test]
 fn s4_two_queues_are_taken_over_under_load_and_nothing_is_lost() {
     let name = "s4_two_queues_are_taken_over_under_load_and_nothing_is_lost";
+    taken_over(name, false);
+}
+
+#[test]
+fn s4_raw_esp_is_taken_over_under_load_and_nothing_is_lost() {
+    let name = "s4_raw_esp_is_taken_over_under_load_and_nothing_is_lost";
+    taken_over(name, true);
+}
+
+fn taken_over(name: &str, raw: bool) {
     in_sandbox(name, async || {
         let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
         let end = |netns| VethEnd {
@@ -140,8 +162,8 @@ fn s4_two_queues_are_taken_over_under_load_and_nothing_is_lost() {
         };
         veth(end(&a), end(&b), 1500).unwrap();
         let (a, b) = (node(a, 1).await, node(b, 2).await);
-        a.connect().await;
-        b.connect().await;
+        a.connect(raw).await;
+        b.connect(raw).await;
         let stop = AtomicBool::new(false);
         let pods: Vec<_> = (0..FLOWS)
             .map(|flow| (a.pod(7000 + flow), b.pod(8000 + flow)))
@@ -176,6 +198,12 @@ fn s4_two_queues_are_taken_over_under_load_and_nothing_is_lost() {
         }
         for node in [&a, &b] {
             let dump = node.client.dump().await.unwrap();
+            let is_raw = |sa: &SaInfo| sa.encapsulation == Encapsulation::Raw;
+            assert!(
+                dump.sas
+                    .iter()
+                    .all(|sa| is_raw(sa) == raw && sa.packets > 100)
+            );
             // A number that was used twice would be a replay to the other end.
             let drops: Vec<_> = dump
                 .drops
@@ -194,6 +222,7 @@ fn s4_two_queues_are_taken_over_under_load_and_nothing_is_lost() {
                 "espalier-tx1",
                 "espalier-rx0",
                 "espalier-rx1",
+                "espalier-raw0",
             ] {
                 assert!(names.iter().any(|found| found == name), "{names:?}");
             }

@@ -37,8 +37,12 @@ impl Plane {
     }
 
     async fn start_with(netns: &Netns, queues: &str) -> Self {
+        let command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
+        Self::start_by(netns, command, queues).await
+    }
+
+    async fn start_by(netns: &Netns, mut command: Command, queues: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier-dataplane"));
         command.args(["--dataplane", "userspace", "--run-dir"]);
         command
             .arg(dir.path())
@@ -229,6 +233,42 @@ fn what_cannot_go_on_is_refused_and_the_old_one_does() {
             // What it is already needs no file.
             fs::remove_file(&path).unwrap();
             plane.client.upgrade(&writable.to_string()).await.unwrap();
+        },
+    );
+}
+
+/// Of a container without the capability.
+#[test]
+fn without_cap_net_raw_everything_works_but_raw_esp() {
+    in_sandbox(
+        "without_cap_net_raw_everything_works_but_raw_esp",
+        async || {
+            let netns = Netns::new("a").unwrap();
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-net_raw", "--inh-caps", "-net_raw"]);
+            command.arg(env!("CARGO_BIN_EXE_espalier-dataplane"));
+            let plane = Plane::start_by(&netns, command, "1").await;
+            let client = &plane.client;
+            let mut lacking = client.hello().await.unwrap().can;
+            assert!(lacking.udp && !lacking.raw);
+            let note = lacking.notes.pop().unwrap();
+            assert!(note.contains("CAP_NET_RAW"), "{note}");
+            client.put_peer(peer()).await.unwrap();
+            let raw = Sa {
+                encapsulation: Encapsulation::Raw,
+                ..outbound(4500)
+            };
+            let refused = client.install_sa(raw).await.unwrap_err().to_string();
+            for said in ["encapsulation", "CAP_NET_RAW", "udpEncapsulation: Auto"] {
+                assert!(refused.contains(said), "{refused}");
+            }
+            client.install_sa(outbound(4500)).await.unwrap();
+            // The next program has as little.
+            let digest = plane.put(&variant(3));
+            client.upgrade(&digest.to_string()).await.unwrap();
+            assert!(!client.hello().await.unwrap().can.raw);
+            let whole = Plane::start(&Netns::new("b").unwrap()).await;
+            assert!(whole.client.hello().await.unwrap().can.raw);
         },
     );
 }

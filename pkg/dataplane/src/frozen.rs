@@ -1,6 +1,6 @@
 //! What must not be forgotten when the process that seals and opens is replaced by another.
 
-use crate::{Peer, PeerStats, Sa, Spi};
+use crate::{Encapsulation, Peer, PeerStats, Sa, Spi};
 
 /// The whole state of a data plane whose threads have stopped. Holds keys, which are wiped when it is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,15 @@ pub struct Frozen {
     pub drops: Vec<(String, u64)>,
     /// What must never be installed again (S3, S4).
     pub used: FrozenUsed,
+}
+
+impl Frozen {
+    /// Whether there is an SA of raw ESP: the raw sockets belong to the state then.
+    #[must_use]
+    pub fn has_raw(&self) -> bool {
+        let raw = |sa: &FrozenSa| sa.sa.encapsulation == Encapsulation::Raw;
+        self.sas.iter().any(raw)
+    }
 }
 
 /// What the TUN device was told when it was made, which it keeps.

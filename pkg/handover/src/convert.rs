@@ -80,6 +80,7 @@ impl From<Role> for proto::Role {
             Role::IkeRelay => Self::IkeRelay,
             Role::Udp => Self::Udp,
             Role::Tun => Self::Tun,
+            Role::Raw => Self::Raw,
         }
     }
 }
@@ -92,9 +93,10 @@ fn role(number: i32) -> Result<Role, FormatError> {
         Ok(proto::Role::IkeRelay) => Ok(Role::IkeRelay),
         Ok(proto::Role::Udp) => Ok(Role::Udp),
         Ok(proto::Role::Tun) => Ok(Role::Tun),
+        Ok(proto::Role::Raw) => Ok(Role::Raw),
         Ok(proto::Role::Unspecified) | Err(_) => Err(FormatError::Field {
             field: "descriptors",
-            why: format!("expected 1 to 5, got {number}"),
+            why: format!("expected 1 to 6, got {number}"),
         }),
     }
 }

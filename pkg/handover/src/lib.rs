@@ -4,7 +4,7 @@
 //!  old program                                             new program, same process
 //!   threads stop                                             threads start
 //!   State ── format ──▶ bytes ── memory ──▶ memfd ═╗   ╔═▶ memfd ──▶ bytes ── format ──▶ State
-//!   TUN, UDP 4500, IKE relay, listener, lock ══════╣exec╠═▶ the same, with what waits in them
+//!   TUN, UDP 4500, raw ESP, relay, listener, lock ═╣exec╠═▶ the same, with what waits in them
 //!                                     standard input, a socket with one message (carry)
 //! ```
 //!

@@ -41,4 +41,6 @@ pub enum Role {
     Udp,
     /// The TUN device.
     Tun,
+    /// A raw socket of ESP, of either family.
+    Raw,
 }

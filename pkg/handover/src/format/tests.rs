@@ -171,6 +171,30 @@ fn several_queues_are_a_version_that_older_programs_refuse() {
 }
 
 #[test]
+fn raw_esp_and_tunnel_mode_are_a_version_that_older_programs_refuse() {
+    let version = |change: &dyn Fn(&mut Frozen), more: &[Role]| {
+        let mut frozen = frozen();
+        change(&mut frozen);
+        let mut state = state(Plane::Userspace(frozen));
+        state.descriptors.extend(more);
+        let bytes = write(state.clone());
+        assert_eq!(read(&bytes).unwrap(), state);
+        u32::from_be_bytes(bytes[8..12].try_into().unwrap())
+    };
+    let raw = |frozen: &mut Frozen| frozen.sas[1].sa.encapsulation = Encapsulation::Raw;
+    assert_eq!(version(&raw, &[]), 3);
+    assert_eq!(version(&raw, &[Role::Raw, Role::Raw]), 3);
+    assert_eq!(version(&|_| (), &[Role::Raw]), 3);
+    assert_eq!(
+        version(&|frozen| frozen.sas[0].sa.mode = SaMode::Tunnel, &[]),
+        3
+    );
+    let native = |frozen: &mut Frozen| frozen.peers[0].peer.overlay = Overlay::Native;
+    assert_eq!(version(&native, &[]), 3);
+    assert_eq!(version(&|_| (), &[]), 1);
+}
+
+#[test]
 fn fields_are_bounded_and_named() {
     let long = || "x".repeat(5000);
     assert!(refused(|_, plane| plane.used_keys.push(0)).starts_with("used_keys"));
