@@ -1,26 +1,27 @@
 //! Two whole engines with large packets: over socket pairs that speak as a TUN device with offloads does, and over real TUN devices
-//! with TCP between namespaces.
+//! with TCP between namespaces, in UDP and in raw ESP.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use espalier_dataplane_core::{Dataplane as _, Overlay, Spi};
+use espalier_dataplane_core::{Dataplane as _, Encapsulation, Overlay, Sa, SaInfo, Spi};
 use espalier_esp::offload::Large;
 use espalier_esp::wire::{checksum, virtio};
 use espalier_esp_tun::io::{Offload, PacketIo, RawSockets, Tun, Udp};
 use espalier_esp_tun::{Config, Engine, Several};
 use espalier_testnet::{Netns, VethEnd, address, isolated, sysctl, veth};
+use socket2::{Domain, Protocol, Socket, Type};
 
-use common::{Node, encrypt, now, peer};
+use common::{Node, encrypt_as, in_ip, now, peer};
 
 const VXLAN: Overlay = Overlay::Vxlan {
     vni: 4789,
@@ -92,18 +93,21 @@ fn start(n: u8, device: &str, tun: Arc<dyn PacketIo>) -> Engine {
         device: device.into(),
         tun: Several::one(tun),
         udp: Several::one(Udp::bind(if device == "none" { 0 } else { 4500 }).unwrap()),
-        raw: RawSockets::none("not here"),
+        raw: match device {
+            "none" => RawSockets::none("not here"),
+            _ => RawSockets::open(),
+        },
         relay: None,
         report: Box::new(|_| {}),
     })
     .unwrap()
 }
 
-fn pair((one, two): (&(Node, &Engine), &(Node, &Engine)), overlay: Overlay) {
+fn pair((one, two): (&(Node, &Engine), &(Node, &Engine)), overlay: Overlay, change: fn(Sa) -> Sa) {
     now(one.1.put_peer(peer(one.0, two.0, overlay))).unwrap();
     now(two.1.put_peer(peer(two.0, one.0, overlay))).unwrap();
-    encrypt(*one, *two, Spi(0x1200));
-    encrypt(*two, *one, Spi(0x2100));
+    encrypt_as(*one, *two, Spi(0x1200), change);
+    encrypt_as(*two, *one, Spi(0x2100), change);
 }
 
 /// A TCP packet that stands for `payload` in segments of 1,000 bytes.
@@ -144,7 +148,11 @@ fn received(pods: &UnixDatagram) -> (u8, u32, Vec<u8>) {
 #[test]
 fn large_packets_arrive_with_every_byte_in_its_place() {
     let (one, two) = (host(1, [127, 0, 0, 1]), host(2, [127, 0, 0, 2]));
-    pair((&(one.node, &one.engine), &(two.node, &two.engine)), VXLAN);
+    pair(
+        (&(one.node, &one.engine), &(two.node, &two.engine)),
+        VXLAN,
+        |sa| sa,
+    );
     let payload = |round: u32, port: u8, len: usize| -> Vec<u8> {
         (0..len)
             .map(|at| (at as u32 ^ round ^ u32::from(port)) as u8)
@@ -178,7 +186,11 @@ fn large_packets_arrive_with_every_byte_in_its_place() {
 #[test]
 fn a_flow_keeps_its_order_among_others() {
     let (one, two) = (host(1, [127, 0, 0, 1]), host(2, [127, 0, 0, 2]));
-    pair((&(one.node, &one.engine), &(two.node, &two.engine)), VXLAN);
+    pair(
+        (&(one.node, &one.engine), &(two.node, &two.engine)),
+        VXLAN,
+        |sa| sa,
+    );
     // One flow's packets of several sizes, large ones and small ones, between those of others.
     let sizes = [100, 2500, 999, 1000, 7000, 1, 3000];
     let (mut sequences, rounds) = ([1_u32; 4], 40);
@@ -227,7 +239,7 @@ fn what_no_device_should_give_is_counted() {
 fn namespaces(
     mtu: u32,
     underlay_v6: bool,
-    overlay: Overlay,
+    (overlay, change): (Overlay, fn(Sa) -> Sa),
     body: impl FnOnce(&Netns, &Netns, [&Engine; 2]),
 ) {
     let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
@@ -269,7 +281,7 @@ fn namespaces(
         };
         (node, engine)
     });
-    pair((&(one, &engine_one), &(two, &engine_two)), overlay);
+    pair((&(one, &engine_one), &(two, &engine_two)), overlay, change);
     body(&a, &b, [&engine_one, &engine_two]);
 }
 
@@ -308,7 +320,7 @@ fn lost(engine: &Engine) -> Vec<(String, u64)> {
 fn tcp_in_both_families_and_framings_is_whole() {
     isolated("tcp_in_both_families_and_framings_is_whole", || {
         for (underlay_v6, overlay) in [(false, VXLAN), (true, VXLAN), (false, Overlay::Ipip)] {
-            namespaces(1500, underlay_v6, overlay, |a, b, engines| {
+            namespaces(1500, underlay_v6, (overlay, |sa| sa), |a, b, engines| {
                 stream(a, b, "10.244.2.1:7000", 4 << 20);
                 stream(a, b, "[fd00:2::1]:7000", 4 << 20);
                 for engine in engines {
@@ -319,18 +331,91 @@ fn tcp_in_both_families_and_framings_is_whole() {
     });
 }
 
+/// Datagrams of UDP that this namespace's sockets were given.
+fn udp_datagrams(netns: &Netns) -> u64 {
+    let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+    let text = text.unwrap();
+    let numbers = text.lines().filter(|line| line.starts_with("Udp:")).nth(1);
+    numbers.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn tcp_in_raw_esp_is_whole_and_nothing_of_it_is_in_udp() {
+    isolated(
+        "tcp_in_raw_esp_is_whole_and_nothing_of_it_is_in_udp",
+        || {
+            for underlay_v6 in [false, true] {
+                for overlay in [VXLAN, Overlay::Ipip] {
+                    namespaces(1500, underlay_v6, (overlay, in_ip), |a, b, engines| {
+                        stream(a, b, "10.244.2.1:7000", 4 << 20);
+                        stream(a, b, "[fd00:2::1]:7000", 4 << 20);
+                        assert_eq!([a, b].map(udp_datagrams), [0, 0]);
+                        for engine in engines {
+                            assert_eq!(lost(engine), []);
+                            let sas = now(engine.dump()).unwrap().sas;
+                            let raw = |sa: &SaInfo| sa.encapsulation == Encapsulation::Raw;
+                            assert!(sas.iter().all(|sa| raw(sa) && sa.packets > 1000), "{sas:?}");
+                        }
+                    });
+                }
+            }
+        },
+    );
+}
+
+/// What somebody else makes of a packet on its way: raw ESP of an SA in UDP, and the reverse.
+#[test]
+fn what_comes_otherwise_than_agreed_is_counted_and_not_opened() {
+    isolated(
+        "what_comes_otherwise_than_agreed_is_counted_and_not_opened",
+        || {
+            for is_raw in [false, true] {
+                let change = if is_raw { in_ip } else { |sa| sa };
+                namespaces(1500, false, (VXLAN, change), |a, _, [_, engine]| {
+                    let esp = [&0x1200_u32.to_be_bytes()[..], &[0, 0, 0, 1], &[0; 56]].concat();
+                    let udp = a.run(|| UdpSocket::bind("192.0.2.1:0").unwrap()).unwrap();
+                    let raw = a.run(|| {
+                        let protocol = Some(Protocol::from(50));
+                        Socket::new(Domain::IPV4, Type::RAW, protocol).unwrap()
+                    });
+                    udp.send_to(&esp, "192.0.2.2:4500").unwrap();
+                    let to: SocketAddr = "192.0.2.2:0".parse().unwrap();
+                    raw.unwrap().send_to(&esp, &to.into()).unwrap();
+                    // One is refused for its way, the other one for its ICV; while there is no raw SA no raw packet is looked at.
+                    let expected: &[(&str, u64)] = match is_raw {
+                        true => &[("bad_icv", 1), ("encapsulation", 1)],
+                        false => &[("bad_icv", 1)],
+                    };
+                    let began = Instant::now();
+                    loop {
+                        let got = lost(engine);
+                        let got: Vec<_> = got.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+                        if got == expected {
+                            break;
+                        }
+                        assert!(began.elapsed() < LIMIT, "{got:?}");
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                });
+            }
+        },
+    );
+}
+
 #[test]
 fn a_path_with_a_smaller_mtu_takes_fragments_one_by_one() {
     isolated(
         "a_path_with_a_smaller_mtu_takes_fragments_one_by_one",
         || {
             // A datagram of a full-sized pod packet is larger than this underlay, so several cannot be sent by one call.
-            namespaces(1400, false, VXLAN, |a, b, engines| {
-                stream(a, b, "10.244.2.1:7000", 1 << 20);
-                for engine in engines {
-                    assert_eq!(lost(engine), []);
-                }
-            });
+            for change in [|sa| sa, in_ip] {
+                namespaces(1400, false, (VXLAN, change), |a, b, engines| {
+                    stream(a, b, "10.244.2.1:7000", 1 << 20);
+                    for engine in engines {
+                        assert_eq!(lost(engine), []);
+                    }
+                });
+            }
         },
     );
 }

@@ -1,6 +1,7 @@
 //! Two nodes and how they are connected, for the tests of whole engines.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -81,8 +82,26 @@ pub(crate) fn sa(node: Node, peer: Node, direction: Direction, spi: Spi) -> Sa {
 }
 
 /// Makes `from` seal towards `to` with `spi`, the receiver first.
-pub(crate) fn encrypt((from, sealing): (Node, &Engine), (to, opening): (Node, &Engine), spi: Spi) {
-    now(opening.install_sa(sa(to, from, Direction::In, spi))).unwrap();
-    now(sealing.install_sa(sa(from, to, Direction::Out, spi))).unwrap();
+pub(crate) fn encrypt(from: (Node, &Engine), to: (Node, &Engine), spi: Spi) {
+    encrypt_as(from, to, spi, |sa| sa);
+}
+
+/// [`encrypt`], with SAs changed like this at both ends.
+pub(crate) fn encrypt_as(
+    (from, sealing): (Node, &Engine),
+    (to, opening): (Node, &Engine),
+    spi: Spi,
+    change: fn(Sa) -> Sa,
+) {
+    now(opening.install_sa(change(sa(to, from, Direction::In, spi)))).unwrap();
+    now(sealing.install_sa(change(sa(from, to, Direction::Out, spi)))).unwrap();
     now(sealing.switch_outbound(to.id(), Some(spi))).unwrap();
+}
+
+/// For raw ESP.
+pub(crate) fn in_ip(sa: Sa) -> Sa {
+    Sa {
+        encapsulation: Encapsulation::Raw,
+        ..sa
+    }
 }
