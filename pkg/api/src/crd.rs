@@ -37,7 +37,6 @@ use crate::meshnode::PairCounts;
 #[x_kube(validation = Rule::new("self.protocol != 'AH' || self.udpEncapsulation != 'Always'").message("AH cannot be put into UDP (RFC 3948 is about ESP): use udpEncapsulation Auto or Never, or protocol ESP"))]
 #[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.protocol != 'AH'").message("protocol AH is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.overlay != 'None'").message("overlay None (tunnel mode) is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
-#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.udpEncapsulation != 'Never'").message("udpEncapsulation Never (raw ESP) is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || !has(self.suites) || self.suites.exists(s, !s.endsWith('GMAC'))").message("suites with AES-GMAC alone are not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EncryptionPolicySpec {
@@ -73,7 +72,8 @@ pub struct EncryptionPolicySpec {
     )]
     #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, s == t))").message("name each suite once, in order of preference"))]
     pub suites: Option<Vec<SuiteName>>,
-    /// ESP in UDP (RFC 3948). Auto: raw ESP where it is seen to pass, else UDP; Always: UDP; Never: raw.
+    /// ESP in UDP (RFC 3948). Auto: raw ESP between nodes whose kernel encrypts, where it is seen to pass, else UDP; Always: UDP;
+    /// Never: raw.
     #[serde(default)]
     pub udp_encapsulation: UdpEncapsulation,
     /// When SAs are made. Eager: with every peer at once; OnDemand: under Required with the kernel data plane at the first

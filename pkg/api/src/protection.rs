@@ -130,8 +130,6 @@ impl Protection {
             "spec.protocol: AH"
         } else if self.overlay == OverlayKind::None {
             "spec.overlay: None (tunnel mode)"
-        } else if self.udp_encapsulation == UdpEncapsulation::Never {
-            "spec.udpEncapsulation: Never (raw ESP)"
         } else if !self.suites.iter().any(|suite| suite.encrypts()) {
             "spec.suites: AES-GMAC alone"
         } else {

@@ -90,7 +90,7 @@ fn samples() -> Vec<Sample> {
             POLICY,
             "default",
             userspace("udpEncapsulation", json!("Never")),
-            Some("udpEncapsulation Never"),
+            None,
         ),
         (
             POLICY,
@@ -247,7 +247,7 @@ fn every_rule_is_broken_by_a_sample() {
     for kind in [POLICY, GATEWAY] {
         rules(&schema(kind), &mut all);
     }
-    assert!(all.len() >= 10, "{all:?}");
+    assert!(all.len() >= 8, "{all:?}");
     for (kind, name, more, _) in samples() {
         for message in broken(kind, &object(kind, name, &more)) {
             all.remove(&message);

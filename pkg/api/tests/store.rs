@@ -349,10 +349,6 @@ fn protection_that_cannot_work_is_refused_with_field_and_remedy() {
             &["spec.protocol: AH", "dataplane Kernel or Auto"],
         ),
         (
-            "udpEncapsulation: Never, dataplane: Userspace",
-            &["spec.udpEncapsulation: Never", "dataplane Kernel or Auto"],
-        ),
-        (
             "suites: [AES-128-GMAC], dataplane: Userspace",
             &["spec.suites: AES-GMAC alone", "dataplane Kernel or Auto"],
         ),

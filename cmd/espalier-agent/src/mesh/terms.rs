@@ -39,6 +39,8 @@ pub(crate) struct Terms {
     pub(crate) can: Capabilities,
     /// SAs of single CPUs with one peer, at most: [`cpus_among`].
     pub(crate) cpus: u32,
+    /// Raw ESP can be tried before packets use it: the kernel's policies put probes, and nothing else, through an SA.
+    pub(crate) can_try: bool,
 }
 
 /// Both ends of a pair, with their addresses towards each other.
@@ -175,7 +177,13 @@ impl Terms {
 
     /// Raw ESP, or AH, may be used with peers.
     pub(crate) fn raw(&self) -> bool {
-        self.can.raw && self.protection.udp_encapsulation != UdpEncapsulation::Always
+        let wanted = match self.protection.udp_encapsulation {
+            UdpEncapsulation::Always => false,
+            UdpEncapsulation::Never => true,
+            // Untried it is not used; and in userspace ESP in UDP is the faster one, since it has offloads.
+            UdpEncapsulation::Auto => self.can_try || self.ah(),
+        };
+        wanted && self.can.raw
     }
 
     /// ESP in UDP may be used with peers.
@@ -253,7 +261,7 @@ impl Terms {
             lacks(
                 &format!("protocol {protocol:?} with udpEncapsulation: {udp_encapsulation:?}"),
                 what,
-                "use udpEncapsulation: Auto",
+                "use udpEncapsulation: Auto; raw ESP of the userspace data plane needs CAP_NET_RAW",
             );
         }
         why
@@ -339,7 +347,7 @@ mod tests {
                 suites: suites.to_vec(),
                 raw,
                 udp: true,
-                tunnel: raw,
+                tunnel: kind == KERNEL,
                 esn: true,
                 max_replay_window: 4096,
                 cpus: 0,
@@ -353,7 +361,7 @@ mod tests {
     }
 
     fn userspace() -> Hello {
-        hello(USERSPACE, &[Suite::Aes256Gcm16, Suite::Aes128Gcm16], false)
+        hello(USERSPACE, &[Suite::Aes256Gcm16, Suite::Aes128Gcm16], true)
     }
 
     fn terms(hello: &Hello, change: impl FnOnce(&mut Protection)) -> Terms {
@@ -363,6 +371,7 @@ mod tests {
             protection,
             can: hello.can.clone(),
             cpus: cpus_among(2),
+            can_try: hello.is_kernel(),
         }
     }
 
@@ -404,6 +413,25 @@ mod tests {
     }
 
     #[test]
+    fn raw_esp_is_tried_by_the_kernel_and_used_in_userspace_where_it_must() {
+        let of = |hello: &Hello, udp_encapsulation| {
+            let terms = terms(hello, |p| p.udp_encapsulation = udp_encapsulation);
+            let Encapsulations { raw, udp } = child(&terms).encapsulations.unwrap();
+            (raw, udp, terms.tries())
+        };
+        for (hello, auto) in [
+            (kernel(), (true, true, true)),
+            (userspace(), (false, true, false)),
+        ] {
+            assert_eq!(of(&hello, UdpEncapsulation::Auto), auto);
+            let always = of(&hello, UdpEncapsulation::Always);
+            assert_eq!(always, (false, true, false));
+            let never = of(&hello, UdpEncapsulation::Never);
+            assert_eq!(never, (true, false, false));
+        }
+    }
+
+    #[test]
     fn selectors_follow_the_overlay() {
         let of = |overlay| {
             let child = child(&terms(&kernel(), |p| p.overlay = overlay));
@@ -442,7 +470,7 @@ mod tests {
     #[test]
     fn s8_what_the_data_plane_cannot_do_is_said_with_a_remedy() {
         type Case = (fn(&mut Protection), &'static str);
-        let cases: [Case; 5] = [
+        let cases: [Case; 4] = [
             (
                 |p| p.dataplane = DataplaneKind::Kernel,
                 "--dataplane kernel",
@@ -453,10 +481,6 @@ mod tests {
                 "add AES-256-GCM",
             ),
             (|p| p.overlay = OverlayKind::None, "VXLAN or IPIP"),
-            (
-                |p| p.udp_encapsulation = UdpEncapsulation::Never,
-                "udpEncapsulation: Auto",
-            ),
         ];
         for (change, remedy) in cases {
             let why = terms(&userspace(), change)
@@ -466,6 +490,14 @@ mod tests {
             assert_eq!(terms(&kernel(), change).problems(&kernel()), [""; 0]);
         }
         assert_eq!(terms(&userspace(), |_| {}).problems(&userspace()), [""; 0]);
+        let never = |p: &mut Protection| p.udp_encapsulation = UdpEncapsulation::Never;
+        assert_eq!(terms(&userspace(), never).problems(&userspace()), [""; 0]);
+        let mut no_raw = userspace();
+        no_raw.can.raw = false;
+        let why = terms(&no_raw, never).problems(&no_raw).join("; ");
+        for said in ["raw packets", "udpEncapsulation: Auto", "CAP_NET_RAW"] {
+            assert!(why.contains(said), "{why}");
+        }
         let only_userspace = terms(&kernel(), |p| p.dataplane = DataplaneKind::Userspace);
         assert_eq!(only_userspace.problems(&kernel()).len(), 1);
     }

@@ -4,6 +4,8 @@ mod cpus;
 mod external;
 mod world;
 
+use std::time::Instant;
+
 use espalier_api::{Establish, Masquerade, Protocol, UdpEncapsulation};
 use espalier_dataplane_core::{Direction, Encapsulation, Event, PeerId, Sa, Spi};
 use espalier_ike::{Identity, IkeStatus};
@@ -344,16 +346,72 @@ async fn raw_esp_that_does_not_arrive_is_not_used_and_returned_to_when_it_does()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_forbids_udp_or_wants_it_is_kept_to() {
+    let pairs = || {
+        [
+            [kernel(1), kernel(2)],
+            [kernel(1), userspace(2)],
+            [userspace(1), kernel(2)],
+            [userspace(1), userspace(2)],
+        ]
+    };
     for (wanted, raw) in [
         (UdpEncapsulation::Always, false),
         (UdpEncapsulation::Never, true),
     ] {
-        let policy = policy(|policy| policy.protection.udp_encapsulation = wanted);
-        let mut world = World::starting([Some(kernel(1)), Some(kernel(2))], &policy);
-        world.passes = [false, false]; // and nobody asks
-        world.start_all().await;
-        world.until("protected", |world| sealing(world, raw)).await;
+        for hellos in pairs() {
+            let policy = policy(|policy| policy.protection.udp_encapsulation = wanted);
+            let mut world = World::starting(hellos.map(Some), &policy);
+            world.passes = [false, false]; // and nobody asks
+            world.start_all().await;
+            world.until("protected", |world| sealing(world, raw)).await;
+            assert!(!has_fallback(&world));
+            let same = |e: &Encapsulation| (*e == Encapsulation::Raw) == raw;
+            assert!(world.encapsulations().iter().all(same));
+        }
     }
+}
+
+/// Both nodes take the policy one after the other, and their old SAs go on until a rekey.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rekey_leaves_udp_and_returns_to_it_as_the_policy_says() {
+    for hellos in [[kernel(1), userspace(2)], [userspace(1), userspace(2)]] {
+        let with = |wanted| policy(|policy| policy.protection.udp_encapsulation = wanted);
+        let auto = with(UdpEncapsulation::Auto);
+        let mut world = World::new(hellos.map(Some), &auto).await;
+        world.until("in UDP", |world| sealing(world, false)).await;
+        for (wanted, raw) in [
+            (UdpEncapsulation::Never, true),
+            (UdpEncapsulation::Auto, false),
+        ] {
+            for index in [0, 1] {
+                world.set_policy(index, with(wanted)).await;
+            }
+            world.run().await;
+            assert!(world.protected(), "the old SAs go on");
+            let endpoint = &mut world.agents[0].parts.endpoint;
+            endpoint.rekey_child(&Identity("b".into()), Instant::now());
+            world.until("as wanted", |world| sealing(world, raw)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_userspace_plane_that_cannot_send_raw_refuses_what_needs_it() {
+    let never = policy(|policy| policy.protection.udp_encapsulation = UdpEncapsulation::Never);
+    let mut lacking = userspace(2);
+    lacking.can.raw = false;
+    let mut world = World::new([Some(userspace(1)), Some(lacking)], &never).await;
+    world
+        .until("said", |world| {
+            let problem = &world.agents[0].peers["b"].problem;
+            problem
+                .as_deref()
+                .is_some_and(|p| p.contains("udpEncapsulation"))
+        })
+        .await;
+    assert!(world.encapsulations().is_empty());
+    let why = world.agents[1].not_ready().join("; ");
+    assert!(why.contains("CAP_NET_RAW"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

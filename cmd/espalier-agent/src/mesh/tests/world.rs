@@ -254,6 +254,7 @@ pub(super) fn userspace(instance: u64) -> Hello {
         device: Some("espalier.tun".to_owned()),
         can: Capabilities {
             suites: vec![Suite::Aes256Gcm16, Suite::Aes128Gcm16],
+            raw: true,
             udp: true,
             esn: true,
             max_replay_window: 8192,
@@ -442,8 +443,10 @@ impl World {
     /// Probes and their answers, as the kernel sends them: through the state that the policy for probes names.
     async fn probe(&mut self, from: usize) -> bool {
         let asked = std::mem::take(&mut self.agents[from].asked);
+        // A userspace data plane drops probes: no policy brings them to the agent.
+        let answers = self.agents[1 - from].uplink.is_kernel();
         for _ in &asked {
-            if self.through(from).await {
+            if self.through(from).await && answers {
                 self.through(1 - from).await;
             }
         }
