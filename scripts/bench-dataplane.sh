@@ -11,7 +11,7 @@ if [[ ${WITHOUT:-} != rust ]]; then
   [[ -x target/tools/bin/gotatun ]] || cargo install --quiet --locked --root target/tools gotatun-cli
   tools=(--tools target/tools/bin)
 else
-  set -- --only plain-veth,plain-vxlan,espalier-vxlan-udp,espalier-ipip-udp,wireguard-go "$@"
+  set -- --only plain-veth,plain-vxlan,espalier-vxlan-udp,espalier-ipip-udp,espalier-vxlan-raw,wireguard-go "$@"
 fi
 cargo build --locked --release -p espalier-dataplane -p espalier-bench-dataplane
 exec target/release/espalier-bench-dataplane --wireguard "$wireguard" "${tools[@]}" "$@"

@@ -18,18 +18,30 @@ use crate::path::End;
 
 const TUN: &str = "espalier.tun";
 const PORT: u16 = 4500;
+/// What is around ESP, if it is not raw.
+pub(crate) const IN_UDP: Encapsulation = Encapsulation::Udp {
+    local_port: PORT,
+    remote_port: PORT,
+};
 /// It serves after this, or never.
 const START: Duration = Duration::from_secs(20);
 
 /// Starts both with one queue, and connects them.
-pub(crate) fn connect([a, b]: [&End; 2], mtu: u16, overlay: Overlay) -> Result<Vec<Process>> {
+pub(crate) fn connect(
+    [a, b]: [&End; 2],
+    mtu: u16,
+    form: (Overlay, Encapsulation),
+) -> Result<Vec<Process>> {
     let daemons = vec![start(a, mtu, 1)?, start(b, mtu, 1)?];
-    pair([a, b], overlay)?;
+    pair([a, b], form)?;
     Ok(daemons)
 }
 
 /// Installs SAs in both directions between two that run, and routes their pods to the device.
-pub(crate) fn pair([a, b]: [&End; 2], overlay: Overlay) -> Result<()> {
+pub(crate) fn pair(
+    [a, b]: [&End; 2],
+    (overlay, encapsulation): (Overlay, Encapsulation),
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -38,8 +50,12 @@ pub(crate) fn pair([a, b]: [&End; 2], overlay: Overlay) -> Result<()> {
             let client = DataplaneClient::new(folder(own).join("dataplane.sock"))?;
             ready(&client).await?;
             client.put_peer(peer(own, other, overlay)).await?;
-            client.install_sa(sa(own, other, Direction::In)).await?;
-            let outbound = sa(own, other, Direction::Out);
+            let sa = |direction| Sa {
+                encapsulation,
+                ..sa(own, other, direction)
+            };
+            client.install_sa(sa(Direction::In)).await?;
+            let outbound = sa(Direction::Out);
             let (id, spi) = (outbound.peer.clone(), outbound.spi);
             client.install_sa(outbound).await?;
             client.switch_outbound(id, Some(spi)).await?;
@@ -124,10 +140,7 @@ fn sa(own: &End, other: &End, direction: Direction) -> Sa {
         key: SecretBytes::copy_from(&key),
         esn: true,
         replay_window: 8192,
-        encapsulation: Encapsulation::Udp {
-            local_port: PORT,
-            remote_port: PORT,
-        },
+        encapsulation: IN_UDP,
         hard_seconds: 0,
         cpu: None,
     }

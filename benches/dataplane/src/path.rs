@@ -5,9 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use espalier_dataplane_core::Overlay;
+use espalier_dataplane_core::{Encapsulation, Overlay};
 use espalier_testnet::{Netns, Process, VethEnd, address, sysctl, veth};
 
+use crate::espalier::IN_UDP;
 use crate::{Arguments, cost, espalier, load, wireguard};
 
 /// A way from one namespace to the other.
@@ -21,6 +22,8 @@ pub(crate) enum Name {
     EspalierVxlanUdp,
     /// Espalier: IP in ESP in UDP.
     EspalierIpipUdp,
+    /// Espalier: VXLAN in raw ESP, with the pod MTU of ESP in UDP.
+    EspalierVxlanRaw,
     /// WireGuard in Go.
     WireguardGo,
     /// WireGuard in Rust.
@@ -30,11 +33,12 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::PlainVeth,
         Self::PlainVxlan,
         Self::EspalierVxlanUdp,
         Self::EspalierIpipUdp,
+        Self::EspalierVxlanRaw,
         Self::WireguardGo,
         Self::Boringtun,
         Self::Gotatun,
@@ -48,6 +52,7 @@ impl std::fmt::Display for Name {
             Self::PlainVxlan => "plain-vxlan",
             Self::EspalierVxlanUdp => "espalier-vxlan-udp",
             Self::EspalierIpipUdp => "espalier-ipip-udp",
+            Self::EspalierVxlanRaw => "espalier-vxlan-raw",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
             Self::Gotatun => "gotatun",
@@ -180,8 +185,9 @@ fn connect(name: Name, mtu: u16, arguments: &Arguments, ends: [&End; 2]) -> Resu
     match name {
         Name::PlainVeth => plain(ends, "eth0"),
         Name::PlainVxlan => plain_vxlan(ends, mtu),
-        Name::EspalierVxlanUdp => espalier::connect(ends, mtu - 92, vxlan),
-        Name::EspalierIpipUdp => espalier::connect(ends, mtu - 62, Overlay::Ipip),
+        Name::EspalierVxlanUdp => espalier::connect(ends, mtu - 92, (vxlan, IN_UDP)),
+        Name::EspalierIpipUdp => espalier::connect(ends, mtu - 62, (Overlay::Ipip, IN_UDP)),
+        Name::EspalierVxlanRaw => espalier::connect(ends, mtu - 92, (vxlan, Encapsulation::Raw)),
         Name::WireguardGo => {
             let folder = arguments.wireguard.as_deref();
             wireguard::connect(ends, mtu - 60, folder, folder, "wireguard-go")

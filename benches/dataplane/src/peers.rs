@@ -86,7 +86,7 @@ fn connect(hub: &End, others: &[End], queues: Option<usize>) -> Result<Vec<Proce
     let mut daemons = vec![espalier::start(hub, MTU - 92, queues)?];
     for other in others {
         daemons.push(espalier::start(other, MTU - 92, 1)?);
-        espalier::pair([hub, other], vxlan)?;
+        espalier::pair([hub, other], (vxlan, espalier::IN_UDP))?;
     }
     Ok(daemons)
 }

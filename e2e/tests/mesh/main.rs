@@ -4,4 +4,5 @@ mod faults;
 mod identity;
 mod invariants;
 mod life;
+mod raw;
 mod upgrade;

@@ -10,14 +10,13 @@
 use std::ops::RangeInclusive;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use espalier_dataplane_core::{FrozenPeer, FrozenSa, Overlay, SaMode};
 use prost::Message as _;
 use zeroize::Zeroizing;
 
 use crate::{Plane, Role, State, proto};
 
-/// The newest version: raw ESP or tunnel mode of the userspace data plane. What needs none of that is written as an older one, which
-/// programs before it read, too.
+/// The newest version: raw ESP of the userspace data plane. What needs none of that is written as an older one, which programs before it
+/// read, too.
 pub const VERSION: u32 = 3;
 /// Several TUN queues or several UDP sockets of the userspace data plane.
 const QUEUES: u32 = 2;
@@ -134,15 +133,9 @@ fn version_of(state: &State) -> u32 {
     let Plane::Userspace(frozen) = &state.plane else {
         return OLDEST;
     };
-    let is = |role| move |of: &&Role| **of == role;
-    let count = |role| state.descriptors.iter().filter(is(role)).count();
-    let tunnel = |sa: &FrozenSa| sa.sa.mode == SaMode::Tunnel;
-    let native = |of: &FrozenPeer| of.peer.overlay == Overlay::Native;
-    let newest = frozen.has_raw()
-        || count(Role::Raw) > 0
-        || frozen.sas.iter().any(tunnel)
-        || frozen.peers.iter().any(native);
-    match (newest, count(Role::Udp) > 1 || count(Role::Tun) > 1) {
+    let of = |role| state.descriptors.iter().filter(|of| **of == role).count();
+    let (raw, several) = (of(Role::Raw) > 0, of(Role::Udp) > 1 || of(Role::Tun) > 1);
+    match (raw || frozen.has_raw(), several) {
         (true, _) => VERSION,
         (false, true) => QUEUES,
         (false, false) => OLDEST,

@@ -137,14 +137,38 @@ fn says_udp(peer: &PeerStatus) -> Result<()> {
 
 /// A kernel's and a userspace node are a pair; the first of the two has the lower identity and begins handshakes.
 fn mixed(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
-    let mut mesh = ground.prepare(2, Mode::Required, &[overlay])?;
+    let tally = mixed_with(ground, &[overlay], planes)?;
+    tally.only_udp_esp()?;
+    Ok(format!("{tally:?}"))
+}
+
+fn mixed_with(ground: &mut Ground<'_>, spec: &[&str], planes: [Plane; 2]) -> Result<Tally> {
+    let mut mesh = ground.prepare(2, Mode::Required, spec)?;
     for (node, plane) in mesh.nodes.iter_mut().zip(planes) {
         node.plane = Some(plane);
     }
     let on = ground.populate(mesh)?;
-    let (_, tally) = loaded(ground, on)?;
-    tally.only_udp_esp()?;
+    Ok(loaded(ground, on)?.1)
+}
+
+/// The userspace node has raw sockets, on a machine whose kernel knows ESP, too.
+fn mixed_raw(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
+    let spec = [overlay, "udpEncapsulation: Never"];
+    let tally = mixed_with(ground, &spec, planes)?;
+    tally.only_raw_esp()?;
     Ok(format!("{tally:?}"))
+}
+
+pub(crate) fn mixed_raw_vxlan(ground: &mut Ground<'_>) -> Result<String> {
+    mixed_raw(ground, "overlay: VXLAN", [Plane::Kernel, Plane::Userspace])
+}
+
+pub(crate) fn mixed_raw_vxlan_reversed(ground: &mut Ground<'_>) -> Result<String> {
+    mixed_raw(ground, "overlay: VXLAN", [Plane::Userspace, Plane::Kernel])
+}
+
+pub(crate) fn mixed_raw_ipip(ground: &mut Ground<'_>) -> Result<String> {
+    mixed_raw(ground, "overlay: IPIP", [Plane::Kernel, Plane::Userspace])
 }
 
 pub(crate) fn mixed_vxlan(ground: &mut Ground<'_>) -> Result<String> {

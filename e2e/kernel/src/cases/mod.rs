@@ -57,6 +57,12 @@ pub(crate) const ALL: &[Case] = &[
     core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
     core("mixed_ipip_kernel_first", forms::mixed_ipip),
     core("mixed_ipip_userspace_first", forms::mixed_ipip_reversed),
+    core("mixed_raw_vxlan_kernel_first", forms::mixed_raw_vxlan),
+    core(
+        "mixed_raw_vxlan_userspace_first",
+        forms::mixed_raw_vxlan_reversed,
+    ),
+    core("mixed_raw_ipip_kernel_first", forms::mixed_raw_ipip),
     core("ah", forms::ah),
     core("gmac", forms::gmac),
     core("chacha20_poly1305", forms::chacha),

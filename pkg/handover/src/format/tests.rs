@@ -171,7 +171,7 @@ fn several_queues_are_a_version_that_older_programs_refuse() {
 }
 
 #[test]
-fn raw_esp_and_tunnel_mode_are_a_version_that_older_programs_refuse() {
+fn raw_esp_is_a_version_that_older_programs_refuse() {
     let version = |change: &dyn Fn(&mut Frozen), more: &[Role]| {
         let mut frozen = frozen();
         change(&mut frozen);
@@ -185,12 +185,6 @@ fn raw_esp_and_tunnel_mode_are_a_version_that_older_programs_refuse() {
     assert_eq!(version(&raw, &[]), 3);
     assert_eq!(version(&raw, &[Role::Raw, Role::Raw]), 3);
     assert_eq!(version(&|_| (), &[Role::Raw]), 3);
-    assert_eq!(
-        version(&|frozen| frozen.sas[0].sa.mode = SaMode::Tunnel, &[]),
-        3
-    );
-    let native = |frozen: &mut Frozen| frozen.peers[0].peer.overlay = Overlay::Native;
-    assert_eq!(version(&native, &[]), 3);
     assert_eq!(version(&|_| (), &[]), 1);
 }
 
