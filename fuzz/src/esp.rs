@@ -6,7 +6,7 @@ use espalier_esp::aead::{AwsLc, Portable};
 use espalier_esp::framing::{Framing, vxlan::Vxlan};
 use espalier_esp::offload::{Coalescer, Large, Offload};
 use espalier_esp::wire::{flow::Flow, ip};
-use espalier_esp::{Algorithm, HEADER_LEN, InboundSa, KeyError, OutboundSa, next_header};
+use espalier_esp::{Algorithm, HEADER_LEN, InboundSa, KeyError, OutboundSa, PROTOCOL, next_header};
 
 const SPI: u32 = 0xc0ff_ee01;
 const MATERIAL: [u8; 36] = [0x5a; 36];
@@ -26,6 +26,29 @@ pub fn esp_open(data: &[u8]) {
         }
     }
     seal_and_open(data);
+}
+
+/// Bytes as a raw socket of IPv4 gives them: where ESP stands behind the header, and ESP opened there; then the bytes as ESP behind a header
+/// with options, where they must be found again.
+pub fn esp_raw(data: &[u8]) {
+    if let Ok(place) = ip::payload_v4(data, PROTOCOL) {
+        assert!(place.start >= 20 && place.start.is_multiple_of(4));
+        let esp = data.get(place).expect("a place in the packet");
+        open(Algorithm::Aes256Gcm16, &MATERIAL, true, esp);
+    }
+    let options = data.first().map_or(0, |first| usize::from(first % 11) * 4);
+    let mut packet = vec![1; 20 + options];
+    let length = packet.len() + data.len();
+    let Ok(length) = u16::try_from(length) else {
+        return;
+    };
+    packet[0] = 0x40 | (5 + options / 4) as u8;
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet[6..8].fill(0);
+    packet[9] = PROTOCOL;
+    packet.extend(data);
+    let place = ip::payload_v4(&packet, PROTOCOL).expect("a packet of ESP");
+    assert_eq!(packet.get(place), Some(data));
 }
 
 /// The first byte is the ESP next header, the rest an opened payload in every framing; then the rest as a pod packet, framed

@@ -21,7 +21,7 @@ mod xfrm;
 
 pub use capture::capture_classify;
 pub use cni::{cni_config, cni_env, cni_result};
-pub use esp::{esp_frame, esp_join, esp_open, esp_split};
+pub use esp::{esp_frame, esp_join, esp_open, esp_raw, esp_split};
 pub use handover::handover_state;
 pub use ike_crypto::{ike_sk_open, ike_verify_peer, split_chain};
 pub use ike_endpoint::{
@@ -81,6 +81,7 @@ targets! {
     ike_endpoint_inner: 600,
     ike_endpoint_fragments: 400,
     ike_endpoint_key_exchange: 100,
+    esp_raw: 3_000,
     esp_open: 2_000,
     esp_frame: 3_000,
     esp_split: 2_000,

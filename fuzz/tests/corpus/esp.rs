@@ -11,7 +11,7 @@ use crate::{Seed, seeds as of};
 const SPI: [u8; 4] = [0xc0, 0xff, 0xee, 1];
 
 pub(crate) fn seeds() -> Vec<Seed> {
-    [packets(), payloads(), device(), flows()]
+    [raw(), packets(), payloads(), device(), flows()]
         .into_iter()
         .flatten()
         .collect()
@@ -50,6 +50,36 @@ fn sealed(next_header: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; OutboundSa::<AwsLc>::sealed_len(payload.len())];
     sa.seal(next_header, &[], payload, &mut packet).unwrap();
     packet
+}
+
+/// What a raw socket of IPv4 gives.
+fn raw() -> Vec<Seed> {
+    let esp = sealed(17, &vxlan(0x0800, &ipv4(17, b"datagram")));
+    let whole = ipv4(50, &esp);
+    let mut options = whole.clone();
+    options.splice(20..20, [1; 12]);
+    let length = u16::try_from(options.len()).unwrap().to_be_bytes();
+    let options = with(&with(&options, 0, &[0x48]), 2, &length);
+    of(
+        "esp_raw",
+        [
+            ("esp", whole.clone()),
+            ("options", options.clone()),
+            ("length-below-options", with(&options, 2, &[0, 31])),
+            ("longest-header", with(&whole, 0, &[0x4f])),
+            ("header-length", with(&whole, 0, &[0x44])),
+            ("first-fragment", with(&whole, 6, &[0x20, 0])),
+            ("later-fragment", with(&whole, 6, &[0, 9])),
+            ("padded", [&whole[..], &[0; 7]].concat()),
+            ("total-length", with(&whole, 2, &[0xff, 0xff])),
+            ("not-authentic", with(&whole, 60, &[0xff])),
+            ("other-protocol", ipv4(51, &esp)),
+            ("ipv6", ipv6(50, &esp)),
+            ("no-payload", ipv4(50, &[])),
+            ("cut", cut(&whole, 2)),
+            ("empty", vec![]),
+        ],
+    )
 }
 
 fn packets() -> Vec<Seed> {

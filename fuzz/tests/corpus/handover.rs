@@ -128,6 +128,13 @@ pub(crate) fn seeds() -> Vec<Seed> {
                 "active-of-nobody",
                 body(|state| state.peers[0].active = Some(Spi(0x4242))),
             ),
+            (
+                "raw",
+                body(|state| {
+                    let sas = state.sas.iter_mut();
+                    sas.for_each(|sa| sa.sa.encapsulation = Encapsulation::Raw);
+                }),
+            ),
             ("empty", Vec::new()),
             ("cut", cut),
         ],

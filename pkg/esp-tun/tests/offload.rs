@@ -408,8 +408,9 @@ fn a_path_with_a_smaller_mtu_takes_fragments_one_by_one() {
         "a_path_with_a_smaller_mtu_takes_fragments_one_by_one",
         || {
             // A datagram of a full-sized pod packet is larger than this underlay, so several cannot be sent by one call.
-            for change in [|sa| sa, in_ip] {
-                namespaces(1400, false, (VXLAN, change), |a, b, engines| {
+            let unchanged: fn(Sa) -> Sa = |sa| sa;
+            for (underlay_v6, change) in [(false, unchanged), (false, in_ip), (true, in_ip)] {
+                namespaces(1400, underlay_v6, (VXLAN, change), |a, b, engines| {
                     stream(a, b, "10.244.2.1:7000", 1 << 20);
                     for engine in engines {
                         assert_eq!(lost(engine), []);
