@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use espalier_capture::{Encapsulation, Interfaces, Reader, Received, What, classify};
 use espalier_e2e::{
     Bench, Cluster, Family, Flow, Flows, Mode, NEVER_SEEN, Plane, Pod, Setup, Shape, cluster_cidr,
-    cluster_cidr_v6, send_numbered, test,
+    cluster_cidr_v6, on_path, send_numbered, test,
 };
 use espalier_rpc::agent::PeerStatus;
 use espalier_testnet::{Bridge, address};
@@ -39,7 +39,7 @@ fn raw_esp_alone_is_on_the_wire_over_ipv6() {
     });
 }
 
-/// From the first packet on; with one agent away and back; with one data plane away and back.
+/// From the first packet on; with one agent away and back; encryption off and on again; with one data plane away and back.
 fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     let setup = Setup {
         shape,
@@ -64,6 +64,10 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     let node = mesh.node(1)?;
     node.kill_agent()?;
     node.start_agent()?;
+    mesh.works(&[1, 2], &pods)?;
+    mesh.set_mode(Mode::Disabled)?;
+    mesh.await_pairs(&[1, 2], |peer| on_path(peer, "Clear"))?;
+    mesh.set_mode(Mode::Required)?;
     mesh.works(&[1, 2], &pods)?;
     flows.arrive()?;
     for count in flows.counts() {
