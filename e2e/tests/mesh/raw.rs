@@ -131,7 +131,10 @@ fn forms(frames: &mut Reader) -> Result<(u64, u64)> {
     loop {
         match frames.receive()? {
             Received::Frame { bytes, .. } => match classify(bytes, &pods).what {
-                What::Esp { encapsulation, .. } if encapsulation == Encapsulation::Raw => raw += 1,
+                What::Esp {
+                    encapsulation: Encapsulation::Raw,
+                    ..
+                } => raw += 1,
                 What::Esp { .. } => in_udp += 1,
                 _ => {}
             },
