@@ -8,7 +8,7 @@ use espalier_e2e::{Mode, Node, Plane, State, exchange, until_within};
 use espalier_rpc::agent::PeerStatus;
 
 use crate::ground::{Ground, Populated};
-use crate::load::{Load, nothing_clear};
+use crate::load::{Load, NO_UDP, nothing_clear};
 use crate::tap::{Tally, Tap};
 
 const LOAD: Duration = Duration::from_secs(2);
@@ -153,8 +153,7 @@ fn mixed_with(ground: &mut Ground<'_>, spec: &[&str], planes: [Plane; 2]) -> Res
 
 /// The userspace node has raw sockets, on a machine whose kernel knows ESP, too.
 fn mixed_raw(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
-    let spec = [overlay, "udpEncapsulation: Never"];
-    let tally = mixed_with(ground, &spec, planes)?;
+    let tally = mixed_with(ground, &[overlay, NO_UDP], planes)?;
     tally.only_raw_esp()?;
     Ok(format!("{tally:?}"))
 }
