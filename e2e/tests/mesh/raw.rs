@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use espalier_capture::{Encapsulation, Interfaces, Reader, Received, What, classify};
 use espalier_e2e::{
     Bench, Cluster, Family, Flow, Flows, Mode, NEVER_SEEN, Plane, Pod, Setup, Shape, cluster_cidr,
-    cluster_cidr_v6, on_path, send_numbered, test,
+    cluster_cidr_v6, encrypted, on_path, send_numbered, test,
 };
 use espalier_rpc::agent::PeerStatus;
 use espalier_testnet::{Bridge, address};
@@ -39,7 +39,8 @@ fn raw_esp_alone_is_on_the_wire_over_ipv6() {
     });
 }
 
-/// From the first packet on; with one agent away and back; encryption off and on again; with one data plane away and back.
+/// From the first packet on; with one agent away and back; encryption off and on again (with IPv4 pods: Linux 6.1 does not take their IPv6
+/// routes back from the TUN device); with one data plane away and back.
 fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     let setup = Setup {
         shape,
@@ -65,10 +66,12 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     node.kill_agent()?;
     node.start_agent()?;
     mesh.works(&[1, 2], &pods)?;
-    mesh.set_mode(Mode::Disabled)?;
-    mesh.await_pairs(&[1, 2], |peer| on_path(peer, "Clear"))?;
-    mesh.set_mode(Mode::Required)?;
-    mesh.works(&[1, 2], &pods)?;
+    if shape.pods == [Family::V4] {
+        mesh.set_mode(Mode::Disabled)?;
+        mesh.await_pairs(&[1, 2], |peer| on_path(peer, "Clear"))?;
+        mesh.set_mode(Mode::Required)?;
+        mesh.works(&[1, 2], &pods)?;
+    }
     flows.arrive()?;
     for count in flows.counts() {
         ensure!(count.lost == 0 && count.sent > 0, "{count:?}");
@@ -77,6 +80,7 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     s5_a_foreign_source_is_not_let_in(&mut mesh, &pods[1])?;
 
     let before = mesh.watch.now()?;
+    let old = mesh.await_peer(1, 2, encrypted)?.spi_out;
     mesh.node(2)?.kill_dataplane()?;
     for _ in 0..20 {
         send_numbered(&pods[0], pods[1].address, 5)?;
@@ -84,6 +88,12 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
         send_numbered(&pods[1], NEVER_SEEN, 5)?;
     }
     mesh.node(2)?.start_dataplane()?;
+    // Before that node 1 still counts on what node 2 has lost.
+    mesh.await_peer(1, 2, |peer| {
+        let new = peer.spi_out != old && peer.spi_out != 0;
+        new.then_some(())
+            .ok_or_else(|| "has its old SAs".to_owned())
+    })?;
     mesh.works(&[1, 2], &pods)?;
     mesh.await_pairs(&[1, 2], raw)?;
     mesh.watch.nothing_clear_since(&before)?;
