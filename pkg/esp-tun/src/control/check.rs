@@ -111,8 +111,8 @@ impl Ways {
         Err(Error::Invalid {
             field: "encapsulation",
             why: format!(
-                "raw ESP (protocol 50) towards {towards} needs a raw socket, which the userspace data plane does not have: {why}; \
-                 start espalier-dataplane again then, or set udpEncapsulation: Auto"
+                "raw ESP (protocol 50) towards {towards} needs a raw socket, and the userspace data plane has none: {why}; or set \
+                 udpEncapsulation: Auto"
             ),
         })
     }

@@ -134,7 +134,7 @@ impl Raw {
     fn open(domain: Domain) -> Result<Self, String> {
         open(domain).map_err(|cause| match cause.raw_os_error() {
             Some(EPERM | EACCES) => {
-                "this process may not open raw sockets; give espalier-dataplane CAP_NET_RAW"
+                "this process may not open raw sockets; give espalier-dataplane CAP_NET_RAW and start it again"
                     .to_owned()
             }
             _ => format!("opening a raw socket: {cause}"),
