@@ -373,8 +373,13 @@ fn flows_keep_their_order_over_four_queues_in_both_directions() {
         let silent = came.iter().filter(|count| **count == 0).count();
         assert!(silent <= 8, "{came:?}");
         assert!(came.iter().sum::<u64>() > 5000, "{came:?}");
-        for read in read_one.iter().chain(&read_two) {
-            assert!(read.load(Ordering::Relaxed) > 100, "a queue is not used");
+        // Twelve flows begin at each end, and the kernel spreads them by a hash that is another one after each boot: one queue without any
+        // is there every fourth time, all flows on one queue in 10 million.
+        for read in [&read_one, &read_two] {
+            let used = read
+                .iter()
+                .filter(|read| read.load(Ordering::Relaxed) > 100);
+            assert!(used.count() > 1, "one queue has all flows");
         }
         for engine in [&engine_one, &engine_two] {
             let mut drops = now(engine.dump()).unwrap().drops;
