@@ -96,7 +96,7 @@ pub enum Progress {
     },
 }
 
-/// What was installed at any time in the life of this state.
+/// What was installed in the life of this state, the oldest first; the very oldest may be forgotten.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrozenUsed {
     /// Outbound SPIs.

@@ -5,9 +5,11 @@
 
 pub mod check;
 mod frozen;
+mod recent;
 mod types;
 
 pub use frozen::{Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed, Progress};
+pub use recent::Recent;
 pub use types::{
     Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer,
     PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,

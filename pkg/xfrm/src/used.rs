@@ -1,29 +1,28 @@
-//! No second life (S3, S4): outbound SPIs and keys that were once installed are remembered for the life of the process, those
+//! No second life (S3, S4): outbound SPIs and keys that were installed are remembered over the life of the process, those
 //! of SAs that it found when it started among them.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
-use espalier_dataplane_core::{Direction, Error, Spi};
+use espalier_dataplane_core::{Direction, Error, Recent, Spi};
 use sha2::{Digest as _, Sha256};
 
 /// Tells keys apart and tells nothing about them: a hash with a secret of this process in front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyPrint([u8; 16]);
 
-/// What was installed before. Grows with negotiated SAs only: some 60 bytes each.
+/// What was installed before.
 pub(crate) struct Used {
     secret: [u8; 32],
-    outbound: HashSet<(Spi, IpAddr)>,
-    keys: HashSet<KeyPrint>,
+    outbound: Recent<(Spi, IpAddr)>,
+    keys: Recent<KeyPrint>,
 }
 
 impl Default for Used {
     fn default() -> Self {
         Self {
             secret: rand::random(),
-            outbound: HashSet::new(),
-            keys: HashSet::new(),
+            outbound: Recent::default(),
+            keys: Recent::default(),
         }
     }
 }

@@ -1,16 +1,14 @@
-//! No second life (S3, S4): outbound SPIs and keys that were once installed are remembered for the life of the process, and of those that take over from it. A key
+//! No second life (S3, S4): outbound SPIs and keys that were installed are remembered over the life of the process, and of those that take over from it. A key
 //! installed again would start its counter at zero and repeat nonces; an inbound one would forget its replay window.
 
-use std::collections::HashSet;
-
-use espalier_dataplane_core::{Direction, Error, FrozenUsed, Sa, Spi};
+use espalier_dataplane_core::{Direction, Error, FrozenUsed, Recent, Sa, Spi};
 use sha2::{Digest, Sha256};
 
-/// What was installed before. Grows with negotiated SAs only: some 50 bytes each.
+/// What was installed before.
 #[derive(Default)]
 pub(super) struct UsedKeys {
-    outbound: HashSet<Spi>,
-    keys: HashSet<[u8; 16]>,
+    outbound: Recent<Spi>,
+    keys: Recent<[u8; 16]>,
 }
 
 impl UsedKeys {
@@ -32,23 +30,23 @@ impl UsedKeys {
         }
         Ok(())
     }
-}
 
-impl UsedKeys {
+    /// The oldest first.
     pub(super) fn freeze(&self) -> FrozenUsed {
-        let (mut outbound, mut keys): (Vec<_>, Vec<_>) = (
-            self.outbound.iter().copied().collect(),
-            self.keys.iter().copied().collect(),
-        );
-        outbound.sort_unstable();
-        keys.sort_unstable();
-        FrozenUsed { outbound, keys }
+        FrozenUsed {
+            outbound: self.outbound.iter().copied().collect(),
+            keys: self.keys.iter().copied().collect(),
+        }
     }
 
     /// Those of an earlier process are used, too.
     pub(super) fn resume(&mut self, used: &FrozenUsed) {
-        self.outbound.extend(&used.outbound);
-        self.keys.extend(&used.keys);
+        for spi in &used.outbound {
+            self.outbound.insert(*spi);
+        }
+        for key in &used.keys {
+            self.keys.insert(*key);
+        }
     }
 }
 
@@ -56,4 +54,23 @@ impl UsedKeys {
 fn fingerprint(sa: &Sa) -> [u8; 16] {
     let digest = Sha256::digest(sa.key.expose());
     digest.first_chunk().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_process_knows_them_in_their_order() {
+        let mut used = UsedKeys::default();
+        for number in [9, 3, 6] {
+            used.outbound.insert(Spi(0x1000 + u32::from(number)));
+            used.keys.insert([number; 16]);
+        }
+        let frozen = used.freeze();
+        assert_eq!(frozen.outbound, [0x1009, 0x1003, 0x1006].map(Spi));
+        let mut next = UsedKeys::default();
+        next.resume(&frozen);
+        assert_eq!(next.freeze(), frozen);
+    }
 }

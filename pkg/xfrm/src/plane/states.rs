@@ -164,10 +164,13 @@ impl States {
         self.watched.first().map(|(due, _)| *due)
     }
 
-    /// The states that are to be looked at now; they are looked at again later.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Name> {
+    /// The states that are to be looked at now, up to `most`, those first that have waited longest; they are looked at again later.
+    pub(super) fn take_due(&mut self, now: Instant, most: usize) -> Vec<Name> {
         let mut due = Vec::new();
-        while let Some((_, name)) = self.watched.first().copied().filter(|(at, _)| *at <= now) {
+        while due.len() < most
+            && let Some((at, name)) = self.watched.first().copied()
+            && at <= now
+        {
             self.watched.pop_first();
             let known = self.all.get_mut(&name);
             if let Some(watch) = known.and_then(|known| known.watch.as_mut()) {
@@ -340,5 +343,55 @@ pub(super) fn row(
         drops: state.drops,
         idle_ms: told.or(counted),
         cpu: state.cpu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(spi: u32) -> Name {
+        Name {
+            reqid: 1,
+            direction: Direction::In,
+            id: StateId {
+                destination: [192, 0, 2, 1].into(),
+                spi,
+                protocol: 50,
+            },
+        }
+    }
+
+    fn known(installed: Instant) -> Known {
+        let print = Print {
+            key: Used::default().print(&[7; 36]),
+            source: [192, 0, 2, 2].into(),
+            suite: Suite::Aes256Gcm16,
+            mode: SaMode::Transport,
+            esn: true,
+            window: 4096,
+            ports: None,
+            hard_seconds: 86_400,
+            cpu: None,
+        };
+        Known::installed(print, Some(Watch::new(installed)), installed)
+    }
+
+    #[test]
+    fn those_that_wait_longest_are_looked_at_first_and_later_again() {
+        let start = Instant::now();
+        let after = |millis: u64| start + Duration::from_millis(millis);
+        let mut states = States::default();
+        for spi in 1..=5 {
+            states.insert(name(spi), known(after(spi.into())));
+        }
+        assert_eq!(states.take_due(after(50), 10), []);
+        assert_eq!(states.take_due(after(54), 3), [1, 2, 3].map(name));
+        assert_eq!(states.next_look(), Some(after(54)), "the fourth is late");
+        assert_eq!(states.take_due(after(60), 3), [4, 5].map(name));
+        assert_eq!(states.next_look(), Some(after(154)), "the first ones again");
+        states.unwatch(&name(2)).unwrap();
+        assert_eq!(states.take_due(after(154), 10), [1, 3].map(name));
+        assert_eq!(states.next_look(), Some(after(160)));
     }
 }

@@ -19,24 +19,27 @@ use crate::notice::Notice;
 use crate::reqid::PEERS;
 use crate::wire::expire::Expire;
 
-/// So many states are looked at one by one; for more the whole list is cheaper.
-const ONE_BY_ONE: usize = 64;
+/// So many states are looked at without a pause, under the lock that the operations need, too.
+const LOOKS: usize = 64;
+/// From one look to the next: when thousands of SAs come in, the operations have most of the time.
+const PACE: Duration = Duration::from_millis(5);
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Runs until told to stop.
 pub(super) fn run(shared: &Arc<Shared>, mut listener: Listener) {
+    let mut not_before = Instant::now();
     while !shared.stopped.load(Ordering::Relaxed) {
-        if let Err(error) = turn(shared, &mut listener) {
+        if let Err(error) = turn(shared, &mut listener, &mut not_before) {
             error!(%error, "watching the kernel's states failed, going on");
             std::thread::sleep(AGAIN);
         }
     }
 }
 
-fn turn(shared: &Shared, listener: &mut Listener) -> Result<(), Error> {
+fn turn(shared: &Shared, listener: &mut Listener, not_before: &mut Instant) -> Result<(), Error> {
     let due = shared.inner.lock().states.next_look();
-    wait(shared, listener, due)?;
+    wait(shared, listener, due.map(|due| due.max(*not_before)))?;
     loop {
         let events = match listener.hear()? {
             Heard::Nothing => break,
@@ -48,8 +51,12 @@ fn turn(shared: &Shared, listener: &mut Listener) -> Result<(), Error> {
         };
         shared.report(events);
     }
-    let events = shared.inner.lock().look(Instant::now())?;
-    shared.report(events);
+    let now = Instant::now();
+    if now >= *not_before {
+        *not_before = now + PACE;
+        let events = shared.inner.lock().look(now)?;
+        shared.report(events);
+    }
     Ok(())
 }
 
@@ -112,15 +119,10 @@ impl Inner {
         Ok(events)
     }
 
-    /// Looks at the states whose time has come.
+    /// Looks at states whose time has come; those that are left are the first ones next time.
     fn look(&mut self, now: Instant) -> Result<Vec<Event>, Error> {
-        let due = self.states.take_due(now);
-        if due.len() > ONE_BY_ONE {
-            let found = self.sad.list(|reqid| PEERS.contains(&reqid))?;
-            return Ok(self.compare(&found));
-        }
         let mut events = Vec::new();
-        for name in due {
+        for name in self.states.take_due(now, LOOKS) {
             let state = self.sad.get(&name.id)?;
             if state.is_some_and(|state| state.reqid == name.reqid && state.packets > 0) {
                 events.extend(self.confirmed(&name));
