@@ -6,7 +6,7 @@ use std::{
 };
 
 use espalier_netlink::{DropRule, Encap, FdbEntry, Link, Neighbour, RouteEntry};
-use espalier_peers::gateway;
+use espalier_peers::{gateway, vtep_link_local};
 use ipnet::IpNet;
 use tracing::debug;
 
@@ -172,7 +172,7 @@ fn framed(desired: &Desired, peer: &PeerRoute, to: IpNet, devices: Devices) -> R
         ..RouteEntry::unicast(to, Some(via), device)
     };
     match (desired.framing, desired.local, peer.remote) {
-        (Framing::Vxlan, ..) => onlink(gateway(to), devices.overlay),
+        (Framing::Vxlan, ..) => onlink(next_hop(to, peer), devices.overlay),
         (Framing::Ipip, IpAddr::V6(source), IpAddr::V6(destination)) => RouteEntry {
             encap: Some(Encap {
                 source,
@@ -193,12 +193,23 @@ fn framed(desired: &Desired, peer: &PeerRoute, to: IpNet, devices: Devices) -> R
     }
 }
 
-/// The peers' gateways on the VXLAN device, whatever their paths are: a switch is then one route.
+/// What stands for a peer on the VXLAN device. For IPv6 pods it is no address of theirs: Linux 6.1 refuses a next hop which, by the
+/// routes that are there, is behind another device, as it is while the TUN device has the peer's pods.
+fn next_hop(to: IpNet, peer: &PeerRoute) -> IpAddr {
+    match to {
+        IpNet::V4(_) => gateway(to),
+        IpNet::V6(_) => vtep_link_local(peer.mac).into(),
+    }
+}
+
+/// The peers' next hops on the VXLAN device, whatever their paths are: a switch is then one route.
 pub(crate) fn neighbours(desired: &Desired, vxlan: u32) -> Vec<Neighbour> {
-    paths(desired)
+    let hops: BTreeMap<_, _> = paths(desired)
         .into_iter()
-        .map(|(to, peer)| Neighbour::permanent(vxlan, gateway(to), peer.mac))
-        .collect()
+        .map(|(to, peer)| (next_hop(to, peer), peer.mac))
+        .collect();
+    let neighbour = |(ip, mac)| Neighbour::permanent(vxlan, ip, mac);
+    hops.into_iter().map(neighbour).collect()
 }
 
 /// The peers' VTEPs.
@@ -351,6 +362,29 @@ pub(crate) mod tests {
             (1, Some(8), None)
         );
         assert_eq!(found[0].source, Some("10.244.1.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_next_hop_of_ipv6_pods_is_none_of_their_addresses() {
+        let mut both = peer("10.244.2.0/24", RoutePath::Clear);
+        for cidr in ["fd00:2::/64", "fd00:22::/64"] {
+            both.pod_cidrs.push(cidr.parse().unwrap());
+        }
+        let desired = desired(&[("b", both)]);
+        let devices = Devices {
+            overlay: 7,
+            underlay: 3,
+            tun: Some(8),
+        };
+        let found = routes(&desired, devices);
+        let mut hops: Vec<_> = found.iter().map(|r| r.via.unwrap().to_string()).collect();
+        hops.sort();
+        assert_eq!(hops, ["10.244.2.1", "fe80::ff:fe00:2", "fe80::ff:fe00:2"]);
+        let known: Vec<_> = neighbours(&desired, 7)
+            .iter()
+            .map(|n| n.ip.to_string())
+            .collect();
+        assert_eq!(known, ["10.244.2.1", "fe80::ff:fe00:2"]);
     }
 
     #[test]

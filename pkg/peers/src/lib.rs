@@ -10,5 +10,5 @@ mod way;
 pub use mode::Mode;
 pub use pair::{Announcement, AnnouncementError, Limits, Observed, Pair, Sends, View};
 pub use set::{Change, NodeSpec, PeerSet};
-pub use vtep::{gateway, vtep_mac};
+pub use vtep::{gateway, vtep_link_local, vtep_mac};
 pub use way::{Said, Way, WayLimits};

@@ -15,6 +15,14 @@ pub fn vtep_mac(node: &str) -> [u8; 6] {
     mac
 }
 
+/// The link-local address that a VTEP with this MAC answers for (RFC 4291, appendix A): the next hop of routes for IPv6 pods.
+#[must_use]
+pub fn vtep_link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let id = u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from_bits((0xfe80 << 112) | u128::from(id))
+}
+
 /// A node's own address in one of its pod CIDRs: the first usable one, pods' gateway and the host's source towards pods.
 #[must_use]
 pub fn gateway(pod_cidr: IpNet) -> IpAddr {
@@ -34,6 +42,12 @@ mod tests {
         assert_eq!(mac, vtep_mac("node-a"));
         assert_eq!(mac[0], 0x02, "locally administered, unicast");
         assert_ne!(mac, vtep_mac("node-b"));
+    }
+
+    #[test]
+    fn a_link_local_address_holds_the_mac() {
+        let address = vtep_link_local([0x02, 0x1a, 0x2b, 0x3c, 0x4d, 0x5e]);
+        assert_eq!(address.to_string(), "fe80::1a:2bff:fe3c:4d5e");
     }
 
     #[test]
