@@ -19,7 +19,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 const MANIFEST: &str = "/etc/kubernetes/manifests/kube-apiserver.yaml";
 const ASIDE: &str = "/etc/kubernetes/kube-apiserver.yaml";
 
-/// The cluster; deleted when dropped.
+/// The hidden command that makes the cluster.
+pub(crate) const INSIDE: &str = "on-kind";
+
+/// The cluster; [`remove`] deletes it.
 pub(crate) struct Kind {
     folder: PathBuf,
     nodes: Vec<String>,
@@ -30,7 +33,7 @@ pub(crate) struct Kind {
 
 impl Kind {
     /// Makes it, without a CNI plugin, with kube-proxy.
-    pub(crate) fn start(nodes: u8, folder: &Path) -> Result<Self> {
+    pub(crate) fn start(nodes: u8, image: Option<&str>, folder: &Path) -> Result<Self> {
         ready()?;
         std::fs::create_dir_all(folder)?;
         let config = folder.join("kind.yaml");
@@ -40,6 +43,7 @@ impl Kind {
         let mut command = kind(&["create", "cluster", "--name", NAME, "--retain"]);
         command.arg("--config").arg(&config);
         command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
+        command.args(image.map(|image| format!("--image={image}")));
         succeeded(&command.output()?, "kind create cluster")?;
         let names = succeeded(
             &kind(&["get", "nodes", "--name", NAME]).output()?,
@@ -58,7 +62,29 @@ impl Kind {
         for archive in images::write(folder)? {
             this.import(&archive)?;
         }
+        this.end_deployments()?;
         Ok(this)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("kubeconfig")
+    }
+
+    /// kind's own (DNS, storage) are of no use to the cases, and pods that outlive Espalier keep the devices that it made.
+    fn end_deployments(&self) -> Result<()> {
+        let columns =
+            "jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{\"\\n\"}{end}";
+        let list = self.client(
+            self.kubectl()
+                .args(["get", "deployments", "-A", "-o", columns]),
+        )?;
+        for line in succeeded(&list, "listing deployments")?.lines() {
+            let (namespace, name) = line.split_once(' ').context("a namespace and a name")?;
+            let mut scale = self.kubectl();
+            scale.args(["scale", "deployment", name, "-n", namespace, "--replicas=0"]);
+            succeeded(&self.client(&mut scale)?, "ending a deployment")?;
+        }
+        Ok(())
     }
 
     fn control_plane(&self) -> Result<&str> {
@@ -73,13 +99,11 @@ impl Kind {
     }
 }
 
-impl Drop for Kind {
-    fn drop(&mut self) {
-        delete();
-    }
-}
-
 impl Harness for Kind {
+    fn way_in(&self) -> String {
+        format!("kubectl --kubeconfig {}", self.kubeconfig().display())
+    }
+
     fn folder(&self) -> PathBuf {
         self.folder.join("suite")
     }
@@ -93,7 +117,7 @@ impl Harness for Kind {
     }
 
     fn client(&self, command: &mut Command) -> Result<Output> {
-        command.env("KUBECONFIG", self.folder.join("kubeconfig"));
+        command.env("KUBECONFIG", self.kubeconfig());
         let program = command.get_program().to_string_lossy().into_owned();
         command
             .output()
@@ -210,6 +234,14 @@ fn kind(arguments: &[&str]) -> Command {
     let mut command = Command::new("kind");
     command.args(arguments);
     command
+}
+
+/// Deletes the cluster, if there is one, after its logs were put into the folder.
+pub(crate) fn remove(logs: &Path) {
+    let folder = logs.join("kind");
+    let mut export = kind(&["export", "logs", "--name", NAME]);
+    let _ = export.arg(folder).output();
+    delete();
 }
 
 fn delete() {
