@@ -12,6 +12,12 @@ packages+=,containerd,runc,containernetworking-plugins,etcd-server,busybox-stati
 # Those that kind's own image has.
 plugins=(host-local loopback portmap ptp)
 
+# In the node: prints its arguments, the extensions of iptables, and the libraries that these load.
+WITH_LIBRARIES='
+  set -- "$@" /usr/lib/*/xtables/*.so
+  printf "%s\n" "$@"
+  ldd "$@" | grep -Eo "/[^ :]+[.]so[.0-9]*" | sort -u'
+
 say() { printf '%4d s  %s\n' "$SECONDS" "$*" >&2; }
 
 # kind_files FOLDER: what kind's own node image has beyond a distribution.
@@ -51,7 +57,7 @@ ExecStart=/usr/bin/ctr -n k8s.io images import /kind/images.tar
 [Install]
 WantedBy=multi-user.target
 U
-  # This kubelet takes the last mount of a controller for its root, which is one that the entrypoint made, as systemd would remove it.
+  # This kubelet takes the last mount of a controller for its root; the entrypoint has made some, lest systemd remove the folders.
   cat > "$etc/kubelet.service.d/12-one-mount.conf" <<'U'
 [Service]
 ExecStartPre=-/bin/sh -c "umount -q /sys/fs/cgroup/*/kubelet /sys/fs/cgroup/*/kubelet.slice"
@@ -80,13 +86,13 @@ node() {
 # control_plane ROOT KUBERNETES FOLDER: programs of the control plane and of kube-proxy with what they load.
 control_plane() {
   local root=$1 kubernetes=$2 to=$3 path
-  local programs=(/usr/bin/etcd /usr/sbin/conntrack /usr/sbin/xtables-nft-multi /usr/sbin/xtables-legacy-multi)
+  local programs=(/usr/bin/etcd /usr/sbin/conntrack /usr/sbin/xtables-nft-multi)
   mkdir -p "$to"/{usr/local/bin,usr/sbin,bin,etc,tmp,run,www}
   cp "$kubernetes"/kube-{apiserver,controller-manager,scheduler,proxy} "$to/usr/local/bin/"
   while read -r path; do
     mkdir -p "$to$(dirname "$path")"
     cp -L "$root$path" "$to$path"
-  done < <(chroot "$root" bash -c 'printf "%s\n" "$@" /usr/lib/*/xtables/*.so; ldd "$@" /usr/lib/*/xtables/*.so | grep -Eo "/[^ :]+[.]so[.0-9]*" | sort -u' - "${programs[@]}")
+  done < <(chroot "$root" bash -c "$WITH_LIBRARIES" - "${programs[@]}")
   for path in iptables ip6tables iptables-save ip6tables-save iptables-restore ip6tables-restore; do
     ln -s xtables-nft-multi "$to/usr/sbin/$path"
   done
@@ -105,11 +111,6 @@ S
   chmod 755 "$to/stand-in"
 }
 
-# references KUBERNETES VERSION: what kubeadm calls the images.
-references() {
-  "$1/kubeadm" config images list --kubernetes-version "v$2" 2>/dev/null
-}
-
 "$here/packages.sh" kind-image >&2
 kubernetes=$("$here/kubernetes.sh" kubeadm)
 version=$("$kubernetes/kubeadm" version -o short)
@@ -125,7 +126,8 @@ node "$work/node" "$kubernetes" "$version"
 say "images of the control plane"
 mkdir "$work/control"
 control_plane "$work/node" "$kubernetes" "$work/control"
-mapfile -t references < <(references "$kubernetes" "$version")
+# The names that kubeadm looks for.
+mapfile -t references < <("$kubernetes/kubeadm" config images list --kubernetes-version "v$version" 2> /dev/null)
 tar -C "$work/control" -c . | docker import --change 'ENTRYPOINT ["/stand-in"]' \
   --change 'ENV PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin' - "${references[0]}" > /dev/null
 for reference in "${references[@]:1}"; do docker tag "${references[0]}" "$reference"; done
