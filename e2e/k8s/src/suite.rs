@@ -206,7 +206,7 @@ fn keep_logs(ground: &Ground<'_>, case: &str) {
 
 fn wait(ground: &Ground<'_>) {
     println!(
-        "the cluster ({}) stays up until this is interrupted; kubectl: {}",
+        "the cluster ({}) stays up until this is interrupted; into it: {}",
         ground.harness.nodes().join(", "),
         ground.harness.way_in()
     );
