@@ -111,6 +111,8 @@ S
   chmod 755 "$to/stand-in"
 }
 
+[[ $(id -u) == 0 ]] || { echo "a Debian is unpacked here with its owners: run this as root" >&2; exit 1; }
+docker info > /dev/null 2>&1 || { echo "Docker does not answer: install and start it (\`docker info\` says what is wrong)" >&2; exit 1; }
 "$here/packages.sh" kind-image >&2
 kubernetes=$("$here/kubernetes.sh" kubeadm)
 version=$("$kubernetes/kubeadm" version -o short)
