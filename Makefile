@@ -59,7 +59,7 @@ image: ## a container image without a registry or Docker: target/espalier.tar (I
 e2e: ## Espalier on a real Kubernetes in namespaces of this machine, without Docker (ONLY="--case toggle")
 	@scripts/e2e.sh $(ONLY)
 
-e2e-kind: ## the same cases on kind, which needs Docker
+e2e-kind: ## the same cases on kind, which needs Docker (ESPALIER_KIND_IMAGE=NAME: on a node image made here, without a registry)
 	@scripts/e2e.sh kind $(ONLY)
 
 fmt: ## format check

@@ -31,6 +31,10 @@ if [[ $on == kind ]]; then
     exit 1
   done
   scripts/packages.sh e2e-kind
+  if [[ -n ${ESPALIER_KIND_IMAGE:-} ]]; then
+    docker image inspect "$ESPALIER_KIND_IMAGE" > /dev/null 2>&1 || scripts/kind-image.sh "$ESPALIER_KIND_IMAGE"
+    arguments+=(--kind-image "$ESPALIER_KIND_IMAGE")
+  fi
 else
   scripts/packages.sh e2e
   arguments+=(--kubernetes "$(scripts/kubernetes.sh)")

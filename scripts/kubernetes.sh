@@ -2,10 +2,12 @@
 # Builds Kubernetes (kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl) from Debian 12's
 # source package, which carries its vendor tree, and prints the folder of the programs. Takes 10 to 25 minutes and the network,
 # once: the folder is kept under the user's cache; remove it to build again. Progress and time go to standard error.
+# kubernetes.sh kubeadm: with that program, too, for the node image of kind.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/debian.sh"
 programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
+if [[ ${1:-} == kubeadm ]]; then programs+=(kubeadm); fi
 go=/usr/lib/go-1.19/bin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}
 # Of what this script makes of the source: a cache of an earlier one is not taken.
@@ -13,7 +15,7 @@ revision=3
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*" >&2; }
 
-# complete FOLDER: all programs are there; a build that was interrupted never has the name without `.new`.
+# complete FOLDER: all programs are there; one that was being copied has another name.
 complete() {
   local program
   for program in "${programs[@]}"; do [[ -x $1/$program ]] || return 1; done
@@ -23,7 +25,7 @@ newest() {
   local folder
   while read -r folder; do
     if complete "$folder"; then echo "$folder" && return; fi
-  done < <(find "$cache" -maxdepth 1 -name "espalier-kubernetes-r$revision-*" ! -name '*.new' 2>/dev/null | sort -rV)
+  done < <(find "$cache" -maxdepth 1 -name "espalier-kubernetes-r$revision-*" 2>/dev/null | sort -rV)
   return 1
 }
 
@@ -52,7 +54,7 @@ mend() {
   ! grep -n 'reflect.Zero' "$types"
 }
 
-# build SOURCE VERSION: with nothing from the network.
+# build SOURCE VERSION PROGRAM…: with nothing from the network.
 build() {
   cd "$1"
   export PATH=$go:$PATH GOPROXY=off GOFLAGS=-mod=vendor GOTOOLCHAIN=local
@@ -61,7 +63,8 @@ build() {
   export KUBE_GIT_MINOR
   # All programs without cgo: with it, nearly everything would be compiled a second time for kubelet alone.
   export KUBE_STATIC_OVERRIDES=kubelet
-  make WHAT="${programs[*]/#/cmd/}" KUBE_BUILD_PLATFORMS="linux/$("$go/go" env GOARCH)"
+  shift 2
+  make WHAT="${*/#/cmd/}" KUBE_BUILD_PLATFORMS="linux/$("$go/go" env GOARCH)"
 }
 
 # progress PID: a line each minute for as long as it lives, so that a CI job is not taken for dead.
@@ -97,23 +100,26 @@ version=$(sed -nE 's/^Version: (.*really)?([0-9.]+).*/\2/p' "$work"/kubernetes_*
 mkdir "$work/source"
 tar xf "$work"/kubernetes_*.orig.tar.* -C "$work/source" --strip-components 1
 mend "$work/source"
-say "building Kubernetes $version with $("$go/go" version | cut -d' ' -f3), 10 to 25 minutes"
+folder=$cache/espalier-kubernetes-r$revision-$version
+# An earlier run may have had less to build.
+lacking=()
+for program in "${programs[@]}"; do [[ -x $folder/$program ]] || lacking+=("$program"); done
+say "building ${lacking[*]} of Kubernetes $version with $("$go/go" version | cut -d' ' -f3), up to 25 minutes"
 # Its `sleep` outlives it: it must not hold what this script prints to.
 progress $$ > /dev/null 9>&- &
 waiter=$!
-if ! (build "$work/source" "$version") >> "$log" 2>&1 9>&-; then
+if ! (build "$work/source" "$version" "${lacking[@]}") >> "$log" 2>&1 9>&-; then
   tail -n 40 "$log" >&2
   cp "$log" "$cache/espalier-kubernetes.log"
   echo "Kubernetes $version does not build; the whole log is $cache/espalier-kubernetes.log" >&2
   exit 1
 fi
-folder=$cache/espalier-kubernetes-r$revision-$version
-rm -rf "$folder" "$folder.new"
-mkdir "$folder.new"
-for program in "${programs[@]}"; do
-  cp "$work/source/_output/local/bin/linux/$("$go/go" env GOARCH)/$program" "$folder.new/"
+# Each is there whole or not at all; clusters that run with the others go on.
+mkdir -p "$folder"
+for program in "${lacking[@]}"; do
+  cp "$work/source/_output/local/bin/linux/$("$go/go" env GOARCH)/$program" "$folder/$program.new"
+  mv "$folder/$program.new" "$folder/$program"
 done
-complete "$folder.new"
-mv "$folder.new" "$folder"
+complete "$folder"
 say "built Kubernetes $version"
 echo "$folder"

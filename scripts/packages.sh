@@ -14,7 +14,8 @@ declare -A tools=(
   [e2e-build]="cc:gcc make:make dpkg-source:dpkg-dev rsync:rsync jq:jq flock:util-linux /usr/lib/go-1.19/bin/go:golang-1.19-go"
   [e2e]="cc:gcc ip:iproute2 unshare:util-linux openssl:openssl etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack ethtool:ethtool socat:socat busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins"
   [test]="cc:gcc make:make ip:iproute2 ethtool:ethtool unshare:util-linux python3:python3"
-  [e2e-kind]="cc:gcc ip:iproute2 busybox:busybox-static"
+  [e2e-kind]="cc:gcc ip:iproute2 ethtool:ethtool busybox:busybox-static"
+  [kind-image]="mmdebstrap:mmdebstrap dpkg-source:dpkg-dev jq:jq"
   [chart]="python3:python3"
   [image]="cc:gcc strip:binutils python3:python3"
 )

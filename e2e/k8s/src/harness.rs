@@ -10,6 +10,9 @@ use espalier_testnet::Netns;
 
 /// A cluster with its nodes registered and nothing of Espalier in it.
 pub(crate) trait Harness {
+    /// How a person gets to its kubectl, for as long as it is up.
+    fn way_in(&self) -> String;
+
     /// For files of the suite that programs at the API server read.
     fn folder(&self) -> PathBuf;
 

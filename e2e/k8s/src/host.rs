@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Groups;
-use crate::kind::Kind;
+use crate::kind::{self, Kind};
 use crate::namespaces::{Namespaces, Shape};
 use crate::suite::{self, On, Options};
 
@@ -27,11 +27,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     suite::check(options)?;
     match options.on {
         On::Kind => {
-            let mut kind = Kind::start(options.nodes, &options.logs())?;
-            suite::run(options, &mut kind)
+            let status = child(&[kind::INSIDE]);
+            kind::remove(&options.logs());
+            status
         }
         On::Namespaces => in_sandbox(options),
     }
+}
+
+/// Makes a cluster of kind and runs the suite; who started this removes it.
+pub(crate) fn on_kind(options: &Options) -> Result<ExitCode> {
+    prctl::set_pdeathsig(Signal::SIGTERM).context("asking for a signal at the end")?;
+    let image = options.kind_image.as_deref();
+    let mut kind = Kind::start(options.nodes, image, &options.logs())?;
+    suite::run(options, &mut kind)
 }
 
 /// In the sandbox: makes the cluster and runs the suite.
@@ -55,18 +64,18 @@ pub(crate) fn inside(inside: &Inside) -> Result<ExitCode> {
 fn in_sandbox(options: &Options) -> Result<ExitCode> {
     let nodes: Vec<String> = (1..=options.nodes).map(espalier_e2e::name).collect();
     let groups = Groups::new(&nodes)?;
-    let status = child(&groups);
+    let status = child(&["inside", groups.name()]);
     let removed = groups.remove();
     let status = status?;
     removed?;
     Ok(status)
 }
 
-/// This program again, with the same arguments behind those of [`Inside`].
-fn child(groups: &Groups) -> Result<ExitCode> {
+/// This program again, with the same arguments behind these; ends when an interrupt has ended it.
+fn child(arguments: &[&str]) -> Result<ExitCode> {
     let program: PathBuf = std::env::current_exe().context("finding this program's own path")?;
     let mut command = Command::new(program);
-    command.arg("inside").arg(groups.name());
+    command.args(arguments);
     command.args(std::env::args_os().skip(2));
     let mut child = command.spawn().context("starting the inner run")?;
     // Not before: children inherit the mask.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use espalier_capture::{Capture, Config, Counters, Interfaces, interface_index};
-use espalier_e2e::{MARKER, cluster_cidr, complete, until_within};
+use espalier_e2e::{MARKER, cluster_cidr, complete, one_datagram_a_frame, until_within};
 use espalier_testnet::Netns;
 
 use crate::harness::{Harness, said, succeeded};
@@ -15,11 +15,17 @@ use crate::images;
 use crate::namespaces::capture;
 
 const NAME: &str = "espalier-e2e";
+/// In the folder of the logs.
+const CONFIG: &str = "kind.yaml";
+const KUBECONFIG: &str = "kubeconfig";
 const LIMIT: Duration = Duration::from_secs(180);
 const MANIFEST: &str = "/etc/kubernetes/manifests/kube-apiserver.yaml";
 const ASIDE: &str = "/etc/kubernetes/kube-apiserver.yaml";
 
-/// The cluster; deleted when dropped.
+/// The hidden command that makes the cluster.
+pub(crate) const INSIDE: &str = "on-kind";
+
+/// The cluster; [`remove`] deletes it.
 pub(crate) struct Kind {
     folder: PathBuf,
     nodes: Vec<String>,
@@ -30,35 +36,50 @@ pub(crate) struct Kind {
 
 impl Kind {
     /// Makes it, without a CNI plugin, with kube-proxy.
-    pub(crate) fn start(nodes: u8, folder: &Path) -> Result<Self> {
+    pub(crate) fn start(nodes: u8, image: Option<&str>, folder: &Path) -> Result<Self> {
         ready()?;
         std::fs::create_dir_all(folder)?;
-        let config = folder.join("kind.yaml");
-        std::fs::write(&config, config_of(nodes))?;
+        std::fs::write(folder.join(CONFIG), config_of(nodes))?;
         // One that an interrupted run left.
         delete();
-        let mut command = kind(&["create", "cluster", "--name", NAME, "--retain"]);
-        command.arg("--config").arg(&config);
-        command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
-        succeeded(&command.output()?, "kind create cluster")?;
-        let names = succeeded(
-            &kind(&["get", "nodes", "--name", NAME]).output()?,
-            "kind get nodes",
-        )?;
-        let mut nodes: Vec<String> = names.lines().map(str::to_owned).collect();
-        nodes.sort();
+        succeeded(&create(image, folder).output()?, "kind create cluster")?;
         let (bridge, gateway) = network()?;
         let this = Self {
             folder: folder.to_owned(),
-            nodes,
+            nodes: names()?,
             gateway,
             wire: ports(&bridge)?,
             at_gateway: capture(&bridge)?,
         };
+        for node in &this.nodes {
+            one_datagram_a_frame(&this.network(node)?)?;
+        }
         for archive in images::write(folder)? {
             this.import(&archive)?;
         }
+        this.end_deployments()?;
         Ok(this)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.join(KUBECONFIG)
+    }
+
+    /// kind's own (DNS, storage) are of no use to the cases, and pods that outlive Espalier keep the devices that it made.
+    fn end_deployments(&self) -> Result<()> {
+        let columns =
+            "jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{\"\\n\"}{end}";
+        let list = self.client(
+            self.kubectl()
+                .args(["get", "deployments", "-A", "-o", columns]),
+        )?;
+        for line in succeeded(&list, "listing deployments")?.lines() {
+            let (namespace, name) = line.split_once(' ').context("a namespace and a name")?;
+            let mut scale = self.kubectl();
+            scale.args(["scale", "deployment", name, "-n", namespace, "--replicas=0"]);
+            succeeded(&self.client(&mut scale)?, "ending a deployment")?;
+        }
+        Ok(())
     }
 
     fn control_plane(&self) -> Result<&str> {
@@ -73,13 +94,11 @@ impl Kind {
     }
 }
 
-impl Drop for Kind {
-    fn drop(&mut self) {
-        delete();
-    }
-}
-
 impl Harness for Kind {
+    fn way_in(&self) -> String {
+        format!("kubectl --kubeconfig {}", self.kubeconfig().display())
+    }
+
     fn folder(&self) -> PathBuf {
         self.folder.join("suite")
     }
@@ -93,7 +112,7 @@ impl Harness for Kind {
     }
 
     fn client(&self, command: &mut Command) -> Result<Output> {
-        command.env("KUBECONFIG", self.folder.join("kubeconfig"));
+        command.env("KUBECONFIG", self.kubeconfig());
         let program = command.get_program().to_string_lossy().into_owned();
         command
             .output()
@@ -212,6 +231,30 @@ fn kind(arguments: &[&str]) -> Command {
     command
 }
 
+fn create(image: Option<&str>, folder: &Path) -> Command {
+    let mut command = kind(&["create", "cluster", "--name", NAME, "--retain"]);
+    command.arg("--config").arg(folder.join(CONFIG));
+    command.arg("--kubeconfig").arg(folder.join(KUBECONFIG));
+    command.args(image.map(|image| format!("--image={image}")));
+    command
+}
+
+fn names() -> Result<Vec<String>> {
+    let nodes = kind(&["get", "nodes", "--name", NAME]).output()?;
+    let nodes = succeeded(&nodes, "kind get nodes")?;
+    let mut nodes: Vec<String> = nodes.lines().map(str::to_owned).collect();
+    nodes.sort();
+    Ok(nodes)
+}
+
+/// Deletes the cluster, if there is one, after its logs were put into the folder.
+pub(crate) fn remove(logs: &Path) {
+    let folder = logs.join("kind");
+    let mut export = kind(&["export", "logs", "--name", NAME]);
+    let _ = export.arg(folder).output();
+    delete();
+}
+
 fn delete() {
     let _ = kind(&["delete", "cluster", "--name", NAME]).output();
 }
@@ -257,5 +300,17 @@ mod tests {
         let config = config_of(3);
         assert_eq!(config.matches("role: worker").count(), 2);
         assert!(config.contains("disableDefaultCNI: true, podSubnet: \"10.244.0.0/16\""));
+    }
+
+    #[test]
+    fn kind_takes_its_own_image_unless_one_is_named() {
+        let images = |image| {
+            let command = create(image, Path::new("logs"));
+            let arguments = command.get_args().map(|text| text.to_string_lossy());
+            let images = arguments.filter(|text| text.starts_with("--image"));
+            images.map(String::from).collect::<Vec<_>>()
+        };
+        assert_eq!(images(Some("local/node:1")), ["--image=local/node:1"]);
+        assert!(images(None).is_empty());
     }
 }

@@ -36,6 +36,9 @@ enum Command {
     /// In a sandbox of its own: the cluster and the cases.
     #[command(hide = true)]
     Inside(host::Inside),
+    /// A cluster of kind and the cases.
+    #[command(hide = true)]
+    OnKind(suite::Options),
     /// A node's mounts and containerd.
     #[command(hide = true)]
     Node(machine::Holder),
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Inside(inside) => host::inside(&inside),
+        Command::OnKind(options) => host::on_kind(&options),
         Command::Node(holder) => machine::hold(&holder),
     }
 }

@@ -99,6 +99,10 @@ impl Namespaces {
 }
 
 impl Harness for Namespaces {
+    fn way_in(&self) -> String {
+        "scripts/e2e.sh enter control kubectl".to_owned()
+    }
+
     fn folder(&self) -> PathBuf {
         Path::new(ROOT).join("suite")
     }

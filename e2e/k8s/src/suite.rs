@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Folder of the report and of the logs.
     #[arg(long, default_value = "target/e2e")]
     out: PathBuf,
+    /// Node image of kind, as scripts/kind-image.sh makes it; without it kind takes the one that it was released with.
+    #[arg(long)]
+    pub(crate) kind_image: Option<String>,
     /// Folder of Kubernetes, as scripts/kubernetes.sh prints it.
     #[arg(long)]
     pub(crate) kubernetes: Option<PathBuf>,
@@ -203,8 +206,9 @@ fn keep_logs(ground: &Ground<'_>, case: &str) {
 
 fn wait(ground: &Ground<'_>) {
     println!(
-        "the cluster ({}) stays up until this is interrupted; `scripts/e2e.sh enter control` leads to its kubectl",
-        ground.harness.nodes().join(", ")
+        "the cluster ({}) stays up until this is interrupted; into it: {}",
+        ground.harness.nodes().join(", "),
+        ground.harness.way_in()
     );
     loop {
         std::thread::park();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ground::Ground;
 
 /// Prints, in lines, what there is of the kinds of things that Espalier makes. kube-proxy's rules come and go, and the runtime's
-/// names are of its own choice.
+/// names and its folders in /var/lib/cni are of its own choice.
 const LOOK: &str = r#"
 ip -o link | awk -F': ' '{sub(/@.*/, "", $2); print "device " $2}'
 ip -o -4 addr | awk '{print "address " $2 " " $4}'
@@ -21,7 +21,8 @@ ip xfrm state 2>/dev/null | sed 's/^/state /'
 ip xfrm policy 2>/dev/null | sed 's/^/policy /'
 (iptables-save; ip6tables-save) 2>/dev/null | grep -v -e KUBE -e '^#' -e '^:' -e '^\*' -e COMMIT | sed 's/^/iptables /'
 nft list ruleset 2>/dev/null | grep -i espalier | sed 's/^/nft /'
-for f in /etc/cni/net.d /opt/cni/bin /var/lib/espalier /run/espalier /var/lib/cni; do find $f 2>/dev/null | sed 's/^/file /'; done
+for f in /etc/cni/net.d /opt/cni/bin /var/lib/espalier /run/espalier; do find $f 2>/dev/null | sed 's/^/file /'; done
+find /var/lib/cni ! -type d 2>/dev/null | sed 's/^/file /'
 find /etc /opt /run /tmp -name '*espalier*' 2>/dev/null | grep -v -e /run/containerd -e espalier-e2e | sed 's/^/file /'
 true
 "#;
