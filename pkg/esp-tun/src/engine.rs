@@ -14,6 +14,7 @@ use crate::drops::Drops;
 use crate::error::Error;
 use crate::io::{PacketIo, RawSockets, Stop, Stopper, Udp, stopper};
 use crate::lanes::Lanes;
+use crate::outgoing::Outgoing;
 use crate::several::Several;
 use crate::tables::Tables;
 use crate::threads;
@@ -76,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) tun: Several<Arc<dyn PacketIo>>,
     pub(crate) udp: Several<Udp>,
     pub(crate) raw: RawSockets,
+    /// One for each queue.
+    pub(crate) outgoing: Several<Mutex<Outgoing>>,
     /// Where there are several queues.
     pub(crate) lanes: Option<Lanes>,
     pub(crate) relay: Option<DataplaneEnd>,
@@ -156,6 +159,7 @@ impl Engine {
                 tables: ArcSwap::from_pointee(control.tables()),
                 drops,
                 lanes: Lanes::new(tun.count()),
+                outgoing: Outgoing::of(&tun),
                 tun,
                 udp,
                 raw,

@@ -27,6 +27,7 @@ mod error;
 mod inbox;
 pub mod io;
 mod lanes;
+mod outgoing;
 mod routes;
 mod rx;
 mod sa;

@@ -1,20 +1,26 @@
-//! The TX threads of two queues between which a flow is moved again and again, as the kernel may do it.
+//! Which thread sends, and in which order: a flow that is moved between two queues again and again, as the kernel may do it; answers.
 
+use std::collections::VecDeque;
+use std::io;
 use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use espalier_dataplane_core::{Direction, Encapsulation, PeerId, Spi};
+use espalier_dataplane_core::{Direction, Encapsulation, Event, PeerId, Spi};
 use espalier_esp::wire::ecn;
+use parking_lot::Mutex;
 
 use crate::control::{Control, Ways};
 use crate::drops::Drops;
-use crate::engine::Shared;
+use crate::engine::{Report, Shared};
 use crate::fixture::{self, pod_packet};
 use crate::io::{PacketIo, RawSockets, Stop, Udp, stopper};
 use crate::lanes::Lanes;
+use crate::outgoing::Outgoing;
+use crate::path_tests::seal;
 use crate::rx::{self, Verdict};
 use crate::several::Several;
 use crate::tables::Tables;
@@ -30,12 +36,14 @@ fn control(own: u16, remote: u16) -> Control {
     peer.local = [127, 0, 0, 2].into();
     peer.remote = [127, 0, 0, 1].into();
     control.put_peer(peer).unwrap();
-    let mut sa = fixture::sa(2, Direction::Out, 0x1200);
-    sa.encapsulation = Encapsulation::Udp {
-        local_port: own,
-        remote_port: remote,
-    };
-    control.install_sa(sa, Instant::now()).unwrap();
+    for (direction, spi) in [(Direction::In, 0x2100), (Direction::Out, 0x1200)] {
+        let mut sa = fixture::sa(2, direction, spi);
+        sa.encapsulation = Encapsulation::Udp {
+            local_port: own,
+            remote_port: remote,
+        };
+        control.install_sa(sa, Instant::now()).unwrap();
+    }
     let active = Some(Spi(0x1200));
     control
         .switch_outbound(&PeerId("node-2".into()), active)
@@ -43,10 +51,7 @@ fn control(own: u16, remote: u16) -> Control {
     control
 }
 
-fn shared(wire: &UdpSocket) -> (Shared, Vec<UnixDatagram>) {
-    let udp = Udp::bind_several(0, 2).unwrap();
-    let remote = wire.local_addr().unwrap().port();
-    let control = control(udp.first().port(), remote);
+fn two_queues(wire: &UdpSocket) -> (Shared, Vec<UnixDatagram>) {
     let (mut queues, mut pods) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let (queue, pod) = UnixDatagram::pair().unwrap();
@@ -54,17 +59,27 @@ fn shared(wire: &UdpSocket) -> (Shared, Vec<UnixDatagram>) {
         queues.push(Arc::new(queue) as Arc<dyn PacketIo>);
         pods.push(pod);
     }
-    let shared = Shared {
+    (shared(wire, Several::of(queues).unwrap()), pods)
+}
+
+fn shared(wire: &UdpSocket, tun: Several<Arc<dyn PacketIo>>) -> Shared {
+    let udp = Udp::bind_several(0, tun.count()).unwrap();
+    let remote = wire.local_addr().unwrap().port();
+    let control = control(udp.first().port(), remote);
+    Shared {
         tables: ArcSwap::from_pointee(control.tables()),
         drops: Drops::default(),
         raw: RawSockets::none("not here"),
-        tun: Several::of(queues).unwrap(),
+        outgoing: Outgoing::of(&tun),
+        lanes: (tun.count() > 1).then(|| Lanes::patient(tun.count(), LIMIT)),
+        tun,
         udp,
-        lanes: Some(Lanes::patient(2, LIMIT)),
         relay: None,
-        report: Box::new(|report| panic!("{report:?}")),
-    };
-    (shared, pods)
+        report: Box::new(|report| {
+            let first = matches!(report, Report::Event(Event::FirstPacket { .. }));
+            assert!(first, "{report:?}");
+        }),
+    }
 }
 
 /// A packet of one flow with a number for its payload.
@@ -90,7 +105,7 @@ fn opened(wire: &UdpSocket, tables: &Tables) -> Vec<u8> {
 fn a_flow_that_changes_its_queue_keeps_its_order() {
     let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
     wire.set_read_timeout(Some(LIMIT)).unwrap();
-    let (shared, pods) = shared(&wire);
+    let (shared, pods) = two_queues(&wire);
     let (_, two) = fixture::hosts();
     let tables = two.tables();
     let (stopper, stop) = stopper().unwrap();
@@ -116,6 +131,74 @@ fn a_flow_that_changes_its_queue_keeps_its_order() {
             }
             for number in numbers {
                 assert_eq!(opened(&wire, &tables), numbered(number), "packet {number}");
+            }
+        }
+    });
+    assert_eq!(shared.drops.dump(), []);
+}
+
+/// A device behind which every packet is answered at once, and which wakes nobody.
+struct Echo {
+    answers: Mutex<VecDeque<Vec<u8>>>,
+    silent: UnixDatagram,
+    _other: UnixDatagram,
+}
+
+impl Echo {
+    fn new() -> Self {
+        let (silent, other) = UnixDatagram::pair().unwrap();
+        Self {
+            answers: Mutex::default(),
+            silent,
+            _other: other,
+        }
+    }
+}
+
+impl AsFd for Echo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.silent.as_fd()
+    }
+}
+
+impl PacketIo for Echo {
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let answer = self.answers.lock().pop_front();
+        let answer = answer.ok_or(io::ErrorKind::WouldBlock)?;
+        buffer[..answer.len()].copy_from_slice(&answer);
+        Ok(answer.len())
+    }
+
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
+        assert_eq!(packet, pod_packet("10.244.2.3", "10.244.1.2"));
+        let mut answers = self.answers.lock();
+        let next = answers.len() as u32;
+        answers.extend([numbered(next), numbered(next + 1)]);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_answer_that_is_there_at_once_goes_out_before_the_tx_thread_is_awake() {
+    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
+    wire.set_read_timeout(Some(LIMIT)).unwrap();
+    let shared = shared(&wire, Several::one(Arc::new(Echo::new())));
+    let (_, two) = fixture::hosts();
+    let tables = two.tables();
+    let (stopper, stop) = stopper().unwrap();
+    std::thread::scope(|scope| {
+        let _stopper = stopper;
+        let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
+        scope.spawn(move || threads::transmit(shared, 0, stop));
+        scope.spawn(move || threads::receive(shared, 0, stop));
+        // The TX thread sleeps by then, for good.
+        std::thread::sleep(Duration::from_millis(50));
+        let to = ("127.0.0.2", shared.udp.first().port());
+        for _ in 0..3 {
+            let question = seal(&tables, &pod_packet("10.244.2.3", "10.244.1.2")).unwrap();
+            wire.send_to(&question, to).unwrap();
+            for number in 0..2 {
+                assert_eq!(opened(&wire, &tables), numbered(number));
             }
         }
     });

@@ -16,27 +16,19 @@ use crate::tx::{Batch, Outbox, To};
 /// After this a path that did not take several datagrams at once is tried again: its device or its MTU may be another.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
+/// Peers to which single datagrams are sent, and until when. No more than there are peers.
+pub(crate) type Singles = HashMap<SocketAddr, Instant>;
+
 /// Sends batches by one call each, or one datagram by one on paths that cannot.
 pub(crate) struct Sender<'s> {
-    shared: &'s Shared,
-    udp: &'s Udp,
-    raw: RawSender,
-    stop: &'s Stop,
-    /// Peers to which single datagrams are sent, and until when. No more than there are peers.
-    single: HashMap<SocketAddr, Instant>,
+    pub(crate) shared: &'s Shared,
+    pub(crate) udp: &'s Udp,
+    pub(crate) raw: &'s mut RawSender,
+    pub(crate) stop: &'s Stop,
+    pub(crate) single: &'s mut Singles,
 }
 
-impl<'s> Sender<'s> {
-    pub(crate) fn new(shared: &'s Shared, udp: &'s Udp, stop: &'s Stop) -> Self {
-        Self {
-            shared,
-            udp,
-            raw: RawSender::default(),
-            stop,
-            single: HashMap::new(),
-        }
-    }
-
+impl Sender<'_> {
     /// Sends what waits.
     pub(crate) fn send_rest(&mut self, outbox: &mut Outbox) {
         if let Some(batch) = outbox.take() {

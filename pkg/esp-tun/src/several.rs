@@ -55,6 +55,14 @@ impl<T> Several<T> {
         std::iter::once(&self.first).chain(&self.more)
     }
 
+    /// Something else beside each one.
+    pub(crate) fn make_each<U>(&self, mut make: impl FnMut(&T) -> U) -> Several<U> {
+        Several {
+            first: make(&self.first),
+            more: self.more.iter().map(make).collect(),
+        }
+    }
+
     /// Something else made of each one.
     pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> Several<U> {
         Several {
