@@ -117,8 +117,17 @@ docker info > /dev/null 2>&1 || { echo "Docker does not answer: install and star
 kubernetes=$("$here/kubernetes.sh" kubeadm)
 version=$("$kubernetes/kubeadm" version -o short)
 version=${version#v}
+# The names that kubeadm looks for. What has one of them in Docker already is somebody's.
+mapfile -t references < <("$kubernetes/kubeadm" config images list --kubernetes-version "v$version" 2> /dev/null)
+for reference in "${references[@]}"; do
+  if docker image inspect "$reference" > /dev/null 2>&1; then
+    echo "Docker has an image $reference, which this would replace: remove it (\`docker rmi\`), or make the node image elsewhere" >&2
+    exit 1
+  fi
+done
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+made=()
+trap 'rm -rf "$work"; ((${#made[@]} == 0)) || docker rmi "${made[@]}" > /dev/null 2>&1' EXIT
 say "Debian 12 with what a node needs"
 mmdebstrap --quiet --mode=root --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include="$packages" bookworm \
   "$work/node" "$(debian_mirror)" > "$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
@@ -128,13 +137,13 @@ node "$work/node" "$kubernetes" "$version"
 say "images of the control plane"
 mkdir "$work/control"
 control_plane "$work/node" "$kubernetes" "$work/control"
-# The names that kubeadm looks for.
-mapfile -t references < <("$kubernetes/kubeadm" config images list --kubernetes-version "v$version" 2> /dev/null)
+made=("${references[@]}")
 tar -C "$work/control" -c . | docker import --change 'ENTRYPOINT ["/stand-in"]' \
   --change 'ENV PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin' - "${references[0]}" > /dev/null
 for reference in "${references[@]:1}"; do docker tag "${references[0]}" "$reference"; done
 docker save -o "$work/node/kind/images.tar" "${references[@]}"
 docker rmi "${references[@]}" > /dev/null
+made=()
 say "the image of the node"
 tar -C "$work/node" -c . | docker import --change 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' --change 'ENV container=docker' \
   --change 'STOPSIGNAL SIGRTMIN+3' - "$name" > /dev/null

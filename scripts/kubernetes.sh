@@ -25,7 +25,7 @@ newest() {
   local folder
   while read -r folder; do
     if complete "$folder"; then echo "$folder" && return; fi
-  done < <(find "$cache" -maxdepth 1 -name "espalier-kubernetes-r$revision-*" 2>/dev/null | sort -rV)
+  done < <(find "$cache" -maxdepth 1 -name "espalier-kubernetes-r$revision-*" ! -name '*.new' 2>/dev/null | sort -rV)
   return 1
 }
 

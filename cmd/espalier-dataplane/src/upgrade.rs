@@ -110,18 +110,19 @@ impl<P: Keeps> Upgrade<P> {
         let folder = self.folder.clone();
         let opened = tokio::task::spawn_blocking(move || binary::open(&folder, &digest));
         let program = opened.await.context("opening the binary")??;
-        self.rehearse(&program, digest)
+        let version = self.rehearse(&program, digest);
+        let version = version
             .await
             .context("the other program cannot go on with this one's state")?;
         // From here to the exec nothing else runs on this thread, which is the only one that changes the state.
-        self.replace(&program, digest)
+        self.replace(&program, digest, version)
     }
 
-    /// The other program reads a copy of the state, as it will have to.
-    async fn rehearse(&self, program: &File, digest: Digest) -> Result<()> {
-        let state = format::write(self.state(self.told.plane.snapshot(), digest));
-        let memfd = memory::write(&state).context("making a memfd")?;
-        drop(state);
+    /// The other program reads a copy of the state, as it will have to; the copy's version.
+    async fn rehearse(&self, program: &File, digest: Digest) -> Result<u32> {
+        let state = self.state(self.told.plane.snapshot(), digest);
+        let version = format::version_of(&state);
+        let memfd = memory::write(&format::write(state)).context("making a memfd")?;
         let stdin = carry::for_child(memfd.as_fd()).context("handing the state over")?;
         let ended = tokio::time::timeout(REHEARSAL, rehearsal(program, stdin).output()).await;
         // The child has taken it, if it could.
@@ -137,15 +138,15 @@ impl<P: Keeps> Upgrade<P> {
             ended.stdout.starts_with(CAN_RESUME.as_bytes()),
             "it is no espalier-dataplane that can be upgraded to in place"
         );
-        Ok(())
+        Ok(version)
     }
 
-    /// Does not return when it works.
-    fn replace(&self, program: &File, digest: Digest) -> Result<()> {
+    /// Does not return when it works. The other program has read a state of this version.
+    fn replace(&self, program: &File, digest: Digest, version: u32) -> Result<()> {
         let (args, env) = (next_args()?, environment()?);
         info!(to = digest.short(), "this program is being replaced");
-        let plane = self.told.plane.freeze();
-        let Err(why) = self.execute(program, self.state(plane, digest), &args, &env);
+        let state = self.state(self.told.plane.freeze(), digest);
+        let Err(why) = self.execute(program, (state, version), &args, &env);
         if let Err(thaw) = self.told.plane.thaw() {
             error!(%thaw, "the threads cannot be started again");
             drop(self.failed.try_send(thaw.into()));
@@ -156,10 +157,14 @@ impl<P: Keeps> Upgrade<P> {
     fn execute(
         &self,
         program: &File,
-        state: State,
+        (state, version): (State, u32),
         args: &[CString],
         env: &[CString],
     ) -> Result<Infallible> {
+        ensure!(
+            format::version_of(&state) <= version,
+            "an SA has come meanwhile which makes this state one that the other program may not know; ask again"
+        );
         let descriptors = self.kept.descriptors(&state.plane);
         let memfd = memory::write(&format::write(state)).context("making a memfd")?;
         let offer = carry::Offer::new(memfd.as_fd(), &descriptors);

@@ -5,8 +5,8 @@ use std::hash::Hash;
 /// the key's life, which is a day (the default hard lifetime). 5,000 peers that rekey each hour need half of this in a day.
 const REMEMBERED: usize = 1 << 19;
 
-/// The last 524,288 different ones: keys and SPIs that were used, for as long as somebody could use them again (S3, S4). Takes some
-/// 40 bytes for each, and grows with negotiated SAs only.
+/// The last 524,288 different ones: keys and SPIs that were used, for as long as somebody could use them again (S3, S4). Takes three
+/// to four times their size, and grows with negotiated SAs only.
 #[derive(Debug)]
 pub struct Recent<T> {
     known: HashSet<T>,
@@ -35,12 +35,13 @@ impl<T: Copy + Eq + Hash> Recent<T> {
         if !self.known.insert(one) {
             return false;
         }
-        self.order.push_back(one);
-        if self.order.len() > self.most
+        // First one out: a queue of just this length need not grow.
+        if self.order.len() == self.most
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
         }
+        self.order.push_back(one);
         true
     }
 

@@ -212,8 +212,10 @@ pub const USERSPACE: &str = "userspace";
 pub struct Capabilities {
     /// Protocols and algorithms, in order of preference.
     pub suites: Vec<Suite>,
-    /// ESP directly in IP (protocol 50).
+    /// ESP directly in IP (protocol 50), tried by packets through an SA before it is used.
     pub raw: bool,
+    /// The same, which cannot be tried: only where the policy wants nothing else.
+    pub raw_untried: bool,
     /// ESP in UDP (RFC 3948).
     pub udp: bool,
     /// Tunnel mode.

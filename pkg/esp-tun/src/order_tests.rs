@@ -1,9 +1,6 @@
 //! Which thread sends, and in which order: a flow that is moved between two queues again and again, as the kernel may do it; answers.
 
-use std::collections::VecDeque;
-use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +8,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use espalier_dataplane_core::{Direction, Encapsulation, Event, PeerId, Spi};
 use espalier_esp::wire::ecn;
-use parking_lot::Mutex;
 
 use crate::control::{Control, Ways};
 use crate::drops::Drops;
@@ -137,68 +133,68 @@ fn a_flow_that_changes_its_queue_keeps_its_order() {
     assert_eq!(shared.drops.dump(), []);
 }
 
-/// A device behind which every packet is answered at once, and which wakes nobody.
-struct Echo {
-    answers: Mutex<VecDeque<Vec<u8>>>,
-    silent: UnixDatagram,
-    _other: UnixDatagram,
-}
-
-impl Echo {
-    fn new() -> Self {
-        let (silent, other) = UnixDatagram::pair().unwrap();
-        Self {
-            answers: Mutex::default(),
-            silent,
-            _other: other,
-        }
-    }
-}
-
-impl AsFd for Echo {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.silent.as_fd()
-    }
-}
-
-impl PacketIo for Echo {
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let answer = self.answers.lock().pop_front();
-        let answer = answer.ok_or(io::ErrorKind::WouldBlock)?;
-        buffer[..answer.len()].copy_from_slice(&answer);
-        Ok(answer.len())
-    }
-
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
-        assert_eq!(packet, pod_packet("10.244.2.3", "10.244.1.2"));
-        let mut answers = self.answers.lock();
-        let next = answers.len() as u32;
-        answers.extend([numbered(next), numbered(next + 1)]);
-        Ok(())
-    }
+/// What the peer sends to the pod.
+fn question() -> Vec<u8> {
+    pod_packet("10.244.2.3", "10.244.1.2")
 }
 
 #[test]
-fn an_answer_that_is_there_at_once_goes_out_before_the_tx_thread_is_awake() {
+fn an_answer_that_is_there_at_once_needs_no_tx_thread() {
     let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
     wire.set_read_timeout(Some(LIMIT)).unwrap();
-    let shared = shared(&wire, Several::one(Arc::new(Echo::new())));
-    let (_, two) = fixture::hosts();
-    let tables = two.tables();
+    let (queue, pod) = UnixDatagram::pair().unwrap();
+    queue.set_nonblocking(true).unwrap();
+    let shared = shared(&wire, Several::one(Arc::new(queue)));
+    let tables = fixture::hosts().1.tables();
+    let (stopper, stop) = stopper().unwrap();
+    std::thread::scope(|scope| {
+        let _stopper = stopper;
+        let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
+        scope.spawn(move || threads::receive(shared, 0, stop));
+        let to = ("127.0.0.2", shared.udp.first().port());
+        for _ in 0..3 {
+            for number in 0..2 {
+                pod.send(&numbered(number)).unwrap();
+            }
+            let sealed = seal(&tables, &question()).unwrap();
+            wire.send_to(&sealed, to).unwrap();
+            for number in 0..2 {
+                assert_eq!(opened(&wire, &tables), numbered(number));
+            }
+            let mut delivered = [0; 64];
+            let len = pod.recv(&mut delivered).unwrap();
+            assert_eq!(delivered[..len], question());
+        }
+    });
+    assert_eq!(shared.drops.dump(), []);
+}
+
+#[test]
+fn packets_keep_their_order_whichever_thread_sends_them() {
+    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
+    wire.set_read_timeout(Some(LIMIT)).unwrap();
+    let (queue, pod) = UnixDatagram::pair().unwrap();
+    queue.set_nonblocking(true).unwrap();
+    let shared = shared(&wire, Several::one(Arc::new(queue)));
+    let tables = fixture::hosts().1.tables();
     let (stopper, stop) = stopper().unwrap();
     std::thread::scope(|scope| {
         let _stopper = stopper;
         let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
         scope.spawn(move || threads::transmit(shared, 0, stop));
         scope.spawn(move || threads::receive(shared, 0, stop));
-        // The TX thread sleeps by then, for good.
-        std::thread::sleep(Duration::from_millis(50));
         let to = ("127.0.0.2", shared.udp.first().port());
-        for _ in 0..3 {
-            let question = seal(&tables, &pod_packet("10.244.2.3", "10.244.1.2")).unwrap();
-            wire.send_to(&question, to).unwrap();
-            for number in 0..2 {
-                assert_eq!(opened(&wire, &tables), numbered(number));
+        let mut next = 0..;
+        for _ in 0..1000 {
+            let numbers: Vec<u32> = next.by_ref().take(6).collect();
+            for number in &numbers {
+                let sealed = seal(&tables, &question()).unwrap();
+                wire.send_to(&sealed, to).unwrap();
+                pod.send(&numbered(*number)).unwrap();
+            }
+            for number in numbers {
+                assert_eq!(opened(&wire, &tables), numbered(number), "packet {number}");
+                assert_eq!(pod.recv(&mut [0; 64]).unwrap(), question().len());
             }
         }
     });

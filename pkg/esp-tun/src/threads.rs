@@ -14,12 +14,12 @@ use crate::drops::Reason;
 use crate::engine::{Report, Shared};
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::io::{Interest, MOST, Patience, RawSender, Received, Stop};
+use crate::io::{self as packets, Interest, MOST, Patience, RawSender, Received, Stop};
 use crate::rx::{self, Verdict};
 use crate::send;
 
-/// Packets out of the device that the RX thread sends before it receives again.
-const ANSWERS: usize = 64;
+/// Bytes out of the device after which the RX thread receives again: what one system call sends, and a large packet more.
+const ANSWERS: usize = 65_536;
 
 /// A queue of the TUN device → UDP port or raw sockets.
 pub(crate) fn transmit(shared: &Shared, queue: usize, stop: &Stop) {
@@ -173,7 +173,13 @@ fn deliver(shared: &Shared, socket: usize, inbox: &mut Inbox) {
 /// from here, the answer need not wait until the TX thread is awake (50 µs in a virtual machine, a fifth of a ping).
 fn answer(shared: &Shared, stop: &Stop, raw: &mut RawSender) {
     // With several queues another thread may have the flow.
-    if shared.lanes.is_none()
+    if shared.lanes.is_some() {
+        return;
+    }
+    let (tun, udp) = (shared.tun.first().as_fd(), shared.udp.first().as_fd());
+    // Nobody receives while this thread waits for room.
+    let sockets = std::iter::once(udp).chain(shared.raw.iter().map(AsFd::as_fd));
+    if packets::is_passable(tun, sockets)
         && let Some(mut outgoing) = shared.outgoing.first().try_lock()
     {
         // An error is the TX thread's to see.

@@ -378,9 +378,11 @@ fn what_comes_otherwise_than_agreed_is_counted_and_not_opened() {
                         let protocol = Some(Protocol::from(50));
                         Socket::new(Domain::IPV4, Type::RAW, protocol).unwrap()
                     });
-                    udp.send_to(&esp, "192.0.2.2:4500").unwrap();
                     let to: SocketAddr = "192.0.2.2:0".parse().unwrap();
                     raw.unwrap().send_to(&esp, &to.into()).unwrap();
+                    // What is wrong shows first.
+                    std::thread::sleep(Duration::from_millis(100));
+                    udp.send_to(&esp, "192.0.2.2:4500").unwrap();
                     // One is refused for its way, the other one for its ICV; while there is no raw SA no raw packet is looked at.
                     let expected: &[(&str, u64)] = match is_raw {
                         true => &[("bad_icv", 1), ("encapsulation", 1)],

@@ -128,8 +128,10 @@ pub fn seal(body: &[u8]) -> Vec<u8> {
     [&header_of(VERSION, body)[..], body].concat()
 }
 
-/// The oldest one whose programs can go on with this state. They refuse a newer one before they are executed.
-fn version_of(state: &State) -> u32 {
+/// The version that a state is written as: the oldest one whose programs can go on with it. They refuse a newer one before they are
+/// executed.
+#[must_use]
+pub fn version_of(state: &State) -> u32 {
     let Plane::Userspace(frozen) = &state.plane else {
         return OLDEST;
     };

@@ -350,6 +350,7 @@ impl From<core::Capabilities> for proto::Capabilities {
                 .map(|suite| proto::Suite::from(suite).into())
                 .collect(),
             raw: can.raw,
+            raw_untried: can.raw_untried,
             udp: can.udp,
             tunnel: can.tunnel,
             esn: can.esn,
@@ -367,6 +368,7 @@ impl From<proto::Capabilities> for core::Capabilities {
         Self {
             suites: suites.filter_map(|number| suite(number).ok()).collect(),
             raw: can.raw,
+            raw_untried: can.raw_untried,
             udp: can.udp,
             tunnel: can.tunnel,
             esn: can.esn,

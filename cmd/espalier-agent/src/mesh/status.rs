@@ -285,7 +285,7 @@ fn capabilities(can: &Capabilities) -> CapabilitiesSaid {
             .iter()
             .map(|suite| format!("{suite:?}"))
             .collect(),
-        raw: can.raw,
+        raw: can.raw || can.raw_untried,
         udp: can.udp,
         tunnel: can.tunnel,
         esn: can.esn,

@@ -177,13 +177,12 @@ impl Terms {
 
     /// Raw ESP, or AH, may be used with peers.
     pub(crate) fn raw(&self) -> bool {
-        let wanted = match self.protection.udp_encapsulation {
+        match self.protection.udp_encapsulation {
             UdpEncapsulation::Always => false,
-            UdpEncapsulation::Never => true,
+            UdpEncapsulation::Never => self.can.raw || self.can.raw_untried,
             // Untried it is not used; and in userspace ESP in UDP is the faster one, since it has offloads.
-            UdpEncapsulation::Auto => self.can_try || self.ah(),
-        };
-        wanted && self.can.raw
+            UdpEncapsulation::Auto => self.can.raw && (self.can_try || self.ah()),
+        }
     }
 
     /// ESP in UDP may be used with peers.
@@ -345,7 +344,8 @@ mod tests {
             pid: 1,
             can: Capabilities {
                 suites: suites.to_vec(),
-                raw,
+                raw: raw && kind == KERNEL,
+                raw_untried: raw && kind == USERSPACE,
                 udp: true,
                 tunnel: kind == KERNEL,
                 esn: true,
@@ -493,7 +493,7 @@ mod tests {
         let never = |p: &mut Protection| p.udp_encapsulation = UdpEncapsulation::Never;
         assert_eq!(terms(&userspace(), never).problems(&userspace()), [""; 0]);
         let mut no_raw = userspace();
-        no_raw.can.raw = false;
+        no_raw.can.raw_untried = false;
         let why = terms(&no_raw, never).problems(&no_raw).join("; ");
         for said in ["raw packets", "udpEncapsulation: Auto", "CAP_NET_RAW"] {
             assert!(why.contains(said), "{why}");

@@ -55,7 +55,10 @@ impl Control {
         for sa in frozen.sas {
             control.resume_sa(sa, now)?;
         }
+        // Those of SAs that are there now have their place among the others, which are older or younger.
+        let there = std::mem::take(&mut control.used).freeze();
         control.used.resume(&frozen.used);
+        control.used.resume(&there);
         for (peer, spi) in active {
             control.switch_outbound(&peer, Some(spi))?;
         }

@@ -24,7 +24,8 @@ impl Dataplane for Engine {
             pid: std::process::id(),
             can: Capabilities {
                 suites: SUITES.to_vec(),
-                raw: notes.is_empty(),
+                // Agents of before would try it, which cannot be done here.
+                raw_untried: notes.is_empty(),
                 udp: true,
                 esn: true,
                 max_replay_window: MAX_WINDOW,

@@ -104,7 +104,8 @@ impl RawSockets {
 
     /// Lets packets in, or none any more.
     pub(crate) fn let_in(&self, wanted: bool) {
-        if self.open.lock().replace(wanted) == Some(wanted) {
+        let mut open = self.open.lock();
+        if open.replace(wanted) == Some(wanted) {
             return;
         }
         for raw in self.iter() {
@@ -115,7 +116,10 @@ impl RawSockets {
             match done {
                 // It had no filter.
                 Err(error) if wanted && error.kind() == ErrorKind::NotFound => {}
-                Err(error) => warn!(%error, wanted, "the filter of a raw socket"),
+                Err(error) => {
+                    warn!(%error, wanted, "the filter of a raw socket; it is tried again with the next change");
+                    *open = None;
+                }
                 Ok(()) => {}
             }
         }

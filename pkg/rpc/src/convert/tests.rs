@@ -62,6 +62,7 @@ fn kernel_sas_hello_and_events_survive_the_wire() {
         can: core::Capabilities {
             suites: core::Suite::ALL.to_vec(),
             raw: true,
+            raw_untried: true,
             udp: true,
             tunnel: true,
             esn: true,

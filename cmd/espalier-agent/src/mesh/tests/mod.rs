@@ -399,7 +399,7 @@ async fn a_rekey_leaves_udp_and_returns_to_it_as_the_policy_says() {
 async fn a_userspace_plane_that_cannot_send_raw_refuses_what_needs_it() {
     let never = policy(|policy| policy.protection.udp_encapsulation = UdpEncapsulation::Never);
     let mut lacking = userspace(2);
-    lacking.can.raw = false;
+    lacking.can.raw_untried = false;
     let mut world = World::new([Some(userspace(1)), Some(lacking)], &never).await;
     world
         .until("said", |world| {

@@ -238,6 +238,7 @@ pub(super) fn kernel(instance: u64) -> Hello {
         can: Capabilities {
             suites: Suite::ALL.to_vec(),
             raw: true,
+            raw_untried: false,
             udp: true,
             tunnel: true,
             esn: true,
@@ -254,7 +255,7 @@ pub(super) fn userspace(instance: u64) -> Hello {
         device: Some("espalier.tun".to_owned()),
         can: Capabilities {
             suites: vec![Suite::Aes256Gcm16, Suite::Aes128Gcm16],
-            raw: true,
+            raw_untried: true,
             udp: true,
             esn: true,
             max_replay_window: 8192,

@@ -61,6 +61,18 @@ fn what_is_taken_over_is_what_was_frozen() {
 }
 
 #[test]
+fn s3_s4_what_is_there_is_not_older_than_what_was_before_it() {
+    let (mut one, _) = hosts();
+    // The oldest ones are of SAs that are gone.
+    one.remove_sa(Direction::In, Spi(0x2100));
+    let young = fixture::sa(2, Direction::In, 0x0100);
+    one.install_sa(young, Instant::now()).unwrap();
+    let frozen = one.freeze(Instant::now());
+    assert_eq!(frozen.used.keys.len(), 3);
+    assert_eq!(resumed(&frozen).freeze(Instant::now()).used, frozen.used);
+}
+
+#[test]
 fn s4_the_sequence_goes_on_behind_the_last_number_used() {
     let (mut one, two) = hosts();
     let mut last = 0;
