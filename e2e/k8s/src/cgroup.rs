@@ -49,7 +49,7 @@ impl Groups {
     }
 }
 
-/// Version 1: one folder per controller; version 2: the only one.
+/// Version 1: one folder per controller, and that of version 2 beside them, where runc makes groups, too; version 2: the only one.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     if unified() {
         return Ok(vec![ROOT.into()]);
@@ -59,12 +59,13 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
 }
 
 fn controllers(mounts: &str) -> Vec<PathBuf> {
-    let of_version_1 = mounts.lines().filter_map(|line| {
+    let below_root = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ');
         let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
-        (kind == "cgroup" && Path::new(at).parent() == Some(Path::new(ROOT))).then(|| at.into())
+        let is_group = ["cgroup", "cgroup2"].contains(&kind);
+        (is_group && Path::new(at).parent() == Some(Path::new(ROOT))).then(|| at.into())
     });
-    let mut found: Vec<PathBuf> = of_version_1.collect();
+    let mut found: Vec<PathBuf> = below_root.collect();
     found.sort();
     found.dedup();
     found
@@ -144,7 +145,7 @@ mod tests {
                       cgroup /elsewhere/cpu cgroup rw,cpu 0 0\n\
                       cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n";
         let found = controllers(mounts);
-        let expected = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids"].map(PathBuf::from);
+        let expected = ["cpu", "pids", "unified"].map(|name| Path::new(ROOT).join(name));
         assert_eq!(found, expected);
     }
 }
