@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # e2e.sh [kind] [ARGUMENT…]: Espalier on a real Kubernetes cluster, in namespaces of this machine or on kind; arguments choose
 # (see `espalier-e2e-k8s run --help`). docs/e2e.md. Needs root. ESPALIER_IMAGE=FILE takes a ready image of scripts/image.sh,
-# ESPALIER_PROFILE=dev builds one that is not optimised.
+# ESPALIER_PROFILE=dev builds one that is not optimised, ESPALIER_HELM=4 uses Helm 4.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 on=namespaces
@@ -40,7 +40,14 @@ else
   arguments+=(--kubernetes "$(scripts/kubernetes.sh)")
 fi
 . scripts/chart/tools.sh
-arguments+=(--helm "$(helm_of 3)/helm")
+helm=$(helm_of "${ESPALIER_HELM:-3}")/helm
+if [[ ${ESPALIER_HELM:-3} == 4 ]]; then
+  # Kubernetes 1.20 refuses the CRDs' rules where they are applied on its side.
+  printf '#!/bin/sh\ncase $1 in install | upgrade) set -- "$@" --server-side=false ;; esac\nexec "%s" "$@"\n' "$(realpath "$helm")" > "$out/helm"
+  chmod +x "$out/helm"
+  helm=$out/helm
+fi
+arguments+=(--helm "$helm")
 image=${ESPALIER_IMAGE:-}
 if [[ -z $image ]]; then
   image=$out/espalier.tar
