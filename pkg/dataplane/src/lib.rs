@@ -11,8 +11,8 @@ mod types;
 pub use frozen::{Frozen, FrozenCounters, FrozenPeer, FrozenSa, FrozenTun, FrozenUsed, Progress};
 pub use recent::Recent;
 pub use types::{
-    Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, Peer,
-    PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,
+    Capabilities, Direction, Dump, Encapsulation, Error, Event, Hello, KERNEL, Overlay, PROBE_PORT,
+    Peer, PeerId, PeerStats, Reqid, Sa, SaInfo, SaMode, Spi, Suite, USERSPACE,
 };
 
 use std::future::Future;

@@ -202,6 +202,9 @@ impl Hello {
     }
 }
 
+/// UDP port of the agents' probes, which tell whether a new SA's packets arrive before anything else is sent with it; in the kernel only.
+pub const PROBE_PORT: u16 = 4788;
+
 /// [`Hello::kind`] of the kernel (XFRM).
 pub const KERNEL: &str = "kernel";
 /// [`Hello::kind`] of the process that seals and opens itself.

@@ -47,6 +47,20 @@ fn control(own: u16, remote: u16) -> Control {
     control
 }
 
+/// The peer's socket.
+fn wire() -> UdpSocket {
+    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
+    wire.set_read_timeout(Some(LIMIT)).unwrap();
+    wire
+}
+
+/// And the pods' side of its device.
+fn one_queue(wire: &UdpSocket) -> (Shared, UnixDatagram) {
+    let (queue, pod) = UnixDatagram::pair().unwrap();
+    queue.set_nonblocking(true).unwrap();
+    (shared(wire, Several::one(Arc::new(queue))), pod)
+}
+
 fn two_queues(wire: &UdpSocket) -> (Shared, Vec<UnixDatagram>) {
     let (mut queues, mut pods) = (Vec::new(), Vec::new());
     for _ in 0..2 {
@@ -99,8 +113,7 @@ fn opened(wire: &UdpSocket, tables: &Tables) -> Vec<u8> {
 
 #[test]
 fn a_flow_that_changes_its_queue_keeps_its_order() {
-    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
-    wire.set_read_timeout(Some(LIMIT)).unwrap();
+    let wire = wire();
     let (shared, pods) = two_queues(&wire);
     let (_, two) = fixture::hosts();
     let tables = two.tables();
@@ -140,11 +153,8 @@ fn question() -> Vec<u8> {
 
 #[test]
 fn an_answer_that_is_there_at_once_needs_no_tx_thread() {
-    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
-    wire.set_read_timeout(Some(LIMIT)).unwrap();
-    let (queue, pod) = UnixDatagram::pair().unwrap();
-    queue.set_nonblocking(true).unwrap();
-    let shared = shared(&wire, Several::one(Arc::new(queue)));
+    let wire = wire();
+    let (shared, pod) = one_queue(&wire);
     let tables = fixture::hosts().1.tables();
     let (stopper, stop) = stopper().unwrap();
     std::thread::scope(|scope| {
@@ -171,11 +181,8 @@ fn an_answer_that_is_there_at_once_needs_no_tx_thread() {
 
 #[test]
 fn packets_keep_their_order_whichever_thread_sends_them() {
-    let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
-    wire.set_read_timeout(Some(LIMIT)).unwrap();
-    let (queue, pod) = UnixDatagram::pair().unwrap();
-    queue.set_nonblocking(true).unwrap();
-    let shared = shared(&wire, Several::one(Arc::new(queue)));
+    let wire = wire();
+    let (shared, pod) = one_queue(&wire);
     let tables = fixture::hosts().1.tables();
     let (stopper, stop) = stopper().unwrap();
     std::thread::scope(|scope| {

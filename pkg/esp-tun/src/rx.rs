@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use espalier_dataplane_core::Event;
+use espalier_dataplane_core::{Event, PROBE_PORT};
 use espalier_esp::wire::{ecn, ip};
 use espalier_esp::{HEADER_LEN, OpenError, PROTOCOL, ReplayError, next_header};
 use espalier_ike_io::nat_t::{self, Datagram};
@@ -15,9 +15,6 @@ use ipnet::IpNet;
 use crate::drops::Reason;
 use crate::sa::Inbound;
 use crate::tables::{PeerEntry, Tables};
-
-/// Where probes of nodes go whose kernel encrypts (docs/encapsulation.md).
-const PROBE_PORT: u16 = 4788;
 
 /// What to do with a datagram.
 #[derive(Debug, PartialEq, Eq)]

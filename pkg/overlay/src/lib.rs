@@ -48,6 +48,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use error::Error;
+pub use espalier_dataplane_core::PROBE_PORT;
 pub use reconcile::Overlay;
 
 /// Name of the VXLAN device.
@@ -60,8 +61,6 @@ pub const NATIVE_DEVICE: &str = "espalier.gw";
 pub const NATIVE_METRIC: u32 = 17_747;
 /// `rtm_protocol` of our routes. Pods' routes carry it too; they lead to veth devices and are not this crate's.
 pub const PROTOCOL: u8 = 229;
-/// UDP port of probes, which tell whether a new SA's packets arrive before anything else is sent with it.
-pub const PROBE_PORT: u16 = 4788;
 /// Metric of the unreachable routes: any other route to the same destination wins.
 pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
 /// Priorities of our policies; the smaller decides.

@@ -1,5 +1,6 @@
 //! `XFRM_MSG_NEWPOLICY` as the kernel answers: only which outbound state a policy of the agent pins.
 
+use espalier_dataplane_core::PROBE_PORT;
 use netlink_packet_xfrm::constants::{XFRM_MSG_GETPOLICY, XFRM_POLICY_OUT, XFRMA_TMPL};
 use netlink_packet_xfrm::{
     UserPolicyInfo, UserTemplate, XFRM_USER_POLICY_ID_LEN, XFRM_USER_POLICY_INFO_LEN,
@@ -9,10 +10,6 @@ use zeroize::Zeroizing;
 
 use super::attr::Attributes;
 use super::{Message, ParseError, split};
-
-/// UDP port of the agent's probes, which go through SAs that carry nothing else yet; its policies say nothing about what
-/// carries traffic. The same number is in `espalier-overlay`, which writes the policies.
-const PROBE_PORT: u16 = 4788;
 
 /// An outbound policy's template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +37,7 @@ pub(crate) fn pinned(body: &[u8]) -> Result<Vec<Pinned>, ParseError> {
         got: fixed.len(),
     })?;
     let mut all = Vec::new();
+    // The policies of probes say nothing about what carries traffic.
     if info.direction != XFRM_POLICY_OUT || info.selector.dport == PROBE_PORT {
         return Ok(all);
     }
