@@ -110,8 +110,8 @@ impl<P: Keeps> Upgrade<P> {
         let folder = self.folder.clone();
         let opened = tokio::task::spawn_blocking(move || binary::open(&folder, &digest));
         let program = opened.await.context("opening the binary")??;
-        let version = self.rehearse(&program, digest);
-        let version = version
+        let version = self
+            .rehearse(&program, digest)
             .await
             .context("the other program cannot go on with this one's state")?;
         // From here to the exec nothing else runs on this thread, which is the only one that changes the state.

@@ -215,7 +215,7 @@ pub const USERSPACE: &str = "userspace";
 pub struct Capabilities {
     /// Protocols and algorithms, in order of preference.
     pub suites: Vec<Suite>,
-    /// ESP directly in IP (protocol 50), tried by packets through an SA before it is used.
+    /// ESP directly in IP (protocol 50), which can be tried before packets use it: policies put probes, and nothing else, through an SA.
     pub raw: bool,
     /// The same, which cannot be tried: only where the policy wants nothing else.
     pub raw_untried: bool,

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use espalier_esp::wire::flow::Flow;
 
-use crate::io::is_readable;
+use crate::io::{Interest, is_ready};
 
 /// Flows that are remembered, 8 bytes each.
 const FLOWS: usize = 1 << 16;
@@ -121,7 +121,7 @@ impl Lanes {
             return;
         };
         wait(self.limit, || {
-            let empty = !is_readable(descriptor);
+            let empty = !is_ready(descriptor, Interest::Readable);
             fence(Ordering::SeqCst);
             empty && !lane.busy.load(Ordering::SeqCst)
         });

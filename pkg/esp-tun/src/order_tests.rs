@@ -92,6 +92,24 @@ fn shared(wire: &UdpSocket, tun: Several<Arc<dyn PacketIo>>) -> Shared {
     }
 }
 
+/// Of this queue or socket.
+type Thread = fn(&Shared, usize, &Stop);
+
+/// Runs `test` beside these threads, which end with it and have dropped nothing.
+fn beside(shared: &Shared, threads: &[(usize, Thread)], test: impl FnOnce()) {
+    let (stopper, stop) = stopper().unwrap();
+    std::thread::scope(|scope| {
+        // Dropped by a panic, too: the threads end.
+        let _stopper = stopper;
+        for (at, thread) in threads {
+            let stop = &stop;
+            scope.spawn(move || thread(shared, *at, stop));
+        }
+        test();
+    });
+    assert_eq!(shared.drops.dump(), []);
+}
+
 /// A packet of one flow with a number for its payload.
 fn numbered(number: u32) -> Vec<u8> {
     let mut packet = pod_packet("10.244.1.2", "10.244.2.3");
@@ -115,35 +133,30 @@ fn opened(wire: &UdpSocket, tables: &Tables) -> Vec<u8> {
 fn a_flow_that_changes_its_queue_keeps_its_order() {
     let wire = wire();
     let (shared, pods) = two_queues(&wire);
-    let (_, two) = fixture::hosts();
-    let tables = two.tables();
-    let (stopper, stop) = stopper().unwrap();
-    std::thread::scope(|scope| {
-        // Dropped by a panic, too: the threads end.
-        let _stopper = stopper;
-        for queue in 0..2 {
-            let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
-            scope.spawn(move || threads::transmit(shared, queue, stop));
-        }
-        // The flow is known before it moves.
-        pods[0].send(&numbered(0)).unwrap();
-        assert_eq!(opened(&wire, &tables), numbered(0));
-        let mut next = 1..;
-        for round in 0..1000 {
-            // Some packets on one queue, then some on the other, which may begin before the first ones are sealed. No more than a
-            // socket pair takes.
-            let (first, then) = (round % 2, 1 - round % 2);
-            let numbers: Vec<u32> = next.by_ref().take(12).collect();
-            for (at, number) in numbers.iter().enumerate() {
-                let queue = if at < 6 { first } else { then };
-                pods[queue].send(&numbered(*number)).unwrap();
+    let tables = fixture::hosts().1.tables();
+    beside(
+        &shared,
+        &[(0, threads::transmit), (1, threads::transmit)],
+        || {
+            // The flow is known before it moves.
+            pods[0].send(&numbered(0)).unwrap();
+            assert_eq!(opened(&wire, &tables), numbered(0));
+            let mut next = 1..;
+            for round in 0..1000 {
+                // Some packets on one queue, then some on the other, which may begin before the first ones are sealed. No more than a
+                // socket pair takes.
+                let (first, then) = (round % 2, 1 - round % 2);
+                let numbers: Vec<u32> = next.by_ref().take(12).collect();
+                for (at, number) in numbers.iter().enumerate() {
+                    let queue = if at < 6 { first } else { then };
+                    pods[queue].send(&numbered(*number)).unwrap();
+                }
+                for number in numbers {
+                    assert_eq!(opened(&wire, &tables), numbered(number), "packet {number}");
+                }
             }
-            for number in numbers {
-                assert_eq!(opened(&wire, &tables), numbered(number), "packet {number}");
-            }
-        }
-    });
-    assert_eq!(shared.drops.dump(), []);
+        },
+    );
 }
 
 /// What the peer sends to the pod.
@@ -151,23 +164,23 @@ fn question() -> Vec<u8> {
     pod_packet("10.244.2.3", "10.244.1.2")
 }
 
+fn ask(wire: &UdpSocket, shared: &Shared, tables: &Tables) {
+    let to = ("127.0.0.2", shared.udp.first().port());
+    let sealed = seal(tables, &question()).unwrap();
+    wire.send_to(&sealed, to).unwrap();
+}
+
 #[test]
 fn an_answer_that_is_there_at_once_needs_no_tx_thread() {
     let wire = wire();
     let (shared, pod) = one_queue(&wire);
     let tables = fixture::hosts().1.tables();
-    let (stopper, stop) = stopper().unwrap();
-    std::thread::scope(|scope| {
-        let _stopper = stopper;
-        let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
-        scope.spawn(move || threads::receive(shared, 0, stop));
-        let to = ("127.0.0.2", shared.udp.first().port());
+    beside(&shared, &[(0, threads::receive)], || {
         for _ in 0..3 {
             for number in 0..2 {
                 pod.send(&numbered(number)).unwrap();
             }
-            let sealed = seal(&tables, &question()).unwrap();
-            wire.send_to(&sealed, to).unwrap();
+            ask(&wire, &shared, &tables);
             for number in 0..2 {
                 assert_eq!(opened(&wire, &tables), numbered(number));
             }
@@ -176,7 +189,6 @@ fn an_answer_that_is_there_at_once_needs_no_tx_thread() {
             assert_eq!(delivered[..len], question());
         }
     });
-    assert_eq!(shared.drops.dump(), []);
 }
 
 #[test]
@@ -184,19 +196,13 @@ fn packets_keep_their_order_whichever_thread_sends_them() {
     let wire = wire();
     let (shared, pod) = one_queue(&wire);
     let tables = fixture::hosts().1.tables();
-    let (stopper, stop) = stopper().unwrap();
-    std::thread::scope(|scope| {
-        let _stopper = stopper;
-        let (shared, stop): (&Shared, &Stop) = (&shared, &stop);
-        scope.spawn(move || threads::transmit(shared, 0, stop));
-        scope.spawn(move || threads::receive(shared, 0, stop));
-        let to = ("127.0.0.2", shared.udp.first().port());
+    let both: [(usize, Thread); 2] = [(0, threads::transmit), (0, threads::receive)];
+    beside(&shared, &both, || {
         let mut next = 0..;
         for _ in 0..1000 {
             let numbers: Vec<u32> = next.by_ref().take(6).collect();
             for number in &numbers {
-                let sealed = seal(&tables, &question()).unwrap();
-                wire.send_to(&sealed, to).unwrap();
+                ask(&wire, &shared, &tables);
                 pod.send(&numbered(*number)).unwrap();
             }
             for number in numbers {
@@ -205,5 +211,4 @@ fn packets_keep_their_order_whichever_thread_sends_them() {
             }
         }
     });
-    assert_eq!(shared.drops.dump(), []);
 }

@@ -37,8 +37,8 @@ impl Outgoing {
         })
     }
 
-    /// Passes on what is in the queue until `most` bytes were read: how many packets, and why there are no more, unless that is the limit
-    /// or the end of the threads. `raw` is the thread's own.
+    /// Passes on what is in the queue until `most` bytes were read: how many, and why there are no more, unless that is the limit or the end
+    /// of the threads. `raw` is the thread's own.
     pub(crate) fn pass(
         &mut self,
         shared: &Shared,
@@ -56,14 +56,13 @@ impl Outgoing {
             stop,
             single: &mut self.single,
         };
-        let (mut packets, mut bytes, mut error) = (0, 0, None);
+        let (mut bytes, mut error) = (0, None);
         while bytes < most && error.is_none() && !stop.is_stopped() {
             lanes.inspect(|lanes| lanes.begin(queue));
             match tun.recv(&mut self.buffer) {
                 Ok(len) => {
                     let packet = self.buffer.get(..len).unwrap_or_default();
                     forward(shared, queue, packet, &mut self.outbox, &mut sender);
-                    packets += 1;
                     bytes += len;
                 }
                 Err(found) => error = Some(found),
@@ -71,7 +70,7 @@ impl Outgoing {
         }
         sender.send_rest(&mut self.outbox);
         lanes.inspect(|lanes| lanes.rest(queue));
-        (packets, error)
+        (bytes, error)
     }
 }
 

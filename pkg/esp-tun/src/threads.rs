@@ -14,7 +14,7 @@ use crate::drops::Reason;
 use crate::engine::{Report, Shared};
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::io::{self as packets, Interest, MOST, Patience, RawSender, Received, Stop};
+use crate::io::{Interest, MOST, Patience, RawSender, Received, Stop, is_ready};
 use crate::rx::{self, Verdict};
 use crate::send;
 
@@ -27,9 +27,9 @@ pub(crate) fn transmit(shared: &Shared, queue: usize, stop: &Stop) {
     let (mut patience, mut raw) = (Patience::default(), RawSender::default());
     while !stop.is_stopped() {
         let mut outgoing = shared.outgoing.get(queue).lock();
-        let (packets, end_of_queue) = outgoing.pass(shared, queue, stop, &mut raw, usize::MAX);
+        let (bytes, end_of_queue) = outgoing.pass(shared, queue, stop, &mut raw, usize::MAX);
         drop(outgoing);
-        if packets > 0 {
+        if bytes > 0 {
             patience.renew();
         }
         let Some(error) = end_of_queue else { continue };
@@ -176,10 +176,11 @@ fn answer(shared: &Shared, stop: &Stop, raw: &mut RawSender) {
     if shared.lanes.is_some() {
         return;
     }
-    let (tun, udp) = (shared.tun.first().as_fd(), shared.udp.first().as_fd());
     // Nobody receives while this thread waits for room.
-    let sockets = std::iter::once(udp).chain(shared.raw.iter().map(AsFd::as_fd));
-    if packets::is_passable(tun, sockets)
+    let udp = shared.udp.first().as_fd();
+    let mut sockets = std::iter::once(udp).chain(shared.raw.iter().map(AsFd::as_fd));
+    if is_ready(shared.tun.first().as_fd(), Interest::Readable)
+        && sockets.all(|socket| is_ready(socket, Interest::Writable))
         && let Some(mut outgoing) = shared.outgoing.first().try_lock()
     {
         // An error is the TX thread's to see.

@@ -206,14 +206,13 @@ impl Overlay {
             tun,
         };
         self.add_addresses(desired, devices)?;
+        let mut stale = Vec::new();
         if desired.framing == Framing::Vxlan {
             self.forwarding_entries(desired, overlay)?;
-            self.add_neighbours(desired, overlay)?;
+            stale = self.add_neighbours(desired, overlay)?;
         }
         self.open_routes(desired, devices)?;
-        if desired.framing == Framing::Vxlan {
-            self.drop_neighbours(desired, overlay)?;
-        }
+        self.delete(stale)?;
         self.drop_addresses(desired, devices)?;
         Ok((devices, mtu))
     }
@@ -363,22 +362,22 @@ impl Overlay {
         self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 
-    fn add_neighbours(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
-        let there = self.route.neighbours(vxlan)?;
+    /// Gives what removes those that should not be there, once no route leads to them any more.
+    fn add_neighbours(&mut self, desired: &Desired, vxlan: u32) -> Result<Vec<Message>, Error> {
+        let (wanted, there) = (
+            plan::neighbours(desired, vxlan),
+            self.route.neighbours(vxlan)?,
+        );
         let by_ip: HashMap<_, _> = there.iter().map(|t| (t.ip, t)).collect();
-        let missing = plan::neighbours(desired, vxlan)
-            .into_iter()
-            .filter(|w| by_ip.get(&w.ip).is_none_or(|t| *t != w))
+        let add = wanted
+            .iter()
+            .filter(|w| by_ip.get(&w.ip).is_none_or(|t| t != w))
             .map(|w| Message::NewNeighbour(w.message()));
-        self.replace(missing.collect())
-    }
-
-    /// Once no route leads to them any more.
-    fn drop_neighbours(&mut self, desired: &Desired, vxlan: u32) -> Result<(), Error> {
-        let wanted = plan::neighbours(desired, vxlan);
+        self.replace(add.collect())?;
         let ips: HashSet<_> = wanted.iter().map(|w| w.ip).collect();
-        let stale = self.route.neighbours(vxlan)?.into_iter();
-        let stale = stale.filter(|t| t.state == NeighbourState::Permanent && !ips.contains(&t.ip));
-        self.delete(stale.map(|t| Message::DelNeighbour(t.message())).collect())
+        let stale = there
+            .iter()
+            .filter(|t| t.state == NeighbourState::Permanent && !ips.contains(&t.ip));
+        Ok(stale.map(|t| Message::DelNeighbour(t.message())).collect())
     }
 }

@@ -66,7 +66,6 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             protection: self.snapshot.policy.protection.clone(),
             can: self.uplink.can(),
             cpus: cpus_among(self.snapshot.nodes.len()),
-            can_try: self.uplink.is_kernel(),
         }
     }
 

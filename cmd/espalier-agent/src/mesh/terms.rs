@@ -39,8 +39,6 @@ pub(crate) struct Terms {
     pub(crate) can: Capabilities,
     /// SAs of single CPUs with one peer, at most: [`cpus_among`].
     pub(crate) cpus: u32,
-    /// Raw ESP can be tried before packets use it: the kernel's policies put probes, and nothing else, through an SA.
-    pub(crate) can_try: bool,
 }
 
 /// Both ends of a pair, with their addresses towards each other.
@@ -181,7 +179,7 @@ impl Terms {
             UdpEncapsulation::Always => false,
             UdpEncapsulation::Never => self.can.raw || self.can.raw_untried,
             // Untried it is not used; and in userspace ESP in UDP is the faster one, since it has offloads.
-            UdpEncapsulation::Auto => self.can.raw && (self.can_try || self.ah()),
+            UdpEncapsulation::Auto => self.can.raw,
         }
     }
 
@@ -371,7 +369,6 @@ mod tests {
             protection,
             can: hello.can.clone(),
             cpus: cpus_among(2),
-            can_try: hello.is_kernel(),
         }
     }
 

@@ -137,24 +137,27 @@ fn says_udp(peer: &PeerStatus) -> Result<()> {
 
 /// A kernel's and a userspace node are a pair; the first of the two has the lower identity and begins handshakes.
 fn mixed(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
-    let tally = mixed_with(ground, &[overlay], planes)?;
-    tally.only_udp_esp()?;
-    Ok(format!("{tally:?}"))
+    pair_of(ground, &[overlay], planes, Tally::only_udp_esp)
 }
 
-fn mixed_with(ground: &mut Ground<'_>, spec: &[&str], planes: [Plane; 2]) -> Result<Tally> {
+/// The userspace node has raw sockets, on a machine whose kernel knows ESP, too.
+fn mixed_raw(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
+    pair_of(ground, &[overlay, NO_UDP], planes, Tally::only_raw_esp)
+}
+
+fn pair_of(
+    ground: &mut Ground<'_>,
+    spec: &[&str],
+    planes: [Plane; 2],
+    form: fn(Tally) -> Result<()>,
+) -> Result<String> {
     let mut mesh = ground.prepare(2, Mode::Required, spec)?;
     for (node, plane) in mesh.nodes.iter_mut().zip(planes) {
         node.plane = Some(plane);
     }
     let on = ground.populate(mesh)?;
-    Ok(loaded(ground, on)?.1)
-}
-
-/// The userspace node has raw sockets, on a machine whose kernel knows ESP, too.
-fn mixed_raw(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
-    let tally = mixed_with(ground, &[overlay, NO_UDP], planes)?;
-    tally.only_raw_esp()?;
+    let (_, tally) = loaded(ground, on)?;
+    form(tally)?;
     Ok(format!("{tally:?}"))
 }
 

@@ -11,7 +11,7 @@ pub use udp::Udp;
 
 pub(crate) use raw::{MOST, RawReceived, RawSender, SLOT};
 pub(crate) use udp::Received;
-pub(crate) use wait::{Interest, Patience, Stop, Stopper, is_passable, is_readable, stopper};
+pub(crate) use wait::{Interest, Patience, Stop, Stopper, is_ready, stopper};
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;

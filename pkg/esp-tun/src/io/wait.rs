@@ -140,34 +140,10 @@ impl Stop {
     }
 }
 
-/// Whether there is something to read now.
-pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let found = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO);
+/// Whether it need not be waited for now.
+pub(crate) fn is_ready(fd: BorrowedFd<'_>, interest: Interest) -> bool {
+    let found = poll(&mut [PollFd::new(fd, interest.events())], PollTimeout::ZERO);
     found.is_ok_and(|found| found > 0)
-}
-
-/// Whether something can be read here and written to all of those now; of those three at most.
-pub(crate) fn is_passable<'f>(
-    from: BorrowedFd<'f>,
-    to: impl IntoIterator<Item = BorrowedFd<'f>>,
-) -> bool {
-    let mut to = to.into_iter();
-    let mut fds = [Some(from), to.next(), to.next(), to.next()].map(|fd| {
-        let events = if fd.is_some() {
-            PollFlags::POLLOUT
-        } else {
-            PollFlags::empty()
-        };
-        PollFd::new(fd.unwrap_or(from), events)
-    });
-    if let Some(first) = fds.first_mut() {
-        *first = PollFd::new(from, PollFlags::POLLIN);
-    }
-    let ready = |fd: &PollFd<'_>| {
-        fd.revents()
-            .is_some_and(|found| found.contains(fd.events()))
-    };
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds.iter().all(ready)
 }
 
 #[cfg(test)]
@@ -177,16 +153,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_way_is_open_with_something_to_pass_on_and_room_for_it() {
-        let (pod, tun) = UnixDatagram::pair().unwrap();
-        let (socket, _peer) = UnixDatagram::pair().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let open = || is_passable(tun.as_fd(), [socket.as_fd()]);
-        assert!(!open(), "nothing is there");
-        pod.send(b"x").unwrap();
-        assert!(open());
-        while socket.send(&[0; 1024]).is_ok() {}
-        assert!(!open(), "no room");
+    fn a_descriptor_is_ready_with_something_to_read_or_room_to_write() {
+        let (one, other) = UnixDatagram::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        assert!(!is_ready(other.as_fd(), Interest::Readable));
+        assert!(is_ready(one.as_fd(), Interest::Writable));
+        while one.send(&[0; 1024]).is_ok() {}
+        assert!(is_ready(other.as_fd(), Interest::Readable));
+        assert!(!is_ready(one.as_fd(), Interest::Writable), "no room");
     }
 
     #[test]
