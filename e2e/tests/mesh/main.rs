@@ -4,5 +4,6 @@ mod faults;
 mod identity;
 mod invariants;
 mod life;
+mod native;
 mod raw;
 mod upgrade;

@@ -23,7 +23,7 @@ fn raw_esp_alone_is_on_the_wire() {
             pods,
             ..Shape::default()
         };
-        alone(bench, shape)
+        alone(bench, shape, &RAW)
     });
 }
 
@@ -35,17 +35,31 @@ fn raw_esp_alone_is_on_the_wire_over_ipv6() {
             underlay,
             ..Shape::default()
         };
-        alone(bench, shape)
+        alone(bench, shape, &RAW)
     });
 }
 
+/// How the userspace data plane is to carry everything.
+pub(crate) struct Way {
+    /// Of the policy.
+    pub(crate) spec: &'static [&'static str],
+    /// What a pair's status says then.
+    pub(crate) encapsulation: &'static str,
+}
+
+const RAW: Way = Way {
+    spec: &["udpEncapsulation: Never"],
+    encapsulation: "raw",
+};
+
 /// From the first packet on; with one agent away and back; encryption off and on again; with one data plane away and back.
-fn alone(bench: &Bench, shape: Shape) -> Result<()> {
+pub(crate) fn alone(bench: &Bench, shape: Shape, way: &Way) -> Result<()> {
     let setup = Setup {
         shape,
-        spec: vec!["udpEncapsulation: Never".to_owned()],
+        spec: way.spec.iter().map(ToString::to_string).collect(),
         plane: Some(Plane::Userspace),
     };
+    let carried = |peer: &PeerStatus| is_carried(peer, way);
     let mut mesh = Cluster::prepare_with(bench, 2, Mode::Required, setup)?;
     let mut frames = mesh.bridge.netns().run(|| {
         let bridge = espalier_capture::interface_index(Bridge::DEVICE)?;
@@ -55,7 +69,7 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
     mesh.start_all()?;
     let pods = mesh.pods(&[1, 2])?;
     mesh.works(&[1, 2], &pods)?;
-    mesh.await_pairs(&[1, 2], raw)?;
+    mesh.await_pairs(&[1, 2], carried)?;
 
     let flows = Flows::count_from_now(vec![
         Flow::start(&pods[0], &pods[1], 7001)?,
@@ -92,18 +106,23 @@ fn alone(bench: &Bench, shape: Shape) -> Result<()> {
             .ok_or_else(|| "has its old SAs".to_owned())
     })?;
     mesh.works(&[1, 2], &pods)?;
-    mesh.await_pairs(&[1, 2], raw)?;
+    mesh.await_pairs(&[1, 2], carried)?;
     mesh.watch.nothing_clear_since(&before)?;
 
     let (raw, in_udp) = forms(&mut frames)?;
     ensure!(frames.dropped() == 0, "the capture lost frames");
-    ensure!(raw > 100 && in_udp == 0, "{raw} raw, {in_udp} in UDP");
+    let (wanted, other) = match way.encapsulation {
+        "raw" => (raw, in_udp),
+        _ => (in_udp, raw),
+    };
+    ensure!(wanted > 100 && other == 0, "{raw} raw, {in_udp} in UDP");
     Ok(())
 }
 
-fn raw(peer: &PeerStatus) -> Result<(), String> {
-    let raw = peer.encapsulation == "raw";
-    raw.then_some(())
+fn is_carried(peer: &PeerStatus, way: &Way) -> Result<(), String> {
+    let carried = peer.encapsulation == way.encapsulation;
+    carried
+        .then_some(())
         .ok_or_else(|| format!("uses {:?}", peer.encapsulation))
 }
 

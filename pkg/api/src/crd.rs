@@ -36,7 +36,6 @@ use crate::meshnode::PairCounts;
 )]
 #[x_kube(validation = Rule::new("self.protocol != 'AH' || self.udpEncapsulation != 'Always'").message("AH cannot be put into UDP (RFC 3948 is about ESP): use udpEncapsulation Auto or Never, or protocol ESP"))]
 #[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.protocol != 'AH'").message("protocol AH is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
-#[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || self.overlay != 'None'").message("overlay None (tunnel mode) is not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[x_kube(validation = Rule::new("self.dataplane != 'Userspace' || !has(self.suites) || self.suites.exists(s, !s.endsWith('GMAC'))").message("suites with AES-GMAC alone are not what the userspace data plane can do: use dataplane Kernel or Auto"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EncryptionPolicySpec {

@@ -128,8 +128,6 @@ impl Protection {
         }
         let field = if self.protocol == Protocol::Ah {
             "spec.protocol: AH"
-        } else if self.overlay == OverlayKind::None {
-            "spec.overlay: None (tunnel mode)"
         } else if !self.suites.iter().any(|suite| suite.encrypts()) {
             "spec.suites: AES-GMAC alone"
         } else {

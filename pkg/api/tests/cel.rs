@@ -61,6 +61,7 @@ fn samples() -> Vec<Sample> {
             None,
         ),
         (POLICY, "default", userspace("overlay", json!("IPIP")), None),
+        (POLICY, "default", userspace("overlay", json!("None")), None),
         (
             POLICY,
             "default",
@@ -79,12 +80,6 @@ fn samples() -> Vec<Sample> {
             "default",
             userspace("protocol", json!("AH")),
             Some("protocol AH is not"),
-        ),
-        (
-            POLICY,
-            "default",
-            userspace("overlay", json!("None")),
-            Some("overlay None"),
         ),
         (
             POLICY,

@@ -341,10 +341,6 @@ fn protection_that_cannot_work_is_refused_with_field_and_remedy() {
             ][..],
         ),
         (
-            "overlay: None, dataplane: Userspace",
-            &["spec.overlay: None", "dataplane Kernel or Auto"],
-        ),
-        (
             "protocol: AH, dataplane: Userspace",
             &["spec.protocol: AH", "dataplane Kernel or Auto"],
         ),

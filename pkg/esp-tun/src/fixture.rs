@@ -71,6 +71,23 @@ pub(crate) fn hosts() -> (Control, Control) {
 
 /// [`hosts`], with such SAs.
 pub(crate) fn hosts_with(sa: fn(u8, Direction, u32) -> Sa) -> (Control, Control) {
+    hosts_of(peer, sa)
+}
+
+/// Native routing: ESP in tunnel mode.
+pub(crate) fn tunnel_hosts() -> (Control, Control) {
+    let native = |host, n| Peer {
+        overlay: Overlay::Native,
+        ..peer(host, n)
+    };
+    let tunnel = |n, direction, spi| Sa {
+        mode: SaMode::Tunnel,
+        ..sa(n, direction, spi)
+    };
+    hosts_of(native, tunnel)
+}
+
+fn hosts_of(peer: fn(u8, u8) -> Peer, sa: fn(u8, Direction, u32) -> Sa) -> (Control, Control) {
     let now = Instant::now();
     let (mut one, mut two) = (Control::new(Ways::all(PORT)), Control::new(Ways::all(PORT)));
     for n in [2, 3] {

@@ -49,3 +49,5 @@ mod order_tests;
 mod path_tests;
 #[cfg(test)]
 mod raw_tests;
+#[cfg(test)]
+mod tunnel_tests;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use espalier_dataplane_core::{Event, PROBE_PORT};
-use espalier_esp::wire::{ecn, ip};
+use espalier_dataplane_core::{Event, Overlay, PROBE_PORT, Peer};
+use espalier_esp::wire::{ecn, flow::Flow, ip};
 use espalier_esp::{HEADER_LEN, OpenError, PROTOCOL, ReplayError, next_header};
 use espalier_ike_io::nat_t::{self, Datagram};
 use ipnet::IpNet;
@@ -132,9 +132,13 @@ fn admit(
     }
     let parsed = entry.framing.parse(next_header, payload);
     let packet = parsed.map_err(|_| not_framed(next_header, payload))?;
-    check_addresses(tables, entry, &packet).inspect_err(|_| {
+    if let Err(reason) = check_addresses(tables, entry, &packet) {
+        if asks(entry, &packet) {
+            return Err(Reason::Probe);
+        }
         entry.state.policy_drops.fetch_add(1, Ordering::Relaxed);
-    })?;
+        return Err(reason);
+    }
     let inner = ecn::of(packet.bytes);
     // A framing's headers have one length.
     let headroom = entry.framing.headroom();
@@ -148,13 +152,27 @@ fn admit(
 
 /// Where the pair's policy forbids UDP, a node whose kernel encrypts asks through its new SA all the same whether it arrives.
 fn not_framed(next_header: u8, payload: &[u8]) -> Reason {
-    let port = payload
-        .get(2..4)
-        .map(|port| u16::from_be_bytes([port[0], port[1]]));
-    match (next_header, port) {
-        (next_header::UDP, Some(PROBE_PORT)) => Reason::Probe,
-        _ => Reason::Framing,
+    let port = payload.get(2..4);
+    if next_header == next_header::UDP && port == Some(&PROBE_PORT.to_be_bytes()) {
+        Reason::Probe
+    } else {
+        Reason::Framing
     }
+}
+
+/// The same in a tunnel: from the peer's own address to this node's.
+fn asks(entry: &PeerEntry, packet: &ip::Packet<'_>) -> bool {
+    let Peer {
+        overlay,
+        local,
+        remote,
+        ..
+    } = &entry.peer;
+    let flow = Flow::read(packet.bytes).filter(|_| *overlay == Overlay::Native);
+    flow.is_some_and(|flow| {
+        let ends = (flow.source.0, flow.destination);
+        flow.protocol == next_header::UDP && ends == (*remote, (*local, PROBE_PORT))
+    })
 }
 
 /// S5: a peer is the source of its own pod CIDRs only, and reaches this node's pods only: not another peer through us, not the

@@ -70,7 +70,7 @@ impl PeerEntry {
                     between,
                 ))
             }
-            // Native routing is refused when the peer is put; what has no framing but IP would look the same.
+            // A tunnel's packets look the same (RFC 4303 §3.1.2): the pod packet follows ESP's header.
             Overlay::Ipip | Overlay::Native => Framing::Ipip,
         };
         Self {

@@ -26,7 +26,7 @@ pub use family::{Family, Route, Xfrm};
 pub use link::{IpTunnel, Link, LinkChange, LinkRef, Veth, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::{in_netns, visit_netns};
-pub use nftables::{MASQUERADE_TABLE, Masquerade, Netfilter, NetfilterMessage};
+pub use nftables::{GUARD_TABLE, Guard, MASQUERADE_TABLE, Masquerade, Netfilter, NetfilterMessage};
 pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
 pub use route::{Encap, RouteEntry, RouteFilter};
 pub use rule::DropRule;

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use espalier_netlink::{Action, Policy, RouteEntry};
+use espalier_netlink::{Action, Guard, Policy, RouteEntry};
 use ipnet::IpNet;
 use tracing::debug;
 
 use crate::{
-    Applied, Desired, Error, Overlay, PeerRoute,
+    Applied, Desired, Error, Overlay, PeerRoute, guard,
     observe::{Own, Table, Through},
     plan::{self, Devices},
     policies::{Put, in_order, of_peer},
@@ -18,6 +18,7 @@ use crate::{
 pub(crate) struct Remembered {
     desired: Desired,
     devices: Devices,
+    guard: Option<Guard>,
     pod_mtu: u32,
     note: Option<String>,
     /// Each peer's objects depend on it alone.
@@ -29,6 +30,7 @@ impl Remembered {
         Self {
             desired: desired.clone(),
             devices,
+            guard: guard::wanted(desired),
             pod_mtu: done.pod_mtu,
             note: done.note.clone(),
             distinct: plan::owners(desired).distinct,
@@ -85,7 +87,7 @@ impl Difference {
         let mut all = Self::default();
         for (name, new) in changed {
             if let Some(old) = remembered.desired.peers.get(*name) {
-                all.policies(&remembered.desired, old, new);
+                all.policies(remembered, old, new);
                 all.routes(remembered, old, new);
             }
         }
@@ -97,11 +99,12 @@ impl Difference {
         all
     }
 
-    fn policies(&mut self, desired: &Desired, old: &PeerRoute, new: &PeerRoute) {
+    fn policies(&mut self, remembered: &Remembered, old: &PeerRoute, new: &PeerRoute) {
         let pods: Vec<IpNet> = new.pod_cidrs.iter().map(IpNet::trunc).collect();
-        let before = of_peer(desired, old, &pods).into_iter();
-        let mut before: BTreeMap<_, _> = before.map(|p| (p.place(), p)).collect();
-        for policy in of_peer(desired, new, &pods) {
+        let underlay = Some(remembered.devices.underlay);
+        let of = |peer| of_peer(&remembered.desired, peer, &pods, underlay);
+        let mut before: BTreeMap<_, _> = of(old).into_iter().map(|p| (p.place(), p)).collect();
+        for policy in of(new) {
             match before.remove(&policy.place()) {
                 Some(old) if old == policy => {}
                 Some(_) => self.put.push((policy, Put::Over)),
@@ -150,7 +153,10 @@ impl Overlay {
             return self.apply(desired);
         };
         let difference = Difference::of(&remembered, &changed);
-        if let Err(e) = self.carry_out(difference, desired.deny_clear) {
+        let guard = guard::wanted(desired);
+        let new = guard.as_ref().filter(|_| guard != remembered.guard);
+        let guarded = new.map_or(Ok(()), |guard| self.guard.put(guard));
+        if let Err(e) = guarded.and_then(|()| self.carry_out(difference, desired.deny_clear)) {
             debug!(error = %e, "writing the differences failed; reading all");
             let done = self.apply(desired)?;
             return Ok(Applied {
@@ -161,6 +167,7 @@ impl Overlay {
         for (name, peer) in changed {
             remembered.desired.peers.insert(name.clone(), peer.clone());
         }
+        remembered.guard = guard;
         let (pod_mtu, note) = (remembered.pod_mtu, remembered.note.clone());
         self.applied = Some(remembered);
         Ok(Applied {

@@ -12,7 +12,9 @@ use espalier_netlink::{
 };
 use tracing::info;
 
-use crate::{Desired, Engine, Error, Framing, IPIP_DEVICE, NATIVE_DEVICE, VXLAN_DEVICE, mtu, plan};
+use crate::{
+    Desired, Engine, Error, Framing, IPIP_DEVICE, NATIVE_DEVICE, VXLAN_DEVICE, guard, mtu, plan,
+};
 
 /// The smallest MTU that every IPv4 host must take (RFC 791) and IPv6 link must have (RFC 8200 §5).
 const LEAST_POD_MTU: (u32, u32) = (576, 1280);
@@ -287,10 +289,25 @@ impl Settings {
         self.ensure(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1")
     }
 
+    /// Clear packets of a peer come in by the underlay while this node's route to it leads to the TUN already, or still: a strict
+    /// filter would drop them.
+    fn loose(&mut self, underlay: &str) -> Result<(), Error> {
+        let of = |device: &str| format!("net/ipv4/conf/{device}/rp_filter");
+        let (all, own) = (self.read(&of("all"))?, self.read(&of(underlay))?);
+        // The greater of the two holds.
+        match all.max(own).as_deref() {
+            Some("1") => self.ensure(&of(underlay), "2"),
+            _ => Ok(()),
+        }
+    }
+
     /// The node routes for its pods. IPv6 forwarding makes the kernel ignore router advertisements, by which the underlay may
     /// have its default route: where they are listened to now, they stay so (`accept_ra` 2).
     pub(crate) fn forwarding(&mut self, desired: &Desired, underlay: &Link) -> Result<(), Error> {
         self.ensure("net/ipv4/ip_forward", "1")?;
+        if guard::only_way_in(desired).is_some() {
+            self.loose(&underlay.name)?;
+        }
         if !plan::has_ipv6(desired) {
             return Ok(());
         }

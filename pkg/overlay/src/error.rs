@@ -48,6 +48,16 @@ pub enum Error {
         /// The refusal.
         source: espalier_netlink::Error,
     },
+    /// The kernel does not take the guard of native routing with the userspace data plane. The node must not be ready.
+    #[error(
+        "this node cannot tell pods' clear packets from opened ones, because the kernel refused nf_tables rules: {source}. Native \
+         routing (overlay: None) with the userspace data plane needs CONFIG_NF_TABLES_INET (modprobe nf_tables) and CAP_NET_ADMIN; \
+         or use overlay VXLAN or IPIP. Until then pairs that are encrypted are blocked, and the node is not ready"
+    )]
+    CannotGuard {
+        /// The refusal.
+        source: espalier_netlink::Error,
+    },
     /// Somebody else's policy has the selector of one of ours.
     #[error(
         "an XFRM policy that is not ours stands in the place of: {policy}. Remove it (ip xfrm policy), or what makes it; until \

@@ -19,7 +19,8 @@
 //! ```
 //!
 //! [`Framing::Ipip`] has `espalier.ip` for `espalier.vx` and IP protocol 4 or 41 for UDP 4789; [`Framing::Native`] has no overlay
-//! device, routes by the underlay interface and tunnel mode between pod CIDRs: docs/overlay.md.
+//! device, routes by the underlay interface and tunnel mode between pod CIDRs, and where a TUN encrypts a table of nf_tables,
+//! `espalier-guard`, instead of policies for what comes in: docs/overlay.md.
 //!
 //! What pods send to other addresses gets the node's (nf_tables, table `espalier`), so that answers find the way back.
 //!
@@ -31,8 +32,10 @@
 mod change;
 mod devices;
 mod error;
+mod guard;
 mod masquerade;
 mod mtu;
+mod nftables;
 mod observe;
 mod plan;
 mod policies;
@@ -91,6 +94,16 @@ pub struct Desired {
     pub externals: BTreeMap<String, ExternalRoute>,
     /// Whether what this node's pods send to anything but pods and the networks of `externals` gets the node's address.
     pub masquerade: bool,
+}
+
+impl Desired {
+    /// The same while nothing can encrypt.
+    fn without_engine(&self) -> Self {
+        Self {
+            engine: Engine::None,
+            ..self.clone()
+        }
+    }
 }
 
 /// How networks behind a gateway outside of the mesh are reached: by its tunnel, or not at all. Whatever the mode is, nothing
@@ -215,6 +228,8 @@ pub struct Observed {
     pub paths: BTreeMap<IpNet, RoutePath>,
     /// Underlay addresses of the hosts whose clear packets pass the base block.
     pub accepting: BTreeSet<IpAddr>,
+    /// The same by their pods' addresses, neighbours joined: native routing with the userspace data plane.
+    pub accepting_pods: Vec<IpNet>,
     /// What the kernel's policies seal with, by the hosts' underlay addresses.
     pub protects: BTreeMap<IpAddr, Protect>,
     /// The tunnels with gateways outside of the mesh, by their addresses.

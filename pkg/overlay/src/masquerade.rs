@@ -1,13 +1,17 @@
 //! What pods send out of the cluster has the node's address: nobody out there has a route to pods. Answers then come to the node as
 //! what they are, host traffic, and connection tracking gives them back to the pod.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use espalier_netlink::{Errno, Error, MASQUERADE_TABLE, Masquerade, Netfilter, Socket};
+use espalier_netlink::{Error, MASQUERADE_TABLE, Masquerade, Socket};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
-use crate::{Desired, Engine, Framing, PROBE_PORT, devices, plan};
+use crate::{
+    Desired, Engine, Framing, PROBE_PORT, devices,
+    nftables::{self, Nftables},
+    plan,
+};
 
 /// IPv4 and IPv6 in IP.
 const IN_IP: [u8; 2] = [4, 41];
@@ -15,9 +19,7 @@ const IN_IP: [u8; 2] = [4, 41];
 /// The rules in the kernel. Where it has no nf_tables there are none, and pods are as well off as without them.
 #[derive(Debug)]
 pub(crate) struct Nat {
-    netns: Option<OwnedFd>,
-    socket: Option<Socket<Netfilter>>,
-    writes: usize,
+    tables: Nftables,
     /// What was last said about it.
     note: Option<String>,
 }
@@ -25,16 +27,13 @@ pub(crate) struct Nat {
 impl Nat {
     pub(crate) fn new(netns: Option<OwnedFd>) -> Self {
         Self {
-            netns,
-            socket: None,
-            writes: 0,
+            tables: Nftables::new(netns),
             note: None,
         }
     }
 
-    /// Messages that changed something. What the kernel refused has not.
     pub(crate) fn writes(&self) -> usize {
-        self.writes
+        self.tables.writes()
     }
 
     /// Brings the rules in line. It fails no apply, since nothing that is secret or closed depends on it: what is wrong is given
@@ -42,7 +41,7 @@ impl Nat {
     pub(crate) fn settle(&mut self, desired: &Desired) -> Option<String> {
         let rules = wanted(desired);
         let done = match &rules {
-            Some(rules) => self.counted(|socket| socket.put_masquerade(rules)),
+            Some(rules) => self.tables.counted(|socket| socket.put_masquerade(rules)),
             None => self.remove(),
         };
         let note = match done {
@@ -51,7 +50,7 @@ impl Nat {
                 None
             }
             Ok(false) => None,
-            Err(e) if lacks(&e) => rules.map(|_| {
+            Err(e) if nftables::lacks(&e) => rules.map(|_| {
                 "masquerade: this kernel has no nf_tables with NAT; pods reach addresses outside of the cluster only if packets \
                  for pods are routed back to this node (modprobe nft_masq, or policy masquerade: Never)"
                     .to_owned()
@@ -75,43 +74,13 @@ impl Nat {
 
     /// True: there was something.
     pub(crate) fn remove(&mut self) -> Result<bool, Error> {
-        match self.counted(Socket::remove_masquerade) {
-            Err(e) if lacks(&e) => Ok(false),
-            other => other,
-        }
-    }
-
-    fn counted(
-        &mut self,
-        work: impl FnOnce(&mut Socket<Netfilter>) -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
-        let netns = self.netns.as_ref().map(AsFd::as_fd);
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => none.insert(match netns {
-                Some(netns) => Socket::open_in(netns)?,
-                None => Socket::open()?,
-            }),
-        };
-        let before = socket.writes();
-        let changed = work(socket)?;
-        self.writes += socket.writes() - before;
-        Ok(changed)
+        nftables::none_is_fine(self.tables.counted(Socket::remove_masquerade))
     }
 }
 
 /// What is removed, in words.
 pub(crate) fn in_words() -> String {
     format!("nf_tables table inet {MASQUERADE_TABLE}")
-}
-
-/// EPROTONOSUPPORT: no netfilter; EINVAL: no nf_tables; EOPNOTSUPP and ENOENT: no NAT in it.
-fn lacks(e: &Error) -> bool {
-    use Errno::{EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
-    matches!(
-        e.errno(),
-        Some(EPROTONOSUPPORT | EINVAL | EOPNOTSUPP | ENOENT)
-    )
 }
 
 /// The mesh's own packets are left alone, and so is what a pod makes look like them: with the node's address the policies between

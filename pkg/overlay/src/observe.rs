@@ -79,12 +79,14 @@ impl Overlay {
         };
         let mut paths: BTreeMap<_, _> = own.into_iter().filter_map(path).collect();
         paths.retain(|to, _| inside(to));
+        let guard = self.guard.accepts()?;
         Ok(Observed {
             paths,
             accepting: found.accepting,
             protects: found.protects,
             tunnels: found.tunnels,
-            base_block: found.base,
+            base_block: found.base || guard.is_some(),
+            accepting_pods: guard.unwrap_or_default(),
         })
     }
 
@@ -139,18 +141,16 @@ impl Overlay {
                     route.oif = None;
                     Through::Nothing
                 }
+                (RouteType::Unicast, Some(oif)) if devices.contains(&oif) => Through::Overlay,
                 (RouteType::Unicast, Some(oif))
-                    if devices.contains(&oif) || route.metric == NATIVE_METRIC =>
+                    if route.to.prefix_len() < route.to.max_prefix_len()
+                        || route.metric == NATIVE_METRIC =>
                 {
-                    Through::Overlay
-                }
-                (RouteType::Unicast, Some(oif))
-                    if route.to.prefix_len() < route.to.max_prefix_len() =>
-                {
-                    if !self.is_tun(oif, &mut tuns)? {
-                        continue;
+                    match self.is_tun(oif, &mut tuns)? {
+                        true => Through::Tun,
+                        false if route.metric == NATIVE_METRIC => Through::Overlay,
+                        false => continue,
                     }
-                    Through::Tun
                 }
                 _ => continue,
             };

@@ -99,12 +99,6 @@ pub(crate) fn paths(desired: &Desired) -> BTreeMap<IpNet, &PeerRoute> {
 
 /// What cannot be had at all.
 pub(crate) fn unsupported(desired: &Desired) -> Option<Error> {
-    if desired.framing == Framing::Native && matches!(desired.engine, Engine::Tun(_)) {
-        return Some(Error::Unsupported {
-            what: "native routing (overlay: None) with the userspace data plane",
-            remedy: "use the kernel's (dataplane: Kernel), or overlay VXLAN or IPIP",
-        });
-    }
     if no_six_in_four(desired) && has_ipv6(desired) {
         return Some(Error::Unsupported {
             what: "IPv6 pods in IP in IP over an IPv4 underlay: Linux takes such packets without asking its policies, so clear \
@@ -127,7 +121,6 @@ pub(crate) fn path(desired: &Desired, peer: &PeerRoute, to: &IpNet, tun: bool) -
     let native = desired.framing == Framing::Native;
     let possible = match (peer.path, &desired.engine) {
         (RoutePath::Blocked, _) | (RoutePath::Encrypted, Engine::None) => false,
-        (_, Engine::Tun(_)) if native => false,
         (RoutePath::Clear, _) => same_family && (!native || to.addr().is_ipv4() == v4),
         (RoutePath::Encrypted, Engine::Tun(_)) => tun,
         (RoutePath::Encrypted, Engine::Kernel) => same_family && peer.protect.is_some(),
@@ -156,7 +149,7 @@ pub(crate) fn route(
     let own = |own: &&IpAddr| own.is_ipv4() == to.addr().is_ipv4();
     let route = match (path(desired, peer, &to, devices.tun.is_some()), devices.tun) {
         (RoutePath::Blocked, _) => return None,
-        (RoutePath::Encrypted, Some(tun)) => RouteEntry::unicast(to, None, tun),
+        (RoutePath::Encrypted, Some(tun)) => sealed(desired, to, tun),
         (RoutePath::Clear | RoutePath::Encrypted, _) => framed(desired, peer, to, devices),
     };
     Some(RouteEntry {
@@ -164,6 +157,18 @@ pub(crate) fn route(
         protocol: PROTOCOL,
         ..route
     })
+}
+
+fn sealed(desired: &Desired, to: IpNet, tun: u32) -> RouteEntry {
+    let route = RouteEntry::unicast(to, None, tun);
+    match desired.framing {
+        // In the place of the clear one: a switch is one message.
+        Framing::Native => RouteEntry {
+            metric: NATIVE_METRIC,
+            ..route
+        },
+        Framing::Vxlan | Framing::Ipip => route,
+    }
 }
 
 fn framed(desired: &Desired, peer: &PeerRoute, to: IpNet, devices: Devices) -> RouteEntry {
@@ -298,7 +303,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::Vtep;
 
-    fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
+    pub(crate) fn peer(cidr: &str, path: RoutePath) -> PeerRoute {
         PeerRoute {
             remote: "192.0.2.2".parse().unwrap(),
             mac: [2, 0, 0, 0, 0, 2],

@@ -16,6 +16,7 @@ use crate::{
     Applied, Desired, Engine, Error, Framing, PROTOCOL, RoutePath,
     change::Remembered,
     devices::{self, Settings},
+    guard::{self, Guarding},
     masquerade::Nat,
     observe::{Own, Table, Through},
     plan::{self, Devices},
@@ -27,6 +28,7 @@ use crate::{
 pub struct Overlay {
     pub(crate) route: Socket<Route>,
     pub(crate) spd: Spd,
+    pub(crate) guard: Guarding,
     pub(crate) nat: Nat,
     settings: Settings,
     /// What the last apply brought about; none after a failure.
@@ -58,10 +60,12 @@ impl Overlay {
         };
         let route = Socket::open_in(netns.as_fd())?;
         let spd = Spd::new(Some(netns.try_clone().map_err(failed)?));
+        let guard = Guarding::new(Some(netns.try_clone().map_err(failed)?));
         let nat = Nat::new(Some(netns.try_clone().map_err(failed)?));
         Ok(Self {
             route,
             spd,
+            guard,
             nat,
             settings: Settings {
                 netns: Some(netns),
@@ -79,6 +83,17 @@ impl Overlay {
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
         self.applied = None;
         let before = self.writes();
+        let guard = guard::wanted(desired);
+        let guarding = guard.as_ref().map_or(Ok(()), |guard| self.guard.put(guard));
+        let without;
+        let desired = match &guarding {
+            Ok(()) => desired,
+            // Policies close what it would have told apart.
+            Err(_) => {
+                without = desired.without_engine();
+                &without
+            }
+        };
         let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
         // Before the routes: of a connection the first packet decides.
@@ -95,6 +110,10 @@ impl Overlay {
                 return Err(e);
             }
         };
+        let unguarded = match guard {
+            Some(_) => Ok(false),
+            None => self.guard.remove(),
+        };
         if !desired.deny_clear {
             // What no route may wait for; policies that protect stay until nothing is sent by them.
             let (blocks, others) = stale
@@ -109,6 +128,8 @@ impl Overlay {
             self.withdraw(desired, true)?;
         }
         let closed = self.spd.remove(stale, desired.deny_clear);
+        guarding?;
+        unguarded?;
         refused?;
         bare?;
         let (devices, pod_mtu) = opened?;
@@ -125,7 +146,8 @@ impl Overlay {
     }
 
     pub(crate) fn writes(&self) -> usize {
-        self.route.writes() + self.spd.writes() + self.nat.writes() + self.settings.writes
+        let tables = self.guard.writes() + self.nat.writes();
+        self.route.writes() + self.spd.writes() + tables + self.settings.writes
     }
 
     /// The unreachable routes under everything.

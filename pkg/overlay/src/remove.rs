@@ -3,7 +3,7 @@
 use espalier_netlink::{Address, Link};
 use tracing::warn;
 
-use crate::{Error, Overlay, devices, masquerade, observe::Through};
+use crate::{Error, Overlay, devices, guard, masquerade, observe::Through};
 
 impl Overlay {
     /// For uninstalling: removes our devices and all routes, rules, policies and the nf_tables table of ours, and nothing else. The TUN belongs to the
@@ -18,6 +18,7 @@ impl Overlay {
             Self::remove_device,
             Self::remove_policies,
             Self::remove_rules,
+            Self::remove_guard,
             Self::remove_refusals,
             Self::remove_masquerade,
         ];
@@ -91,6 +92,11 @@ impl Overlay {
             .map(|rule| format!("rule against packets from {}", rule.source));
         let lines = lines.collect();
         self.del_rules(own).map(|()| lines)
+    }
+
+    fn remove_guard(&mut self) -> Result<Vec<String>, Error> {
+        let there = self.guard.remove()?;
+        Ok(there.then(guard::in_words).into_iter().collect())
     }
 
     fn remove_masquerade(&mut self) -> Result<Vec<String>, Error> {

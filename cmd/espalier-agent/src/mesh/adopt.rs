@@ -9,6 +9,7 @@ use espalier_dataplane_core::{
 };
 use espalier_overlay::{Observed as KernelState, RoutePath, Tunnel};
 use espalier_peers::{NodeSpec, Observed, Sends};
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::peer::{Adopted, PeerState};
@@ -22,6 +23,14 @@ pub(super) struct Found {
     sas: Option<Vec<SaInfo>>,
     /// A policy without SPI is none that waits for a packet.
     eager: bool,
+}
+
+/// Whether the peer's clear packets come in.
+fn accepts_clear(kernel: &KernelState, spec: &NodeSpec, remote: IpAddr) -> bool {
+    let accepted = |cidr: &IpNet| kernel.accepting_pods.iter().any(|net| net.contains(cidr));
+    !kernel.base_block
+        || kernel.accepting.contains(&remote)
+        || !kernel.accepting_pods.is_empty() && spec.pod_cidrs.iter().all(accepted)
 }
 
 impl Found {
@@ -52,8 +61,7 @@ impl Found {
                 Some(RoutePath::Encrypted) => Sends::Esp,
                 Some(RoutePath::Blocked) | None => Sends::Nothing,
             },
-            accepts_clear: path.is_some()
-                && (!kernel.base_block || kernel.accepting.contains(&remote)),
+            accepts_clear: path.is_some() && accepts_clear(kernel, spec, remote),
             esp: pinned || self.sas_of(&spec.name).any(seals),
         }
     }

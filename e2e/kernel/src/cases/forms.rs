@@ -266,6 +266,18 @@ pub(crate) fn native(ground: &mut Ground<'_>) -> Result<String> {
     Ok(format!("{tally:?}"))
 }
 
+pub(crate) fn mixed_native(ground: &mut Ground<'_>) -> Result<String> {
+    mixed(ground, "overlay: None", [Plane::Kernel, Plane::Userspace])
+}
+
+pub(crate) fn mixed_native_reversed(ground: &mut Ground<'_>) -> Result<String> {
+    mixed(ground, "overlay: None", [Plane::Userspace, Plane::Kernel])
+}
+
+pub(crate) fn mixed_raw_native(ground: &mut Ground<'_>) -> Result<String> {
+    mixed_raw(ground, "overlay: None", [Plane::Kernel, Plane::Userspace])
+}
+
 fn all_are(states: &[State], mode: &str) -> Result<()> {
     let all = !states.is_empty() && states.iter().all(|state| state.mode == mode);
     ensure!(all, "expected states of mode {mode}, found {states:?}");

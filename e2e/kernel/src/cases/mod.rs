@@ -57,6 +57,9 @@ pub(crate) const ALL: &[Case] = &[
     core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
     core("mixed_ipip_kernel_first", forms::mixed_ipip),
     core("mixed_ipip_userspace_first", forms::mixed_ipip_reversed),
+    core("mixed_native_kernel_first", forms::mixed_native),
+    core("mixed_native_userspace_first", forms::mixed_native_reversed),
+    core("mixed_raw_native_kernel_first", forms::mixed_raw_native),
     core("mixed_raw_vxlan_kernel_first", forms::mixed_raw_vxlan),
     core(
         "mixed_raw_vxlan_userspace_first",

@@ -21,9 +21,6 @@ pub(super) const SUITES: [Suite; 3] = [
 /// Checks a peer by itself and against the others.
 pub(super) fn peer<'p>(peer: &Peer, known: impl Iterator<Item = &'p Peer>) -> Result<(), Error> {
     check::peer(peer)?;
-    require(peer.overlay != Overlay::Native, "overlay", || {
-        "the userspace data plane frames as VXLAN or IPIP, got native routing (tunnel mode); choose one of these or the kernel data plane".into()
-    })?;
     own_cidrs(peer)?;
     known
         .filter(|other| other.id != peer.id)
@@ -118,10 +115,11 @@ impl Ways {
     }
 }
 
-/// Checks an SA with the peer at `remote`; the peer's UDP port, `None` for raw ESP.
-pub(super) fn sa(sa: &Sa, remote: IpAddr, ways: &Ways) -> Result<Option<u16>, Error> {
+/// Checks an SA with the peer; the peer's UDP port, `None` for raw ESP.
+pub(super) fn sa(sa: &Sa, peer: &Peer, ways: &Ways) -> Result<Option<u16>, Error> {
     check::sa(sa)?;
     can(sa)?;
+    mode(sa, peer)?;
     if sa.direction == Direction::In {
         let window = sa.replay_window;
         require((1..=MAX_WINDOW).contains(&window), "replay_window", || {
@@ -133,7 +131,7 @@ pub(super) fn sa(sa: &Sa, remote: IpAddr, ways: &Ways) -> Result<Option<u16>, Er
         remote_port,
     } = sa.encapsulation
     else {
-        return ways.raw(remote).map(|()| None);
+        return ways.raw(peer.remote).map(|()| None);
     };
     let port = ways.port;
     require(local_port == port, "encapsulation.local_port", || {
@@ -153,11 +151,20 @@ fn can(sa: &Sa) -> Result<(), Error> {
             sa.suite
         )
     })?;
-    require(sa.mode == SaMode::Transport, "mode", || {
-        "expected transport mode, got tunnel mode; use the kernel data plane for it".into()
-    })?;
     require(sa.cpu.is_none(), "cpu", || {
         "SAs of single CPUs are the kernel data plane's".into()
+    })
+}
+
+/// Tunnel mode is what native routing has, and nothing else: what is around pod packets otherwise is between hosts.
+fn mode(sa: &Sa, peer: &Peer) -> Result<(), Error> {
+    let expected = match peer.overlay {
+        Overlay::Native => SaMode::Tunnel,
+        Overlay::Vxlan { .. } | Overlay::Ipip => SaMode::Transport,
+    };
+    require(sa.mode == expected, "mode", || {
+        let (overlay, got) = (&peer.overlay, sa.mode);
+        format!("expected {expected:?} mode with the peer's overlay {overlay:?}, got {got:?} mode")
     })
 }
 

@@ -73,7 +73,7 @@ impl Control {
         } = frozen;
         let (spi, direction) = (sa.spi, sa.direction);
         let entry = self.owner(&sa.peer)?;
-        let remote_port = check::sa(&sa, entry.peer.remote, &self.ways)?;
+        let remote_port = check::sa(&sa, &entry.peer, &self.ways)?;
         self.used.claim(&sa)?;
         let counters = Counters::resume(&counters, now);
         match (direction, progress) {

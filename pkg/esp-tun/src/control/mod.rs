@@ -78,7 +78,7 @@ impl Control {
             .get(&sa.peer)
             .ok_or_else(|| Error::NoSuchPeer(sa.peer.clone()))?
             .clone();
-        let remote_port = check::sa(&sa, entry.peer.remote, &self.ways)?;
+        let remote_port = check::sa(&sa, &entry.peer, &self.ways)?;
         if let Some((other, _)) = self
             .inbound
             .get(&sa.spi)

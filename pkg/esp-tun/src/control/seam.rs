@@ -27,6 +27,7 @@ impl Dataplane for Engine {
                 // Agents of before would try it, which cannot be done here.
                 raw_untried: notes.is_empty(),
                 udp: true,
+                tunnel: true,
                 esn: true,
                 max_replay_window: MAX_WINDOW,
                 notes,

@@ -1,6 +1,8 @@
 use std::time::Instant;
 
-use espalier_dataplane_core::{Direction, Encapsulation, Error, Overlay, PeerId, Spi};
+use espalier_dataplane_core::{
+    Direction, Encapsulation, Error, Overlay, Peer, PeerId, Sa, SaMode, Spi,
+};
 
 use super::{Control, Ways};
 use crate::fixture::{self, PORT, hosts};
@@ -306,8 +308,27 @@ fn an_sas_fields_are_checked() {
         &|sa| sa.encapsulation = udp(4500, 0),
         "encapsulation.remote_port",
     );
+    check(&|sa| sa.mode = SaMode::Tunnel, "mode");
     control
         .install_sa(fixture::sa(2, Direction::In, 0x5555), Instant::now())
+        .unwrap();
+}
+
+#[test]
+fn native_routing_has_tunnels_and_nothing_else_has() {
+    let mut control = control();
+    let native = Peer {
+        overlay: Overlay::Native,
+        ..fixture::peer(1, 2)
+    };
+    control.put_peer(native).unwrap();
+    let sa = || fixture::sa(2, Direction::In, 0x5555);
+    let (field, why) = refused(control.install_sa(sa(), Instant::now()));
+    assert_eq!(field, "mode");
+    assert!(why.contains("expected Tunnel mode"), "{why}");
+    let mode = SaMode::Tunnel;
+    control
+        .install_sa(Sa { mode, ..sa() }, Instant::now())
         .unwrap();
 }
 

@@ -18,11 +18,14 @@ const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
 /// `NFT_RETURN`, -5: the end of this chain, on with the next.
 const RETURN: u32 = (-5_i32).cast_unsigned();
+/// `NF_DROP`.
+const DROP: u32 = 0;
 /// `NFTA_DATA_VALUE`.
 const VALUE: u16 = 1;
 /// `IFNAMSIZ`.
 const NAME: usize = 16;
 
+const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -79,10 +82,12 @@ impl Expressions {
 
     /// It leaves by this device.
     pub(super) fn leaves_by(self, device: &str) -> Self {
-        let mut name = [0; NAME];
-        let bytes = device.bytes().take(NAME - 1);
-        name.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
-        self.meta(META_OIFNAME).equal(&name)
+        self.meta(META_OIFNAME).equal(&name(device))
+    }
+
+    /// It came in by this device.
+    pub(super) fn comes_by(self, device: &str) -> Self {
+        self.meta(META_IIFNAME).equal(&name(device))
     }
 
     pub(super) fn protocol(self, number: u8) -> Self {
@@ -97,7 +102,16 @@ impl Expressions {
 
     /// No more rules of this chain.
     pub(super) fn leave_alone(self) -> Self {
-        let verdict = Attributes::new().number(1, RETURN);
+        self.verdict(RETURN)
+    }
+
+    /// It goes no further.
+    pub(super) fn drop(self) -> Self {
+        self.verdict(DROP)
+    }
+
+    fn verdict(self, code: u32) -> Self {
+        let verdict = Attributes::new().number(1, code);
         let data = Attributes::new().nested(2, &verdict);
         let immediate = Attributes::new().number(1, VERDICT).nested(2, &data);
         self.expression("immediate", &immediate)
@@ -144,6 +158,14 @@ impl Expressions {
         let expression = Attributes::new().text(1, name).nested(2, data);
         Self(self.0.nested(1, &expression))
     }
+}
+
+/// As the kernel keeps names: padded with zeros.
+fn name(device: &str) -> [u8; NAME] {
+    let mut name = [0; NAME];
+    let bytes = device.bytes().take(NAME - 1);
+    name.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    name
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {

@@ -1,4 +1,5 @@
-//! nf_tables, as far as one chain needs it that gives pods' packets the node's address where they leave the cluster.
+//! nf_tables, as far as two chains need it: one gives pods' packets the node's address where they leave the cluster, one drops what
+//! comes in from pod addresses in clear.
 //!
 //! ```text
 //!  table inet espalier {
@@ -9,6 +10,14 @@
 //!      ip saddr 10.244.1.0/24 masquerade
 //!    }
 //!  }
+//!  table inet espalier-guard {
+//!    chain guard {                                         # prerouting, priority raw
+//!      iifname "espalier.tun" return                       # what was opened
+//!      ip saddr 10.244.1.0/24 return                       # this node's own pods
+//!      ip saddr 10.244.2.0/24 return                       # a peer whose clear packets are accepted
+//!      ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 drop
+//!    }
+//!  }
 //! ```
 //!
 //! Every rule has a comment with a digest of all of them: a chain that has these comments, in this order and no more, is ours as
@@ -16,82 +25,125 @@
 
 mod attributes;
 mod expression;
+mod guard;
+mod masquerade;
 mod message;
 
-use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use nix::errno::Errno;
 
+pub use guard::{GUARD_TABLE, Guard};
+pub use masquerade::{MASQUERADE_TABLE, Masquerade};
 pub use message::{Netfilter, NetfilterMessage};
 
 use crate::{Error, PLAIN, Socket, socket::CREATE};
 use attributes::Attributes;
-use expression::{End, Expressions};
+use expression::Expressions;
 use message::Kind;
 
-/// The table, of both IP families, which is ours with all that is in it.
-pub const MASQUERADE_TABLE: &str = "espalier";
-const CHAIN: &str = "masquerade";
-/// `NF_INET_POST_ROUTING` and `NF_IP_PRI_NAT_SRC`.
-const HOOK: (u32, u32) = (4, 100);
 /// Of the digest (FNV-1a, 64 bits): it tells versions of our own rules apart, and guards against nobody.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
 
-/// Which packets get the address of the device that they leave by.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Masquerade {
-    /// Those that come from here,
-    pub sources: Vec<IpNet>,
-    /// do not go there,
-    pub excluded: Vec<IpNet>,
-    /// do not leave by these devices,
-    pub devices: Vec<String>,
-    /// are not UDP to these ports,
-    pub udp_ports: Vec<u16>,
-    /// and not of these IP protocols.
-    pub protocols: Vec<u8>,
+/// A table of both IP families, which is ours with all that is in it: one chain.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    table: &'static str,
+    chain: &'static str,
+    kind: &'static str,
+    hook: u32,
+    priority: i32,
 }
 
-impl Masquerade {
-    fn rules(&self) -> Vec<Attributes> {
-        let new = Expressions::new;
-        let devices = self.devices.iter().map(|name| new().leaves_by(name));
-        let ports = self.udp_ports.iter().map(|port| new().udp_port(*port));
-        let protocols = self.protocols.iter().map(|number| new().protocol(*number));
-        let networks = self.excluded.iter();
-        let networks = networks.map(|network| new().address(End::Destination, *network));
-        let others = devices.chain(ports).chain(protocols).chain(networks);
-        let sources = self.sources.iter();
-        let sources = sources.map(|network| new().address(End::Source, *network).masquerade());
-        let rules = others.map(Expressions::leave_alone).chain(sources);
-        rules.map(Expressions::into_attributes).collect()
+impl Place {
+    fn table(&self, kind: Kind) -> NetfilterMessage {
+        let name = Attributes::new().text(1, self.table);
+        NetfilterMessage::new(kind, format!("table inet {}", self.table), name)
     }
 
-    /// The rules' comments, by which they are known, in order.
-    fn comments(rules: &[Attributes]) -> Vec<Vec<u8>> {
-        let bytes = rules.iter().flat_map(|rule| rule.clone().into_bytes());
-        let digest = bytes.fold(FNV.0, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(FNV.1)
-        });
-        let count = rules.len();
-        let comment = |n| format!("espalier {digest:016x} {n}/{count}");
-        (1..=count).map(|n| userdata(&comment(n))).collect()
+    fn new_chain(&self) -> NetfilterMessage {
+        let priority = self.priority.cast_unsigned();
+        let hook = Attributes::new().number(1, self.hook).number(2, priority);
+        let attributes = Attributes::new()
+            .text(1, self.table)
+            .text(3, self.chain)
+            .nested(4, &hook)
+            .text(7, self.kind);
+        NetfilterMessage::new(Kind::NewChain, self.object(), attributes)
     }
 
-    fn transaction(&self) -> Vec<(NetfilterMessage, u16)> {
-        let rules = self.rules();
-        let comments = Self::comments(&rules);
+    /// A rule of the chain; without anything more, all of them.
+    fn rule(&self, kind: Kind, more: Attributes) -> NetfilterMessage {
+        let place = Attributes::new().text(1, self.table).text(2, self.chain);
+        NetfilterMessage::new(kind, self.object(), place.and(more))
+    }
+
+    fn object(&self) -> String {
+        format!("chain inet {} {}", self.table, self.chain)
+    }
+
+    /// Table, chain and these rules in the place of all that are there.
+    fn transaction(&self, rules: &[Rule]) -> Vec<(NetfilterMessage, u16)> {
         let mut batch = vec![
-            (table(Kind::NewTable), CREATE),
-            (chain(), CREATE),
-            (rule(Kind::DelRule, Attributes::new()), PLAIN),
+            (self.table(Kind::NewTable), CREATE),
+            (self.new_chain(), CREATE),
+            (self.rule(Kind::DelRule, Attributes::new()), PLAIN),
         ];
-        batch.extend(rules.iter().zip(&comments).map(|(expressions, comment)| {
-            let attributes = Attributes::new().nested(4, expressions).bytes(7, comment);
-            (rule(Kind::NewRule, attributes), NLM_F_CREATE | NLM_F_APPEND)
+        batch.extend(rules.iter().zip(comments(rules)).map(|(rule, comment)| {
+            let attributes = Attributes::new()
+                .nested(4, &rule.expressions)
+                .bytes(7, &userdata(&comment));
+            let message = self.rule(Kind::NewRule, attributes);
+            (message, NLM_F_CREATE | NLM_F_APPEND)
         }));
         batch
     }
+}
+
+/// What one rule does.
+#[derive(Clone, Debug)]
+struct Rule {
+    expressions: Attributes,
+    /// Behind its comment, for who reads it back.
+    label: Option<String>,
+}
+
+impl From<Expressions> for Rule {
+    fn from(expressions: Expressions) -> Self {
+        Self {
+            expressions: expressions.into_attributes(),
+            label: None,
+        }
+    }
+}
+
+/// The rules' comments, by which they are known, in order.
+fn comments(rules: &[Rule]) -> Vec<String> {
+    let bytes = rules
+        .iter()
+        .flat_map(|rule| rule.expressions.clone().into_bytes());
+    let digest = bytes.fold(FNV.0, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(FNV.1)
+    });
+    let count = rules.len();
+    let comment = |(at, rule): (usize, &Rule)| {
+        let label = rule.label.iter().flat_map(|label| [" ", label]);
+        let label: String = label.collect();
+        format!("espalier {digest:016x} {}/{count}{label}", at + 1)
+    };
+    rules.iter().enumerate().map(comment).collect()
+}
+
+/// The labels of a chain's rules, if all of them are there.
+fn labels<'c>(comments: &[&'c str]) -> Option<Vec<Option<&'c str>>> {
+    let (first, _) = comments.first()?.split_once(" 1/")?;
+    let label = |(at, comment): (usize, &&'c str)| {
+        let place = format!("{first} {}/{}", at + 1, comments.len());
+        match comment.strip_prefix(&place)? {
+            "" => Some(None),
+            label => label.strip_prefix(' ').map(Some),
+        }
+    };
+    comments.iter().enumerate().map(label).collect()
 }
 
 /// A comment as `nft` writes and shows it: type 0, length, text.
@@ -101,64 +153,42 @@ fn userdata(comment: &str) -> Vec<u8> {
     [&[0, length], text.as_slice()].concat()
 }
 
-fn table(kind: Kind) -> NetfilterMessage {
-    let name = Attributes::new().text(1, MASQUERADE_TABLE);
-    NetfilterMessage::new(kind, format!("table inet {MASQUERADE_TABLE}"), name)
-}
-
-fn chain() -> NetfilterMessage {
-    let hook = Attributes::new().number(1, HOOK.0).number(2, HOOK.1);
-    let attributes = Attributes::new()
-        .text(1, MASQUERADE_TABLE)
-        .text(3, CHAIN)
-        .nested(4, &hook)
-        .text(7, "nat");
-    NetfilterMessage::new(Kind::NewChain, object(), attributes)
-}
-
-/// A rule of the chain; without anything more, all of them.
-fn rule(kind: Kind, more: Attributes) -> NetfilterMessage {
-    let place = Attributes::new().text(1, MASQUERADE_TABLE).text(2, CHAIN);
-    NetfilterMessage::new(kind, object(), place.and(more))
-}
-
-fn object() -> String {
-    format!("chain inet {MASQUERADE_TABLE} {CHAIN}")
+/// The reverse of [`userdata`].
+fn comment(userdata: &[u8]) -> Option<&str> {
+    let (&[0, length], text) = userdata.split_first_chunk()? else {
+        return None;
+    };
+    let text = text.get(..usize::from(length))?.strip_suffix(&[0])?;
+    std::str::from_utf8(text).ok()
 }
 
 impl Socket<Netfilter> {
     /// Writes the rules unless exactly these are there. True: they were not.
-    ///
-    /// # Errors
-    /// As [`Socket::request`]; nothing has changed then. ENOENT and EOPNOTSUPP: this kernel has no NAT in nf_tables.
-    pub fn put_masquerade(&mut self, wanted: &Masquerade) -> Result<bool, Error> {
-        let there = self.dump(rule(Kind::GetRule, Attributes::new()))?;
-        let comments = Masquerade::comments(&wanted.rules());
+    fn put(&mut self, place: &Place, rules: &[Rule]) -> Result<bool, Error> {
+        let there = self.dump(place.rule(Kind::GetRule, Attributes::new()))?;
+        let wanted: Vec<_> = comments(rules).iter().map(|c| userdata(c)).collect();
         let there = there.iter().map(NetfilterMessage::userdata);
-        if there.eq(comments.iter().map(|comment| Some(comment.as_slice()))) {
+        if there.eq(wanted.iter().map(|comment| Some(comment.as_slice()))) {
             return Ok(false);
         }
-        if let Err(e) = self.transaction(wanted.transaction()) {
+        if let Err(e) = self.transaction(place.transaction(rules)) {
             // A chain of this name that hangs elsewhere, in a table that is ours: EEXIST, or in newer kernels EOPNOTSUPP.
             let in_the_way = e.is_exists() || e.errno() == Some(Errno::EOPNOTSUPP);
-            if !in_the_way || !self.remove_masquerade()? {
+            if !in_the_way || !self.remove(place)? {
                 return Err(e);
             }
-            self.transaction(wanted.transaction())?;
+            self.transaction(place.transaction(rules))?;
         }
         Ok(true)
     }
 
     /// Removes the table. True: there was one.
-    ///
-    /// # Errors
-    /// As [`Socket::request`].
-    pub fn remove_masquerade(&mut self) -> Result<bool, Error> {
-        let all = self.dump(table(Kind::GetTable))?;
-        if !all.iter().any(|t| t.table() == Some(MASQUERADE_TABLE)) {
+    fn remove(&mut self, place: &Place) -> Result<bool, Error> {
+        let all = self.dump(place.table(Kind::GetTable))?;
+        if !all.iter().any(|t| t.table() == Some(place.table)) {
             return Ok(false);
         }
-        match self.transaction(vec![(table(Kind::DelTable), PLAIN)]) {
+        match self.transaction(vec![(place.table(Kind::DelTable), PLAIN)]) {
             Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(false),
             other => other.map(|()| true),
         }

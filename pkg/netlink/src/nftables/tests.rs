@@ -2,8 +2,10 @@ use std::process::Command;
 
 use netlink_packet_core::NetlinkSerializable;
 
-use super::*;
+use super::{expression::End, *};
 use crate::Family;
+
+const PLACE: &Place = &masquerade::PLACE;
 
 fn example() -> Masquerade {
     Masquerade {
@@ -28,9 +30,9 @@ fn bytes(message: &NetfilterMessage) -> Vec<u8> {
 }
 
 /// The table's rules as `nft` shows them, without comments; `None` where this machine has no `nft`.
-fn listed() -> Option<Vec<String>> {
+fn listed(table: &str) -> Option<Vec<String>> {
     let list = Command::new("nft")
-        .args(["list", "table", "inet", "espalier"])
+        .args(["list", "table", "inet", table])
         .output()
         .ok()?;
     let text = String::from_utf8(list.stdout).unwrap();
@@ -50,7 +52,7 @@ fn a_batch_says_whose_it_is() {
 /// What `nft --debug=mnl add table inet espalier` sends.
 #[test]
 fn a_table_is_named_and_of_both_families() {
-    let message = table(Kind::NewTable);
+    let message = PLACE.table(Kind::NewTable);
     let mut expected = vec![1, 0, 0, 0];
     expected.extend(13_u16.to_ne_bytes());
     expected.extend(1_u16.to_ne_bytes());
@@ -79,7 +81,7 @@ fn a_source_is_masked_and_compared() {
 
 #[test]
 fn comments_differ_with_any_rule() {
-    let all = |wanted: &Masquerade| Masquerade::comments(&wanted.rules());
+    let all = |wanted: &Masquerade| comments(&wanted.rules());
     let (before, mut other) = (all(&example()), example());
     assert_eq!(before.len(), 7);
     other.udp_ports = vec![4790];
@@ -88,7 +90,7 @@ fn comments_differ_with_any_rule() {
 
 #[test]
 fn only_what_changes_something_is_a_write() {
-    let writes = |kind| Netfilter::is_write(table(kind).message_type());
+    let writes = |kind| Netfilter::is_write(PLACE.table(kind).message_type());
     assert!(writes(Kind::NewTable) && writes(Kind::DelRule) && writes(Kind::DelTable));
     assert!(!writes(Kind::GetRule) && !writes(Kind::GetTable) && !writes(Kind::BatchEnd));
 }
@@ -103,7 +105,7 @@ fn rules_are_written_once_and_mended() {
         let writes = socket.writes();
         assert!(!socket.put_masquerade(&example()).unwrap());
         assert_eq!(socket.writes(), writes);
-        if let Some(rules) = listed() {
+        if let Some(rules) = listed(MASQUERADE_TABLE) {
             let expected = [
                 "oifname \"espalier.vx\" return",
                 "udp dport 4789 return",
@@ -116,7 +118,7 @@ fn rules_are_written_once_and_mended() {
             assert_eq!(rules, expected);
         }
         socket
-            .transaction(vec![(rule(Kind::DelRule, Attributes::new()), PLAIN)])
+            .transaction(vec![(PLACE.rule(Kind::DelRule, Attributes::new()), PLAIN)])
             .unwrap();
         assert!(socket.put_masquerade(&example()).unwrap(), "flushed");
         assert!(socket.remove_masquerade().unwrap());
@@ -139,7 +141,9 @@ fn many_networks_go_in_one_transaction() {
         };
         assert!(socket.put_masquerade(&wanted).unwrap());
         assert!(!socket.put_masquerade(&wanted).unwrap());
-        let there = socket.dump(rule(Kind::GetRule, Attributes::new())).unwrap();
+        let there = socket
+            .dump(PLACE.rule(Kind::GetRule, Attributes::new()))
+            .unwrap();
         assert_eq!(there.len(), 2005);
     });
 }
@@ -152,13 +156,94 @@ fn a_chain_that_stands_in_the_way_is_replaced() {
         let mut socket = Socket::<Netfilter>::open().unwrap();
         let attributes = Attributes::new()
             .text(1, MASQUERADE_TABLE)
-            .text(3, CHAIN)
+            .text(3, PLACE.chain)
             .nested(4, &Attributes::new().number(1, 3).number(2, 0))
             .text(7, "filter");
-        let other = NetfilterMessage::new(Kind::NewChain, object(), attributes);
-        let both = vec![(table(Kind::NewTable), CREATE), (other, CREATE)];
+        let other = NetfilterMessage::new(Kind::NewChain, PLACE.object(), attributes);
+        let both = vec![(PLACE.table(Kind::NewTable), CREATE), (other, CREATE)];
         socket.transaction(both).unwrap();
         assert!(socket.put_masquerade(&example()).unwrap());
         assert!(!socket.put_masquerade(&example()).unwrap());
     });
+}
+
+fn guard() -> Guard {
+    let net = |text: &str| text.parse().unwrap();
+    Guard {
+        refused: vec![
+            (net("10.244.0.0/16"), net("10.244.1.0/24")),
+            (net("fd00:10::/32"), net("fd00:10:1::/64")),
+        ],
+        device: "espalier.tun".to_owned(),
+        own: vec![net("10.244.1.0/24")],
+        accepted: vec![net("10.244.2.0/23"), net("fd00:10:2::/64")],
+    }
+}
+
+#[test]
+fn a_guard_is_written_read_back_and_removed() {
+    let name = "nftables::tests::a_guard_is_written_read_back_and_removed";
+    espalier_testnet::isolated(name, || {
+        let mut socket = Socket::<Netfilter>::open().unwrap();
+        assert_eq!(socket.guard_accepts().unwrap(), None);
+        assert!(socket.put_guard(&guard()).unwrap());
+        assert!(!socket.put_guard(&guard()).unwrap());
+        assert_eq!(socket.guard_accepts().unwrap(), Some(guard().accepted));
+        if let Some(rules) = listed(GUARD_TABLE) {
+            let expected = [
+                "iifname \"espalier.tun\" return",
+                "ip saddr 10.244.1.0/24 return",
+                "ip saddr 10.244.2.0/23 return",
+                "ip6 saddr fd00:10:2::/64 return",
+                "ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 drop",
+                "ip6 saddr fd00:10::/32 ip6 daddr fd00:10:1::/64 drop",
+            ];
+            assert_eq!(rules, expected);
+        }
+        // The masquerade's table is another one.
+        assert!(socket.put_masquerade(&example()).unwrap());
+        assert!(socket.remove_masquerade().unwrap());
+        let closed = Guard {
+            accepted: Vec::new(),
+            ..guard()
+        };
+        assert!(socket.put_guard(&closed).unwrap());
+        assert_eq!(socket.guard_accepts().unwrap(), Some(Vec::new()));
+        assert!(socket.remove_guard().unwrap());
+        assert!(!socket.remove_guard().unwrap());
+        assert_eq!(socket.guard_accepts().unwrap(), None);
+    });
+}
+
+#[test]
+fn a_guard_with_a_hole_is_none() {
+    let all = comments(&guard().rules());
+    let read = |comments: &[&String]| {
+        let comments: Vec<&str> = comments.iter().map(|c| c.as_str()).collect();
+        labels(&comments).is_some()
+    };
+    let whole: Vec<&String> = all.iter().collect();
+    assert!(read(&whole));
+    for missing in 0..all.len() {
+        let mut rest = whole.clone();
+        rest.remove(missing);
+        assert!(!read(&rest), "without rule {missing}");
+    }
+    let strange = "mine".to_owned();
+    assert!(!read(&[&strange]) && !read(&[]));
+    assert!(!read(&[whole.as_slice(), &[&strange]].concat()));
+}
+
+#[test]
+fn comments_are_read_as_they_were_written() {
+    assert_eq!(comment(&userdata("espalier 0 1/1")), Some("espalier 0 1/1"));
+    for bytes in [
+        &[][..],
+        &[0],
+        &[0, 9, b'a', 0],
+        &[1, 2, b'a', 0],
+        &[0, 1, 7],
+    ] {
+        assert_eq!(comment(bytes), None, "{bytes:?}");
+    }
 }

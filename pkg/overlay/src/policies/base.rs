@@ -6,7 +6,7 @@ use espalier_netlink::{Direction, Policy};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{BASE, IPV4, IPV6, LOCAL_PODS, POD_TO_POD, PODS_OWN, Traffic, UDP, What};
-use crate::{Desired, Framing, PROBE_PORT};
+use crate::{Desired, Framing, PROBE_PORT, guard};
 
 /// All of them; none while clear packets are not refused.
 pub(super) fn of(desired: &Desired, underlay: Option<u32>) -> Vec<Policy> {
@@ -16,6 +16,8 @@ pub(super) fn of(desired: &Desired, underlay: Option<u32>) -> Vec<Policy> {
     let mut all = match desired.framing {
         Framing::Vxlan => vxlan(desired),
         Framing::Ipip => ipip(desired),
+        // What comes out of a TUN looks like what comes in by the underlay: the guard tells them apart.
+        Framing::Native if guard::only_way_in(desired).is_some() => Vec::new(),
         Framing::Native => native(desired),
     };
     all.extend(probes(desired.local));

@@ -54,7 +54,7 @@ pub(crate) fn wanted(desired: &Desired, underlay: Option<u32>) -> Vec<Policy> {
     let mut all = base::of(desired, underlay);
     let owners = plan::owners(desired);
     for (name, peer) in &desired.peers {
-        all.extend(of_peer(desired, peer, owners.pods_of(name)));
+        all.extend(of_peer(desired, peer, owners.pods_of(name), underlay));
     }
     all.extend(external::of(desired));
     let mut places = HashSet::with_capacity(all.len());

@@ -7,6 +7,8 @@
 //! | Clear | allow, if clear is refused else | below |
 //! | Encrypted, TUN, clear accepted | allow, if clear is refused else: a packet between its old route and its policy is not lost | below |
 //!
+//! Native routing by a TUN has nothing for what comes in: the guard is there (see `guard.rs`).
+//!
 //! In: allow for a peer that accepts clear, else the template with its reqid, as soon as that is known: then only its own states
 //! open what comes from its address (S5 as far as the outer header goes). Transport mode packets pass an allow without template.
 
@@ -17,18 +19,27 @@ use super::{
     IPV4, IPV6, NATIVE, PAIR, PROBE, Traffic, UDP, What,
     base::{pairs_of, protocols},
 };
-use crate::{Desired, Engine, Framing, PROBE_PORT, PeerRoute, Protect, RoutePath};
+use crate::{Desired, Engine, Framing, PROBE_PORT, PeerRoute, Protect, RoutePath, guard};
 
-/// The policies of one peer, which has these pod CIDRs to itself.
-pub(crate) fn of_peer(desired: &Desired, peer: &PeerRoute, pods: &[IpNet]) -> Vec<Policy> {
+/// The policies of one peer, which has these pod CIDRs to itself; `underlay` is the interface that has the node's address.
+pub(crate) fn of_peer(
+    desired: &Desired,
+    peer: &PeerRoute,
+    pods: &[IpNet],
+    underlay: Option<u32>,
+) -> Vec<Policy> {
     if peer.remote.is_ipv4() != desired.local.is_ipv4() {
         return Vec::new();
     }
     let mut all = Vec::new();
+    // Of pods' packets that are routed to a TUN nothing is to be said, not even while such a policy goes.
+    let tun = guard::only_way_in(desired).is_some();
+    let interface = underlay.filter(|_| tun).unwrap_or(0);
     for traffic in traffic(desired, peer, pods) {
-        all.extend(
-            out(desired, peer).map(|what| traffic.policy(Direction::Out, what, slot(desired))),
-        );
+        all.extend(out(desired, peer).map(|what| Policy {
+            interface,
+            ..traffic.policy(Direction::Out, what, slot(desired))
+        }));
         if let Some(what) = into(desired, peer) {
             let back = traffic.reversed();
             let directions = incoming(desired.framing).iter();
@@ -115,6 +126,8 @@ fn into(desired: &Desired, peer: &PeerRoute) -> Option<What> {
             ..opened(template(desired, peer, known))
         })),
         (_, Some(known)) if !clear => Some(What::Protect(opened(template(desired, peer, known)))),
+        // What nothing blocks needs no leave.
+        _ if guard::only_way_in(desired).is_some() => None,
         _ => (desired.deny_clear && clear).then_some(What::Allow),
     }
 }

@@ -58,7 +58,7 @@ fn peer(desired: &mut Desired) -> &mut PeerRoute {
 /// Direction and what becomes of it, of the peer's policies.
 fn pair(desired: &Desired) -> BTreeMap<Direction, String> {
     let peer = &desired.peers["b"];
-    let all = of_peer(desired, peer, &peer.pod_cidrs);
+    let all = of_peer(desired, peer, &peer.pod_cidrs, Some(3));
     let text = |p: &Policy| match (p.action, p.template) {
         (_, Some(t)) => t.to_string(),
         (action, None) => format!("{action:?}"),

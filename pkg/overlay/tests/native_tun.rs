@@ -1,0 +1,346 @@
+//! Native routing where a TUN encrypts: opened packets come in by it and are told from clear ones, which come in by the underlay.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod common;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use common::{Node, TUN, Wire, assert_pods_talk, name, pod, underlay};
+use espalier_overlay::{Desired, Engine, Framing, RoutePath};
+use espalier_testnet::isolated;
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+const UDP: u8 = 17;
+const PORT: u16 = 7000;
+
+/// Routes natively, and refuses clear packets.
+fn native(node: &Node, peers: &[u8], path: RoutePath) -> Desired {
+    let mut desired = node.desired(peers, path);
+    (desired.engine, desired.framing) = (Engine::Tun(TUN.to_owned()), Framing::Native);
+    desired.deny_clear = true;
+    desired
+}
+
+/// Sends in clear by the underlay, and lets everything in.
+fn open(node: &mut Node, peers: &[u8]) {
+    let mut desired = node.desired(peers, RoutePath::Clear);
+    desired.framing = Framing::Native;
+    node.settle(&desired);
+}
+
+fn accepts(desired: &mut Desired, number: u8, clear: bool) {
+    desired.peers.get_mut(&name(number)).unwrap().accept_clear = clear;
+}
+
+/// The data plane's end of the TUN.
+fn tun(node: &Node) -> SyncDevice {
+    let make = || DeviceBuilder::new().name(TUN).build_sync();
+    node.netns.run(make).unwrap().unwrap()
+}
+
+/// What the data plane writes when it has opened a packet.
+fn opened(from: IpAddr, to: SocketAddr, text: &[u8]) -> Vec<u8> {
+    let (ports, length) = ([7001_u16, to.port()], (8 + text.len()) as u16);
+    let mut udp: Vec<u8> = ports.iter().flat_map(|p| p.to_be_bytes()).collect();
+    udp.extend(length.to_be_bytes());
+    udp.extend([0, 0]);
+    udp.extend(text);
+    match (from, to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut head = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, UDP, 0, 0];
+            head[2..4].copy_from_slice(&(20 + length).to_be_bytes());
+            head.extend(from.octets());
+            head.extend(to.octets());
+            let sum = checksum(&head);
+            head[10..12].copy_from_slice(&sum);
+            [head, udp].concat()
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let addresses = [from.octets(), to.octets()].concat();
+            let pseudo = [&addresses[..], &[0, UDP], &length.to_be_bytes(), &udp].concat();
+            let sum = checksum(&pseudo);
+            udp[6..8].copy_from_slice(&sum);
+            let mut head = vec![0x60, 0, 0, 0, 0, 0, UDP, 64];
+            head[4..6].copy_from_slice(&length.to_be_bytes());
+            [head, addresses, udp].concat()
+        }
+        _ => unreachable!("one family"),
+    }
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes
+        .chunks(2)
+        .map(|w| u32::from(w[0]) << 8 | w.get(1).map_or(0, |l| (*l).into()));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+fn v6(node: u8, host: u16) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x10, node.into(), 0, 0, 0, 0, host).into()
+}
+
+fn first(socket: &UdpSocket) -> Vec<u8> {
+    let mut buffer = [0; 2000];
+    let (length, _) = socket.recv_from(&mut buffer).expect("a datagram");
+    buffer[..length].to_vec()
+}
+
+#[test]
+fn s2_clear_packets_are_refused_and_opened_ones_come_in() {
+    isolated(
+        "s2_clear_packets_are_refused_and_opened_ones_come_in",
+        || {
+            let mut wire = Wire::new();
+            let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+            let plane = tun(&a);
+            let mut desired = native(&a, &[2], RoutePath::Encrypted);
+            a.add_v6_pods(&mut desired, 2);
+            a.settle(&desired);
+            a.give_v6_address();
+            open(&mut b, &[1]);
+            let host: SocketAddr = (Ipv4Addr::new(10, 244, 1, 1), PORT).into();
+            let own = a.netns.run(|| UdpSocket::bind(host)).unwrap().unwrap();
+            own.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let six = a.pod.udp(&format!("[{}]:{PORT}", v6(1, 2)));
+
+            let before = wire.seen();
+            for _ in 0..10 {
+                b.pod.send(pod(1), b"intruder");
+                b.pod.send(host, b"intruder");
+            }
+            assert_eq!(wire.seen().since(&before).clear_between_pods, 20);
+            b.ip("addr add 2001:db8::2/64 dev eth0 nodad");
+            a.ip("addr add 2001:db8::1/64 dev eth0 nodad");
+            b.ip("addr add fd00:10:2::2/128 dev lo nodad");
+            b.ip("route add fd00:10:1::/64 via 2001:db8::1 src fd00:10:2::2");
+            let intruder = b
+                .netns
+                .run(|| UdpSocket::bind((v6(2, 2), 0)))
+                .unwrap()
+                .unwrap();
+            intruder.send_to(b"intruder", (v6(1, 2), PORT)).unwrap();
+            // What the data plane has opened by the same way is the first to arrive.
+            std::thread::sleep(Duration::from_millis(100));
+            for (from, to, text) in [
+                (pod(2).ip(), pod(1), &b"a pod's secret opened"[..]),
+                (pod(2).ip(), host, b"opened for the host"),
+                (v6(2, 2), (v6(1, 2), PORT).into(), b"opened in IPv6"),
+            ] {
+                plane.send(&opened(from, to, text)).unwrap();
+            }
+            assert_eq!(a.pod.receive(), (b" opened".to_vec(), pod(2).ip()));
+            assert_eq!(first(&own), b"opened for the host");
+            assert_eq!(first(&six), b"opened in IPv6");
+        },
+    );
+}
+
+#[test]
+fn s2_nobody_comes_in_as_one_of_the_nodes_own_pods() {
+    isolated("s2_nobody_comes_in_as_one_of_the_nodes_own_pods", || {
+        let wire = Wire::new();
+        let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+        let _plane = tun(&a);
+        let mut desired = native(&a, &[2], RoutePath::Clear);
+        a.settle(&desired);
+        open(&mut b, &[1]);
+        b.ip("addr add 10.244.1.9/32 dev lo");
+        let forged = b
+            .netns
+            .run(|| UdpSocket::bind("10.244.1.9:0"))
+            .unwrap()
+            .unwrap();
+        for _ in 0..10 {
+            forged.send_to(b"a pod's secret forged", pod(1)).unwrap();
+        }
+        b.pod.send(pod(1), b"accepted");
+        assert_eq!(a.pod.receive().0, b"accepted");
+        accepts(&mut desired, 2, false);
+        a.settle(&desired);
+    });
+}
+
+#[test]
+fn a_pair_that_accepts_clear_passes_and_is_found_again() {
+    isolated(
+        "a_pair_that_accepts_clear_passes_and_is_found_again",
+        || {
+            let wire = Wire::new();
+            let [mut a, mut b, mut c] = [1, 2, 3].map(|n| Node::new(&wire, n));
+            let _plane = tun(&a);
+            let mut desired = native(&a, &[2, 3], RoutePath::Clear);
+            accepts(&mut desired, 3, false);
+            a.settle(&desired);
+            open(&mut b, &[1]);
+            open(&mut c, &[1]);
+            let of = |net: &str| vec![net.parse().unwrap()];
+            for _ in 0..10 {
+                c.pod.send(pod(1), b"refused");
+            }
+            assert_pods_talk(&a, &b, b"accepted");
+            let found = a.observe();
+            assert!(found.base_block && found.accepting.is_empty());
+            assert_eq!(found.accepting_pods, of("10.244.2.0/24"));
+
+            // One transaction of nf_tables: table, chain, the old rules, five new ones.
+            accepts(&mut desired, 3, true);
+            assert_eq!(a.apply_changes(&desired).writes, 7);
+            assert_eq!(a.apply_changes(&desired).writes, 0);
+            assert_eq!(a.apply(&desired).writes, 0);
+            assert_pods_talk(&a, &c, b"accepted, too");
+            assert_eq!(a.observe().accepting_pods, of("10.244.2.0/23"));
+            desired.deny_clear = false;
+            a.settle(&desired);
+            let found = a.observe();
+            assert!(!found.base_block && found.accepting_pods.is_empty());
+        },
+    );
+}
+
+/// A moment without a route would answer "unreachable", one with a block "not permitted".
+#[test]
+fn switching_the_path_loses_nothing() {
+    isolated("switching_the_path_loses_nothing", || {
+        let wire = Wire::new();
+        let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+        let _plane = tun(&a);
+        open(&mut b, &[1]);
+        let mut desired = native(&a, &[2], RoutePath::Clear);
+        a.apply(&desired);
+        let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let socket = a
+            .netns
+            .run(|| UdpSocket::bind("0.0.0.0:0"))
+            .unwrap()
+            .unwrap();
+        let flow = || -> std::io::Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                socket.send_to(b"flow", pod(2))?;
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let flow = scope.spawn(flow);
+            for step in 0..120_usize {
+                let so_far = sent.load(Ordering::Relaxed);
+                // Disabled → both accepted → encrypted, still accepting → enforced, and back.
+                let order = [0, 1, 2, 3, 2, 1][step % 6];
+                desired.deny_clear = order >= 1;
+                let peer = desired.peers.get_mut(&name(2)).unwrap();
+                let (path, device) = match order {
+                    0 | 1 => (RoutePath::Clear, "eth0"),
+                    _ => (RoutePath::Encrypted, TUN),
+                };
+                (peer.path, peer.accept_clear) = (path, order < 3);
+                a.apply_changes(&desired);
+                assert_eq!(a.apply(&desired).writes, 0, "step {step}");
+                assert_eq!(a.device_to("10.244.2.2").as_deref(), Some(device));
+                while sent.load(Ordering::Relaxed) < so_far + 50 && !flow.is_finished() {
+                    std::thread::yield_now();
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            flow.join()
+                .unwrap()
+                .expect("every packet has a way at every moment");
+        });
+        assert!(sent.load(Ordering::Relaxed) >= 6000);
+    });
+}
+
+#[test]
+fn s1_without_the_tun_nothing_leaves() {
+    isolated("s1_without_the_tun_nothing_leaves", || {
+        let mut wire = Wire::new();
+        let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+        let plane = tun(&a);
+        open(&mut b, &[1]);
+        let mut desired = native(&a, &[2], RoutePath::Encrypted);
+        a.settle(&desired);
+        // The data plane dies, and its device with it; the agent has not noticed.
+        drop(plane);
+        let silent = |wire: &mut Wire, a: &Node| {
+            let before = wire.seen();
+            a.pod.send(pod(2), b"forwarded");
+            assert!(a.send(pod(2), b"own").is_err());
+            assert_eq!(wire.seen().since(&before).clear, 0);
+        };
+        silent(&mut wire, &a);
+        a.settle(&desired);
+        silent(&mut wire, &a);
+        desired.engine = Engine::None;
+        a.settle(&desired);
+        silent(&mut wire, &a);
+        // Somebody else's route leads out all the same.
+        a.ip("route add 10.244.2.0/24 via 192.0.2.2 proto static metric 5");
+        let before = wire.seen();
+        a.pod.send(pod(2), b"leak");
+        assert_eq!(wire.seen().since(&before).clear, 0);
+    });
+}
+
+#[test]
+fn what_encrypts_and_what_is_around_may_change_and_nothing_stays_behind() {
+    isolated(
+        "what_encrypts_and_what_is_around_may_change_and_nothing_stays_behind",
+        || {
+            let wire = Wire::new();
+            let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+            let _plane = tun(&a);
+            b.ip("route add 10.244.1.0/24 via 192.0.2.1");
+            a.ip("link set eth0 up");
+            a.netns
+                .run(|| espalier_testnet::sysctl("ipv4/conf/eth0/rp_filter", "1"))
+                .unwrap()
+                .unwrap();
+            for (framing, engine, guarded) in [
+                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+                (Framing::Native, Engine::Kernel, false),
+                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+                (Framing::Vxlan, Engine::Tun(TUN.to_owned()), false),
+                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+                (Framing::Native, Engine::None, false),
+                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+            ] {
+                let mut desired = native(&a, &[2], RoutePath::Clear);
+                (desired.framing, desired.engine) = (framing, engine);
+                a.settle(&desired);
+                let forwarded = a.ip("xfrm policy").contains("dir fwd action block");
+                let policies = framing == Framing::Native && !guarded;
+                assert_eq!(
+                    a.observe().accepting_pods.is_empty(),
+                    !guarded,
+                    "{desired:?}"
+                );
+                assert!(a.observe().base_block, "{desired:?}");
+                if framing == Framing::Native {
+                    assert_eq!(forwarded, policies, "{desired:?}");
+                }
+            }
+            // A strict filter would drop what comes in by the underlay from a peer whose route is the TUN.
+            let filter = a
+                .netns
+                .run(|| std::fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/rp_filter"));
+            assert_eq!(filter.unwrap().unwrap().trim(), "2");
+            a.remove_all();
+            let found = a.observe();
+            assert!(
+                !found.base_block && found.accepting_pods.is_empty(),
+                "{found:?}"
+            );
+            assert_eq!(underlay(2).to_string(), "192.0.2.2");
+            b.remove_all();
+        },
+    );
+}
