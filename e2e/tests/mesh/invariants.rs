@@ -224,7 +224,7 @@ fn pods_reach_the_outside_and_other_nodes_by_their_nodes_address() {
 }
 
 /// Debian's user-mode Linux is built without nf_tables' IP families; every other kernel that these tests meet has them.
-fn kernel_lacks_nf_tables() -> Result<bool> {
+pub(crate) fn kernel_lacks_nf_tables() -> Result<bool> {
     Ok(std::fs::read_to_string("/proc/cpuinfo")?.contains("User Mode Linux"))
 }
 

@@ -29,7 +29,7 @@ pub use netns::{in_netns, visit_netns};
 pub use nftables::{GUARD_TABLE, Guard, MASQUERADE_TABLE, Masquerade, Netfilter, NetfilterMessage};
 pub use policy::{Action, Direction, InstalledPolicy, Mode, Policy, Protocol, Template};
 pub use route::{Encap, RouteEntry, RouteFilter};
-pub use rule::DropRule;
+pub use rule::{Rule, Then};
 pub use socket::{CREATE, EXCLUSIVE, PLAIN, REPLACE, Socket};
 
 pub use netlink_packet_route as packet_route;

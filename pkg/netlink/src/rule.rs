@@ -13,29 +13,49 @@ use crate::{
     socket::{EXCLUSIVE, PLAIN},
 };
 
-/// A routing rule that drops what has a source in a network. Packets to the host itself are routed by the local table before any
-/// such rule is asked.
+/// Table `main`.
+const MAIN: u8 = 254;
+
+/// A routing rule for what has a source in a network. Packets to the host itself are routed by the local table before any such rule
+/// is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DropRule {
+pub struct Rule {
     /// Name of the interface that they come in by; `None`: any.
     pub interface: Option<String>,
     /// Sources.
     pub source: IpNet,
     /// Destinations; `None`: any.
     pub destination: Option<IpNet>,
+    /// What becomes of them.
+    pub then: Then,
     /// The rule with the smallest number is asked first.
     pub priority: u32,
     /// Who made it (FRA_PROTOCOL).
     pub protocol: u8,
 }
 
-impl DropRule {
+/// What a rule does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nobody hears of it again.
+    Drop,
+    /// It goes where the table `main` says, whatever rules come after; where that says nothing, they are asked.
+    Main,
+}
+
+impl Rule {
     fn message(&self) -> RuleMessage {
         let network = self.source.network();
         let mut message = RuleMessage::default();
         message.header.family = family(network);
         message.header.src_len = self.source.prefix_len();
-        message.header.action = RuleAction::Blackhole;
+        match self.then {
+            Then::Drop => message.header.action = RuleAction::Blackhole,
+            Then::Main => {
+                message.header.action = RuleAction::ToTable;
+                message.header.table = MAIN;
+            }
+        }
         message.attributes = vec![
             RuleAttribute::Source(network),
             RuleAttribute::Priority(self.priority),
@@ -66,12 +86,17 @@ impl DropRule {
                 _ => {}
             }
         }
-        let drops = header.action == RuleAction::Blackhole;
+        let then = match header.action {
+            RuleAction::Blackhole => Then::Drop,
+            RuleAction::ToTable if header.table == MAIN => Then::Main,
+            _ => return None,
+        };
         let destination = destination.map(|to| IpNet::new(to, header.dst_len));
         Some(Self {
             interface,
-            source: IpNet::new(source.filter(|_| drops)?, header.src_len).ok()?,
+            source: IpNet::new(source?, header.src_len).ok()?,
             destination: destination.transpose().ok()?,
+            then,
             priority,
             protocol,
         })
@@ -83,14 +108,14 @@ impl Socket<Route> {
     ///
     /// # Errors
     /// As [`Socket::dump`].
-    pub fn drop_rules(&mut self) -> Result<Vec<DropRule>, Error> {
+    pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         let mut rules = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
             message.header.family = family;
             let list = self.dump(RouteNetlinkMessage::GetRule(message))?;
             rules.extend(list.iter().filter_map(|m| match m {
-                RouteNetlinkMessage::NewRule(m) => DropRule::parse(m),
+                RouteNetlinkMessage::NewRule(m) => Rule::parse(m),
                 _ => None,
             }));
         }
@@ -101,7 +126,7 @@ impl Socket<Route> {
     ///
     /// # Errors
     /// As [`Socket::request`]; EEXIST when the same rule is there.
-    pub fn add_drop_rule(&mut self, rule: &DropRule) -> Result<(), Error> {
+    pub fn add_rule(&mut self, rule: &Rule) -> Result<(), Error> {
         self.request(RouteNetlinkMessage::NewRule(rule.message()), EXCLUSIVE)
             .map(drop)
     }
@@ -110,7 +135,7 @@ impl Socket<Route> {
     ///
     /// # Errors
     /// As [`Socket::request`]; ENOENT when it is not there.
-    pub fn del_drop_rule(&mut self, rule: &DropRule) -> Result<(), Error> {
+    pub fn del_rule(&mut self, rule: &Rule) -> Result<(), Error> {
         self.request(RouteNetlinkMessage::DelRule(rule.message()), PLAIN)
             .map(drop)
     }

@@ -26,11 +26,16 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    pub(crate) fn new(desired: &Desired, devices: Devices, done: &Applied) -> Self {
+    pub(crate) fn new(
+        desired: &Desired,
+        devices: Devices,
+        guard: Option<Guard>,
+        done: &Applied,
+    ) -> Self {
         Self {
             desired: desired.clone(),
             devices,
-            guard: guard::wanted(desired),
+            guard,
             pod_mtu: done.pod_mtu,
             note: done.note.clone(),
             distinct: plan::owners(desired).distinct,
@@ -155,8 +160,12 @@ impl Overlay {
         let difference = Difference::of(&remembered, &changed);
         let guard = guard::wanted(desired);
         let new = guard.as_ref().filter(|_| guard != remembered.guard);
-        let guarded = new.map_or(Ok(()), |guard| self.guard.put(guard));
-        if let Err(e) = guarded.and_then(|()| self.carry_out(difference, desired.deny_clear)) {
+        match new.map_or(Ok(true), |guard| self.guard.put(guard)) {
+            Ok(true) => {}
+            // Routing rules stand in for it, or it was refused.
+            Ok(false) | Err(_) => return self.apply(desired),
+        }
+        if let Err(e) = self.carry_out(difference, desired.deny_clear) {
             debug!(error = %e, "writing the differences failed; reading all");
             let done = self.apply(desired)?;
             return Ok(Applied {

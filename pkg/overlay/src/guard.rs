@@ -1,6 +1,6 @@
 //! What native routing with the userspace data plane refuses. Pods' packets come in by the underlay as they are, or out of the TUN
-//! when they were opened. Policies cannot tell the one from the other, nor can routing rules for the host's own address; rules of
-//! nf_tables can.
+//! when they were opened. Policies cannot tell the one from the other; rules of nf_tables can. Where a kernel has none, routing rules
+//! do it for what is forwarded.
 
 use std::os::fd::OwnedFd;
 
@@ -65,13 +65,18 @@ impl Guarding {
         self.tables.writes()
     }
 
-    /// Puts the rules there, all in one transaction.
-    pub(crate) fn put(&mut self, guard: &Guard) -> Result<(), Error> {
-        let put = self.tables.counted(|socket| socket.put_guard(guard));
-        if put.map_err(|source| Error::CannotGuard { source })? {
-            info!(accepted = guard.accepted.len(), "guard brought in line");
+    /// Puts the rules there, all in one transaction. False: this kernel has no nf_tables.
+    pub(crate) fn put(&mut self, guard: &Guard) -> Result<bool, Error> {
+        match self.tables.counted(|socket| socket.put_guard(guard)) {
+            Ok(written) => {
+                if written {
+                    info!(accepted = guard.accepted.len(), "guard brought in line");
+                }
+                Ok(true)
+            }
+            Err(e) if nftables::lacks(&e) => Ok(false),
+            Err(source) => Err(Error::CannotGuard { source }),
         }
-        Ok(())
     }
 
     /// True: there was one.
@@ -87,6 +92,13 @@ impl Guarding {
     }
 }
 
+/// Where routing rules stand in for it.
+pub(crate) fn note() -> String {
+    "overlay None: this kernel has no nf_tables; clear packets from pod addresses are refused on their way to pods, and not where \
+     they are for this node's own address among its pods (modprobe nf_tables, or overlay VXLAN or IPIP)"
+        .to_owned()
+}
+
 /// What is removed, in words.
 pub(crate) fn in_words() -> String {
     format!("nf_tables table inet {GUARD_TABLE}")
@@ -94,6 +106,8 @@ pub(crate) fn in_words() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
     use super::*;
     use crate::RoutePath;
 
@@ -126,50 +140,94 @@ mod tests {
         assert_eq!(guard.refused, [refused]);
     }
 
-    /// Without nf_tables: nothing is encrypted, policies refuse what comes in, and clear pairs go on.
+    /// On a node of which everything but the guard is there; no namespace is `not_a_namespace`.
+    fn with_guard_in(not_a_namespace: std::fs::File) -> crate::Overlay {
+        for args in [
+            "link add eth0 type veth peer name port",
+            "addr add 192.0.2.1/24 dev eth0",
+            "link set eth0 up",
+            "link set port up",
+            "tuntap add espalier.tun mode tun",
+        ] {
+            ip(args);
+        }
+        let mut overlay = crate::Overlay::open().unwrap();
+        overlay.guard = Guarding::new(Some(not_a_namespace.into()));
+        overlay
+    }
+
+    /// Two encrypted peers, and one that is clear.
+    fn mixed() -> Desired {
+        let mut desired = native();
+        let peer = desired.peers.get_mut("d").unwrap();
+        (peer.path, peer.accept_clear) = (RoutePath::Clear, true);
+        desired
+    }
+
+    /// Nothing is encrypted, policies refuse what comes in, and clear pairs go on.
     #[test]
-    fn s2_without_a_guard_policies_close_what_it_would_have_let_in() {
-        let name = "guard::tests::s2_without_a_guard_policies_close_what_it_would_have_let_in";
+    fn s2_where_the_guard_is_refused_policies_close_what_it_would_have_let_in() {
+        let name =
+            "guard::tests::s2_where_the_guard_is_refused_policies_close_what_it_would_have_let_in";
         espalier_testnet::isolated(name, || {
-            let underlay = [
-                "link add eth0 type veth peer name port",
-                "addr add 192.0.2.1/24 dev eth0",
-            ];
-            let more = [
-                "link set eth0 up",
-                "link set port up",
-                "tuntap add espalier.tun mode tun",
-            ];
-            underlay
-                .into_iter()
-                .chain(more)
-                .for_each(|args| drop(ip(args)));
-            let mut desired = native();
-            let peer = desired.peers.get_mut("d").unwrap();
-            (peer.path, peer.accept_clear) = (RoutePath::Clear, true);
-            let mut overlay = crate::Overlay::open().unwrap();
-            let nowhere = std::fs::File::open("/dev/null").unwrap();
-            overlay.guard = Guarding::new(Some(nowhere.into()));
+            let (mut options, desired) = (std::fs::OpenOptions::new(), mixed());
+            // EBADF.
+            let path_alone = options.read(true).custom_flags(0o10_000_000).open("/");
+            let mut overlay = with_guard_in(path_alone.unwrap());
             for _ in 0..2 {
                 let error = overlay.apply(&desired).unwrap_err().to_string();
                 assert!(error.contains("modprobe nf_tables"), "{error}");
             }
             let policies = ip("xfrm policy");
-            let block = "src 10.244.0.0/16 dst 10.244.1.0/24 \n\tdir fwd action block";
-            assert!(policies.contains(block), "{policies}");
+            assert!(policies.contains(BLOCK), "{policies}");
             let routes = ip("route");
-            assert!(
-                routes.contains("10.244.5.0/24 via 192.0.2.2 dev eth0"),
-                "{routes}"
-            );
+            let clear = "10.244.5.0/24 via 192.0.2.2 dev eth0";
+            assert!(routes.contains(clear), "{routes}");
             assert!(!routes.contains("dev espalier.tun proto"), "{routes}");
 
             overlay.guard = Guarding::new(None);
             overlay.apply(&desired).unwrap();
             assert!(ip("route").contains("10.244.2.0/24 dev espalier.tun proto"));
-            assert!(!ip("xfrm policy").contains(block));
+            assert!(!ip("xfrm policy").contains(BLOCK));
         });
     }
+
+    #[test]
+    fn s2_without_nf_tables_routing_rules_stand_in() {
+        let name = "guard::tests::s2_without_nf_tables_routing_rules_stand_in";
+        espalier_testnet::isolated(name, || {
+            // EINVAL.
+            let nothing = std::fs::File::open("/dev/null").unwrap();
+            let (mut overlay, mut desired) = (with_guard_in(nothing), mixed());
+            let done = overlay.apply(&desired).unwrap();
+            assert!(done.note.unwrap().contains("no nf_tables"));
+            assert_eq!(overlay.apply(&desired).unwrap().writes, 0);
+            let accepted =
+                |from| format!("49:\tfrom {from} to 10.244.1.0/24 iif eth0 lookup main proto 229");
+            let refused = "50:\tfrom 10.244.0.0/16 to 10.244.1.0/24 iif eth0 blackhole proto 229";
+            let rules = ip("rule");
+            assert!(rules.contains(&accepted("10.244.5.0/24")), "{rules}");
+            assert!(rules.contains(refused), "{rules}");
+            assert!(ip("route").contains("10.244.2.0/24 dev espalier.tun proto"));
+            let found = overlay.observe(&desired.cluster_cidrs).unwrap();
+            assert!(found.base_block);
+            assert_eq!(found.accepting_pods, ["10.244.5.0/24".parse().unwrap()]);
+
+            for (name, clear) in [("c", true), ("d", false)] {
+                desired.peers.get_mut(name).unwrap().accept_clear = clear;
+                overlay.apply_changes(&desired).unwrap();
+                assert_eq!(overlay.apply(&desired).unwrap().writes, 0, "{name}");
+            }
+            let rules = ip("rule");
+            assert!(rules.contains(&accepted("10.244.3.0/24")), "{rules}");
+            assert!(!rules.contains(&accepted("10.244.5.0/24")), "{rules}");
+            overlay.guard = Guarding::new(None);
+            assert!(overlay.apply(&desired).unwrap().note.is_none());
+            assert!(!ip("rule").contains(refused));
+        });
+    }
+
+    const BLOCK: &str = "src 10.244.0.0/16 dst 10.244.1.0/24 \n\tdir fwd action block";
 
     fn ip(args: &str) -> String {
         let mut command = std::process::Command::new("ip");

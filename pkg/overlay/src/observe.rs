@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use espalier_netlink::{RouteEntry, RouteFilter, packet_route::route::RouteType};
+use espalier_netlink::{RouteEntry, RouteFilter, Then, packet_route::route::RouteType};
 use ipnet::IpNet;
 
 use crate::{
@@ -79,7 +79,7 @@ impl Overlay {
         };
         let mut paths: BTreeMap<_, _> = own.into_iter().filter_map(path).collect();
         paths.retain(|to, _| inside(to));
-        let guard = self.guard.accepts()?;
+        let guard = self.guard_found()?;
         Ok(Observed {
             paths,
             accepting: found.accepting,
@@ -88,6 +88,18 @@ impl Overlay {
             base_block: found.base || guard.is_some(),
             accepting_pods: guard.unwrap_or_default(),
         })
+    }
+
+    /// Whose clear packets a guard lets in: nf_tables, or the routing rules that stand in for them.
+    fn guard_found(&mut self) -> Result<Option<Vec<IpNet>>, Error> {
+        if let Some(accepted) = self.guard.accepts()? {
+            return Ok(Some(accepted));
+        }
+        let rules = self.own_rules()?.into_iter();
+        let rules = rules.filter(|rule| rule.interface.is_some() && rule.destination.is_some());
+        let (refused, accepted): (Vec<_>, Vec<_>) = rules.partition(|r| r.then == Then::Drop);
+        let accepted = accepted.into_iter().map(|rule| rule.source);
+        Ok((!refused.is_empty()).then(|| accepted.collect()))
     }
 
     /// Destinations of the routes to hosts for which a policy seals.

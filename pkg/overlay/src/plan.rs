@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use espalier_netlink::{DropRule, Encap, FdbEntry, Link, Neighbour, RouteEntry};
+use espalier_netlink::{Encap, FdbEntry, Guard, Link, Neighbour, RouteEntry, Rule, Then};
 use espalier_peers::{gateway, vtep_link_local};
 use ipnet::IpNet;
 use tracing::debug;
@@ -17,6 +17,8 @@ use crate::{
 
 /// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
 const BARE_RULE_PRIORITY: u32 = 50;
+/// Of the rules for bare pod packets that may come in all the same.
+const ACCEPTED_RULE_PRIORITY: u32 = 49;
 
 /// The interfaces that routes go through.
 #[derive(Clone, Copy, Debug)]
@@ -248,14 +250,15 @@ pub(crate) fn addresses(desired: &Desired, devices: Devices) -> Vec<(u32, Vec<Ip
 
 /// Refusals of bare pod packets from the underlay, while clear packets are refused. With native routing pod packets come in by
 /// the underlay, out of tunnels, and policies tell which; but none ever says that it comes from this node's own pods.
-pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<DropRule> {
+pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Rule> {
     let Some(underlay) = underlay.filter(|_| desired.deny_clear) else {
         return Vec::new();
     };
-    let rule = |cidr: &IpNet| DropRule {
+    let rule = |cidr: &IpNet| Rule {
         interface: Some(underlay.name.clone()),
         source: *cidr,
         destination: None,
+        then: Then::Drop,
         priority: BARE_RULE_PRIORITY,
         protocol: PROTOCOL,
     };
@@ -266,18 +269,36 @@ pub(crate) fn bare_rules(desired: &Desired, underlay: Option<&Link>) -> Vec<Drop
     refused.iter().map(|cidr| rule(&cidr.trunc())).collect()
 }
 
+/// Where the kernel has no nf_tables: the guard as far as it is about what is forwarded.
+pub(crate) fn guard_rules(guard: &Guard, underlay: &Link) -> Vec<Rule> {
+    let rule = |(source, destination), then, priority| Rule {
+        interface: Some(underlay.name.clone()),
+        source,
+        destination: Some(destination),
+        then,
+        priority,
+        protocol: PROTOCOL,
+    };
+    let accepted = pairs_of(&guard.accepted, &guard.own)
+        .map(|pair| rule(pair, Then::Main, ACCEPTED_RULE_PRIORITY));
+    let refused = guard.refused.iter();
+    let refused = refused.map(|pair| rule(*pair, Then::Drop, BARE_RULE_PRIORITY));
+    accepted.chain(refused).collect()
+}
+
 /// Where the kernel has no policies: what closes the way between this node's pods and networks behind external gateways.
-pub(crate) fn external_rules(desired: &Desired) -> Vec<DropRule> {
-    let rule = |source, destination| DropRule {
+pub(crate) fn external_rules(desired: &Desired) -> Vec<Rule> {
+    let rule = |source, destination| Rule {
         interface: None,
         source,
         destination: Some(destination),
+        then: Then::Drop,
         priority: BARE_RULE_PRIORITY,
         protocol: PROTOCOL,
     };
     let externals = desired.externals.values();
     let pairs = externals.flat_map(|e| pairs_of(&desired.pod_cidrs, &e.remote_cidrs));
-    let mut rules: Vec<DropRule> = Vec::new();
+    let mut rules: Vec<Rule> = Vec::new();
     for (own, remote) in pairs {
         for rule in [rule(own, remote), rule(remote, own)] {
             if !rules.contains(&rule) {

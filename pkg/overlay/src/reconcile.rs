@@ -7,7 +7,7 @@ use std::{
 };
 
 use espalier_netlink::{
-    Action, DropRule, EXCLUSIVE, Errno, Link, PLAIN, REPLACE, Route, RouteEntry, Socket,
+    Action, EXCLUSIVE, Errno, Guard, Link, PLAIN, REPLACE, Route, RouteEntry, Rule, Socket,
     packet_route::{RouteNetlinkMessage as Message, neighbour::NeighbourState},
 };
 use ipnet::IpNet;
@@ -83,18 +83,18 @@ impl Overlay {
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, Error> {
         self.applied = None;
         let before = self.writes();
+        let underlay = self.route.link_by_address(desired.local)?;
         let guard = guard::wanted(desired);
-        let guarding = guard.as_ref().map_or(Ok(()), |guard| self.guard.put(guard));
+        let guarding = self.guard_by(guard.as_ref(), underlay.as_ref());
         let without;
         let desired = match &guarding {
-            Ok(()) => desired,
+            Ok(_) => desired,
             // Policies close what it would have told apart.
             Err(_) => {
                 without = desired.without_engine();
                 &without
             }
         };
-        let underlay = self.route.link_by_address(desired.local)?;
         let refused = self.refuse(desired);
         // Before the routes: of a connection the first packet decides.
         let note = self.nat.settle(desired);
@@ -122,13 +122,14 @@ impl Overlay {
             self.spd.remove(blocks, false)?;
             stale = others;
         }
-        let bare = self.rules(desired, underlay.as_ref(), guarded);
+        let instead = guarding.as_deref().unwrap_or_default();
+        let bare = self.rules(desired, underlay.as_ref(), guarded, instead);
         let opened = self.paths(desired, underlay.as_ref());
         if opened.is_err() {
             self.withdraw(desired, true)?;
         }
         let closed = self.spd.remove(stale, desired.deny_clear);
-        guarding?;
+        let instead = guarding?;
         unguarded?;
         refused?;
         bare?;
@@ -136,12 +137,14 @@ impl Overlay {
         closed?;
         self.drop_refusals(desired)?;
         devices::drop_others(&mut self.route, desired.framing)?;
+        let stands_in = (!instead.is_empty()).then(guard::note);
+        let notes: Vec<String> = stands_in.into_iter().chain(note).collect();
         let done = Applied {
             writes: self.writes() - before,
             pod_mtu,
-            note,
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
         };
-        self.applied = Some(Remembered::new(desired, devices, &done));
+        self.applied = Some(Remembered::new(desired, devices, guard, &done));
         Ok(done)
     }
 
@@ -167,37 +170,62 @@ impl Overlay {
         self.del_routes(stale.map(|o| o.route).collect())
     }
 
+    /// Puts the guard there before anything is opened. Gives the routing rules that stand in for it where there are no nf_tables.
+    fn guard_by(
+        &mut self,
+        guard: Option<&Guard>,
+        underlay: Option<&Link>,
+    ) -> Result<Vec<Rule>, Error> {
+        let Some(guard) = guard else {
+            return Ok(Vec::new());
+        };
+        if self.guard.put(guard)? {
+            return Ok(Vec::new());
+        }
+        let instead = underlay.map_or(Vec::new(), |link| plan::guard_rules(guard, link));
+        let there = self.own_rules()?;
+        self.add_rules(&instead, &there)?;
+        Ok(instead)
+    }
+
+    fn add_rules(&mut self, wanted: &[Rule], there: &[Rule]) -> Result<(), Error> {
+        for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
+            self.route
+                .add_rule(rule)
+                .map_err(|source| Error::CannotRefuse { source })?;
+        }
+        Ok(())
+    }
+
     /// Pod packets that come in by the underlay as they are, outside of the overlay, are nobody's: policies cannot tell where
-    /// a forwarded packet came in, rules can. `guarded`: the kernel has policies at all.
+    /// a forwarded packet came in, rules can. `guarded`: the kernel has policies at all; `instead`: those of [`Self::guard_by`].
     fn rules(
         &mut self,
         desired: &Desired,
         underlay: Option<&Link>,
         guarded: bool,
+        instead: &[Rule],
     ) -> Result<(), Error> {
         let mut wanted = plan::bare_rules(desired, underlay);
+        wanted.extend_from_slice(instead);
         if !guarded {
             wanted.extend(plan::external_rules(desired));
         }
         let there = self.own_rules()?;
-        for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
-            self.route
-                .add_drop_rule(rule)
-                .map_err(|source| Error::CannotRefuse { source })?;
-        }
+        self.add_rules(&wanted, &there)?;
         let stale = there.into_iter().filter(|rule| !wanted.contains(rule));
         self.del_rules(stale.collect())
     }
 
-    pub(crate) fn own_rules(&mut self) -> Result<Vec<DropRule>, Error> {
-        let mut rules = self.route.drop_rules()?;
+    pub(crate) fn own_rules(&mut self) -> Result<Vec<Rule>, Error> {
+        let mut rules = self.route.rules()?;
         rules.retain(|rule| rule.protocol == PROTOCOL);
         Ok(rules)
     }
 
-    pub(crate) fn del_rules(&mut self, rules: Vec<DropRule>) -> Result<(), Error> {
+    pub(crate) fn del_rules(&mut self, rules: Vec<Rule>) -> Result<(), Error> {
         for rule in rules {
-            match self.route.del_drop_rule(&rule) {
+            match self.route.del_rule(&rule) {
                 Err(e) if e.errno() == Some(Errno::ENOENT) => {}
                 other => other?,
             }

@@ -89,7 +89,7 @@ impl Overlay {
         let own = self.own_rules()?;
         let lines = own
             .iter()
-            .map(|rule| format!("rule against packets from {}", rule.source));
+            .map(|rule| format!("rule about packets from {}", rule.source));
         let lines = lines.collect();
         self.del_rules(own).map(|()| lines)
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Node, Wire};
-use espalier_netlink::{DropRule, Route, Socket};
+use espalier_netlink::{Route, Rule, Socket, Then};
 use espalier_overlay::{Desired, Engine, ExternalRoute, Protect, RoutePath, Tunnel};
 use espalier_testnet::isolated;
 
@@ -80,23 +80,26 @@ fn rules_between_two_networks_are_told_again() {
     isolated("rules_between_two_networks_are_told_again", || {
         let wire = Wire::new();
         let a = Node::new(&wire, 1);
-        let rule = |source: &str, destination: &str| DropRule {
+        let rule = |source: &str, destination: &str, then| Rule {
             interface: None,
             source: source.parse().unwrap(),
             destination: Some(destination.parse().unwrap()),
+            then,
             priority: 50,
             protocol: 229,
         };
         let rules = [
-            rule("10.244.1.0/24", REMOTE),
-            rule("fd00:10:1::/64", "2001:db8::/32"),
+            rule("10.244.1.0/24", REMOTE, Then::Drop),
+            rule("10.244.2.0/24", REMOTE, Then::Main),
+            rule("fd00:10:1::/64", "2001:db8::/32", Then::Drop),
+            rule("fd00:10:2::/64", "2001:db8::/32", Then::Main),
         ];
         let found = a.netns.run(|| {
             let mut socket = Socket::<Route>::open().unwrap();
-            rules.iter().for_each(|r| socket.add_drop_rule(r).unwrap());
-            let found = socket.drop_rules().unwrap();
-            rules.iter().for_each(|r| socket.del_drop_rule(r).unwrap());
-            assert_eq!(socket.drop_rules().unwrap(), []);
+            rules.iter().for_each(|r| socket.add_rule(r).unwrap());
+            let found = socket.rules().unwrap();
+            rules.iter().for_each(|r| socket.del_rule(r).unwrap());
+            assert_eq!(socket.rules().unwrap(), []);
             found
         });
         assert_eq!(found.unwrap(), rules);
