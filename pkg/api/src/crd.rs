@@ -57,8 +57,8 @@ pub struct EncryptionPolicySpec {
     /// encapsulation). A change interrupts pairs until their SAs are made anew.
     #[serde(default)]
     pub protocol: Protocol,
-    /// What is around pod packets between nodes. VXLAN; IPIP: 30 bytes less; None: native routing, protected by tunnel mode SAs
-    /// (kernel data plane). A change interrupts pairs until their SAs are made anew.
+    /// What is around pod packets between nodes. VXLAN; IPIP: 30 bytes less; None: native routing, protected by tunnel mode SAs.
+    /// A change interrupts pairs until their SAs are made anew.
     #[serde(default)]
     pub overlay: OverlayKind,
     /// ESP algorithms in order of preference; default: AES-256-GCM, AES-128-GCM, ChaCha20-Poly1305. GMAC authenticates only
