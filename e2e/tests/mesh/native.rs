@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use espalier_e2e::{
-    Cluster, Family, INJECTED_PORT, Mode, Plane, Pod, Setup, Shape, on_path, test, underlay, until,
+    Cluster, INJECTED_PORT, Mode, Plane, Pod, Setup, Shape, on_path, test, underlay, until,
 };
 use espalier_testnet::{Bridge, Netns, address, route};
 
 use crate::invariants::kernel_lacks_nf_tables;
-use crate::raw::{Way, alone};
+use crate::raw::{DUAL_STACK, Way, alone};
 
 const IN_UDP: Way = Way {
     spec: &["overlay: None"],
@@ -31,12 +31,7 @@ fn tunnels_in_udp_carry_everything() {
 #[test]
 fn raw_tunnels_carry_everything() {
     test("native::raw_tunnels_carry_everything", |bench| {
-        let pods = &[Family::V4, Family::V6];
-        let shape = Shape {
-            pods,
-            ..Shape::default()
-        };
-        alone(bench, shape, &RAW)
+        alone(bench, DUAL_STACK, &RAW)
     });
 }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use espalier_e2e::{Mode, Node, Plane, State, exchange, until_within};
+use espalier_e2e::{Cluster, Mode, Node, Plane, State, exchange, until_within};
 use espalier_rpc::agent::PeerStatus;
 
 use crate::ground::{Ground, Populated};
@@ -136,13 +136,24 @@ fn says_udp(peer: &PeerStatus) -> Result<()> {
 }
 
 /// A kernel's and a userspace node are a pair; the first of the two has the lower identity and begins handshakes.
-fn mixed(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
+pub(crate) fn mixed(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
     pair_of(ground, &[overlay], planes, Tally::only_udp_esp)
 }
 
 /// The userspace node has raw sockets, on a machine whose kernel knows ESP, too.
-fn mixed_raw(ground: &mut Ground<'_>, overlay: &str, planes: [Plane; 2]) -> Result<String> {
+pub(crate) fn mixed_raw(
+    ground: &mut Ground<'_>,
+    overlay: &str,
+    planes: [Plane; 2],
+) -> Result<String> {
     pair_of(ground, &[overlay, NO_UDP], planes, Tally::only_raw_esp)
+}
+
+/// The nodes of the mesh, which do not run yet, have these.
+pub(super) fn have(mesh: &mut Cluster, planes: [Plane; 2]) {
+    for (node, plane) in mesh.nodes.iter_mut().zip(planes) {
+        node.plane = Some(plane);
+    }
 }
 
 fn pair_of(
@@ -152,41 +163,11 @@ fn pair_of(
     form: fn(Tally) -> Result<()>,
 ) -> Result<String> {
     let mut mesh = ground.prepare(2, Mode::Required, spec)?;
-    for (node, plane) in mesh.nodes.iter_mut().zip(planes) {
-        node.plane = Some(plane);
-    }
+    have(&mut mesh, planes);
     let on = ground.populate(mesh)?;
     let (_, tally) = loaded(ground, on)?;
     form(tally)?;
     Ok(format!("{tally:?}"))
-}
-
-pub(crate) fn mixed_raw_vxlan(ground: &mut Ground<'_>) -> Result<String> {
-    mixed_raw(ground, "overlay: VXLAN", [Plane::Kernel, Plane::Userspace])
-}
-
-pub(crate) fn mixed_raw_vxlan_reversed(ground: &mut Ground<'_>) -> Result<String> {
-    mixed_raw(ground, "overlay: VXLAN", [Plane::Userspace, Plane::Kernel])
-}
-
-pub(crate) fn mixed_raw_ipip(ground: &mut Ground<'_>) -> Result<String> {
-    mixed_raw(ground, "overlay: IPIP", [Plane::Kernel, Plane::Userspace])
-}
-
-pub(crate) fn mixed_vxlan(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: VXLAN", [Plane::Kernel, Plane::Userspace])
-}
-
-pub(crate) fn mixed_vxlan_reversed(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: VXLAN", [Plane::Userspace, Plane::Kernel])
-}
-
-pub(crate) fn mixed_ipip(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: IPIP", [Plane::Kernel, Plane::Userspace])
-}
-
-pub(crate) fn mixed_ipip_reversed(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: IPIP", [Plane::Userspace, Plane::Kernel])
 }
 
 /// Integrity alone: packets can be read, but each is in an SA.
@@ -264,18 +245,6 @@ pub(crate) fn native(ground: &mut Ground<'_>) -> Result<String> {
     tally.only_raw_esp()?;
     all_are(&states, "tunnel")?;
     Ok(format!("{tally:?}"))
-}
-
-pub(crate) fn mixed_native(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: None", [Plane::Kernel, Plane::Userspace])
-}
-
-pub(crate) fn mixed_native_reversed(ground: &mut Ground<'_>) -> Result<String> {
-    mixed(ground, "overlay: None", [Plane::Userspace, Plane::Kernel])
-}
-
-pub(crate) fn mixed_raw_native(ground: &mut Ground<'_>) -> Result<String> {
-    mixed_raw(ground, "overlay: None", [Plane::Kernel, Plane::Userspace])
 }
 
 fn all_are(states: &[State], mode: &str) -> Result<()> {

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use espalier_e2e::{Mode, exchange, on_path, until};
+use espalier_e2e::{Mode, Plane, exchange, on_path, until};
 
+use super::forms::have;
 use crate::ground::{Ground, Populated};
 use crate::load::{Load, nothing_clear};
 use crate::tap::Tap;
@@ -92,9 +93,16 @@ fn next_spi(on: &mut Populated, peer: u8, seen: &mut BTreeSet<u32>) -> Result<()
     Ok(())
 }
 
-/// Disabled, Required and back under load.
-pub(crate) fn toggles(ground: &mut Ground<'_>) -> Result<String> {
-    let mesh = ground.prepare(2, Mode::Disabled, &[])?;
+/// Disabled, Required and back under load; `planes`: a pair of these.
+pub(crate) fn toggles(
+    ground: &mut Ground<'_>,
+    spec: &[&str],
+    planes: Option<[Plane; 2]>,
+) -> Result<String> {
+    let mut mesh = ground.prepare(2, Mode::Disabled, spec)?;
+    if let Some(planes) = planes {
+        have(&mut mesh, planes);
+    }
     let mut on = ground.populate(mesh)?;
     on.all(|peer| on_path(peer, "Clear"))?;
     let load = Load::start(&on)?;

@@ -13,6 +13,7 @@ mod reader;
 mod shapes;
 
 use anyhow::Result;
+use espalier_e2e::Plane;
 
 use crate::ground::Ground;
 use crate::matrix::{Case, Set};
@@ -41,31 +42,60 @@ const fn named(name: &'static str, run: Run) -> Case {
     of(Set::Named, name, run)
 }
 
+/// Data planes of the two nodes; the first has the lower identity.
+const KERNEL_FIRST: [Plane; 2] = [Plane::Kernel, Plane::Userspace];
+const USERSPACE_FIRST: [Plane; 2] = [Plane::Userspace, Plane::Kernel];
+const NATIVE: &[&str] = &["overlay: None"];
+
 /// All of them; the slow ones first, the others fill their waits.
 pub(crate) const ALL: &[Case] = &[
     core("rekeys", life::rekeys),
     once("esp_dropped_falls_back_to_udp", forms::esp_dropped),
     once("agent_killed_ten_times", faults::agent_killed_ten_times),
-    core("toggles", life::toggles),
+    core("toggles", |on| life::toggles(on, &[], None)),
+    core("toggles_native", |on| life::toggles(on, NATIVE, None)),
+    core("toggles_mixed", |on| {
+        life::toggles(on, &[], Some(KERNEL_FIRST))
+    }),
+    core("toggles_mixed_native", |on| {
+        life::toggles(on, NATIVE, Some(KERNEL_FIRST))
+    }),
     core("basic", life::basic),
     core("dataplane_killed", faults::dataplane_killed),
     core("reboot", faults::reboot),
     core("states_flushed_under_load", faults::flushed_under_load),
     core("udp", forms::udp),
     core("ipip_udp", forms::ipip_udp),
-    core("mixed_vxlan_kernel_first", forms::mixed_vxlan),
-    core("mixed_vxlan_userspace_first", forms::mixed_vxlan_reversed),
-    core("mixed_ipip_kernel_first", forms::mixed_ipip),
-    core("mixed_ipip_userspace_first", forms::mixed_ipip_reversed),
-    core("mixed_native_kernel_first", forms::mixed_native),
-    core("mixed_native_userspace_first", forms::mixed_native_reversed),
-    core("mixed_raw_native_kernel_first", forms::mixed_raw_native),
-    core("mixed_raw_vxlan_kernel_first", forms::mixed_raw_vxlan),
-    core(
-        "mixed_raw_vxlan_userspace_first",
-        forms::mixed_raw_vxlan_reversed,
-    ),
-    core("mixed_raw_ipip_kernel_first", forms::mixed_raw_ipip),
+    core("mixed_vxlan_kernel_first", |on| {
+        forms::mixed(on, "overlay: VXLAN", KERNEL_FIRST)
+    }),
+    core("mixed_vxlan_userspace_first", |on| {
+        forms::mixed(on, "overlay: VXLAN", USERSPACE_FIRST)
+    }),
+    core("mixed_ipip_kernel_first", |on| {
+        forms::mixed(on, "overlay: IPIP", KERNEL_FIRST)
+    }),
+    core("mixed_ipip_userspace_first", |on| {
+        forms::mixed(on, "overlay: IPIP", USERSPACE_FIRST)
+    }),
+    core("mixed_native_kernel_first", |on| {
+        forms::mixed(on, "overlay: None", KERNEL_FIRST)
+    }),
+    core("mixed_native_userspace_first", |on| {
+        forms::mixed(on, "overlay: None", USERSPACE_FIRST)
+    }),
+    core("mixed_raw_vxlan_kernel_first", |on| {
+        forms::mixed_raw(on, "overlay: VXLAN", KERNEL_FIRST)
+    }),
+    core("mixed_raw_vxlan_userspace_first", |on| {
+        forms::mixed_raw(on, "overlay: VXLAN", USERSPACE_FIRST)
+    }),
+    core("mixed_raw_ipip_kernel_first", |on| {
+        forms::mixed_raw(on, "overlay: IPIP", KERNEL_FIRST)
+    }),
+    core("mixed_raw_native_kernel_first", |on| {
+        forms::mixed_raw(on, "overlay: None", KERNEL_FIRST)
+    }),
     core("ah", forms::ah),
     core("gmac", forms::gmac),
     core("chacha20_poly1305", forms::chacha),

@@ -15,6 +15,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -380,6 +381,53 @@ pub(crate) fn assert_pods_talk(a: &Node, b: &Node, text: &[u8]) {
         from.pod.send(pod(to.number), text);
         assert_eq!(to.pod.receive(), (text.to_vec(), pod(from.number).ip()));
     }
+}
+
+/// Node 1, which sends to node 2's pod without pause, is brought from Disabled to Required and back by `apply`, many times. A moment
+/// without a route would answer "unreachable", one with a block "not permitted".
+pub(crate) fn switch_under_load(
+    a: &mut Node,
+    mut desired: Desired,
+    clear_device: &str,
+    apply: impl Fn(&mut Node, &Desired),
+) {
+    a.apply(&desired);
+    let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let socket = a
+        .netns
+        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap())
+        .unwrap();
+    let flow = || -> io::Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            socket.send_to(b"flow", pod(2))?;
+            sent.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let flow = scope.spawn(flow);
+        for step in 0..120_usize {
+            let so_far = sent.load(Ordering::Relaxed);
+            // Disabled → both accepted → encrypted, still accepting → enforced, and back.
+            let order = [0, 1, 2, 3, 2, 1][step % 6];
+            desired.deny_clear = order >= 1;
+            let peer = desired.peers.get_mut(&name(2)).unwrap();
+            let (path, device) = match order {
+                0 | 1 => (RoutePath::Clear, clear_device),
+                _ => (RoutePath::Encrypted, TUN),
+            };
+            (peer.path, peer.accept_clear) = (path, order < 3);
+            apply(a, &desired);
+            assert_eq!(a.device_to("10.244.2.2").as_deref(), Some(device));
+            while sent.load(Ordering::Relaxed) < so_far + 50 && !flow.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let flow = flow.join().unwrap();
+        flow.expect("every packet has a way at every moment");
+    });
+    assert!(sent.load(Ordering::Relaxed) >= 6000);
 }
 
 pub(crate) fn ip(netns: &Netns, args: &str) -> String {
