@@ -1,7 +1,7 @@
 //! What the nodes of the mesh say of themselves.
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::ground::Ground;
 
@@ -15,10 +15,16 @@ pub(super) enum Mode {
 
 /// Patches the policy and waits until every node is there.
 pub(super) fn switch(ground: &Ground<'_>, mode: Mode) -> Result<()> {
-    let patch = format!("{{\"spec\":{{\"mode\":\"{mode:?}\"}}}}");
+    set(ground, "mode", &format!("{mode:?}"))?;
+    settled(ground, mode)
+}
+
+/// Patches a field of the policy's spec.
+pub(super) fn set(ground: &Ground<'_>, field: &str, value: &str) -> Result<()> {
+    let patch = json!({"spec": {field: value}}).to_string();
     let name = ["patch", "encryptionpolicy", "default"];
     ground.kubectl(&[&name[..], &["--type=merge", "-p", &patch]].concat())?;
-    settled(ground, mode)
+    Ok(())
 }
 
 /// Waits until every node has the policy as it is now, is ready, and does what `mode` wants.
@@ -132,8 +138,6 @@ pub(super) fn no_problems(ground: &Ground<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

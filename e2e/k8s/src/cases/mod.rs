@@ -107,6 +107,11 @@ pub(crate) const ALL: &[Case] = &[
         traffic::toggle,
     ),
     installed(
+        "native_routing",
+        "`overlay: None`: pods, Services and hosts as before, and all modes under load: nothing lost",
+        traffic::native,
+    ),
+    installed(
         "agents_deleted",
         "all agent pods deleted under load: nothing lost",
         restarts::agents_deleted,

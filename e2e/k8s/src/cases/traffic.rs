@@ -197,6 +197,20 @@ pub(super) fn toggle(ground: &mut Ground<'_>) -> Result<String> {
     Ok(format!("{}; {during} in clear before", times.join(", ")))
 }
 
+/// Everything once more without an overlay.
+pub(super) fn native(ground: &mut Ground<'_>) -> Result<String> {
+    mesh::set(ground, "overlay", "None")?;
+    mesh::settled(ground, Mode::Required)?;
+    for case in [pods, services, host_to_pod, pod_to_host, pod_to_outside] {
+        case(ground)?;
+    }
+    let said = toggle(ground)?;
+    mesh::set(ground, "overlay", "VXLAN")?;
+    mesh::settled(ground, Mode::Required)?;
+    all_exchange(&ground.pods("app=peer")?)?;
+    Ok(said)
+}
+
 /// Between each two pods, both ways.
 pub(super) fn all_exchange(pods: &[Pod]) -> Result<()> {
     for (i, a) in pods.iter().enumerate() {
