@@ -78,7 +78,7 @@ fn s2_bare_packets_of_pods_come_in_only_where_clear_does() {
         }
         let lacking = kernel_lacks_nf_tables()?;
         mesh.await_status(1, "a note where there is no guard", |status| {
-            let note = |note: &String| note.contains("overlay None") && note.contains("nf_tables");
+            let note = |note: &String| note.contains("overlay None: this kernel has no nf_tables");
             let said = status.notes.iter().any(note);
             let differs = || format!("said: {said}, so it is: {lacking}");
             (said == lacking).then_some(()).ok_or_else(differs)

@@ -144,6 +144,7 @@ impl Difference {
 impl Overlay {
     /// Brings the kernel in line as [`Overlay::apply`] does, but where only paths and states of peers differ from what was
     /// applied last, it writes just that and reads nothing: a new outbound state is one message, however many peers there are.
+    /// (With native routing by a TUN, other peers whose clear packets are accepted are a table of nf_tables, written anew.)
     /// What others have changed meanwhile stays as it is until the next [`Overlay::apply`], which must follow at start, from
     /// time to time, and after events were lost. Anything else that differs, and any failure, makes this an apply.
     ///
@@ -158,12 +159,8 @@ impl Overlay {
             return self.apply(desired);
         };
         let difference = Difference::of(&remembered, &changed);
-        let guard = guard::wanted(desired);
-        let new = guard.as_ref().filter(|_| guard != remembered.guard);
-        match new.map_or(Ok(true), |guard| self.guard.put(guard)) {
-            Ok(true) => {}
-            // Routing rules stand in for it, or it was refused.
-            Ok(false) | Err(_) => return self.apply(desired),
+        if !self.put_guard(&mut remembered.guard, desired) {
+            return self.apply(desired);
         }
         if let Err(e) = self.carry_out(difference, desired.deny_clear) {
             debug!(error = %e, "writing the differences failed; reading all");
@@ -176,7 +173,6 @@ impl Overlay {
         for (name, peer) in changed {
             remembered.desired.peers.insert(name.clone(), peer.clone());
         }
-        remembered.guard = guard;
         let (pod_mtu, note) = (remembered.pod_mtu, remembered.note.clone());
         self.applied = Some(remembered);
         Ok(Applied {
@@ -184,6 +180,21 @@ impl Overlay {
             pod_mtu,
             note,
         })
+    }
+
+    /// False: routing rules have to change with it, or it was refused.
+    fn put_guard(&mut self, there: &mut Option<Guard>, desired: &Desired) -> bool {
+        let Some(old) = there else { return true };
+        let Some(new) = guard::wanted(desired, old.underlay.as_deref()) else {
+            return false;
+        };
+        if *old == new {
+            return true;
+        }
+        let same_rules = old.accepted.is_empty() == new.accepted.is_empty();
+        let put = same_rules && self.guard.put(&new).unwrap_or(false);
+        *old = new;
+        put
     }
 
     /// In the order of a full apply.

@@ -51,8 +51,8 @@ pub enum Error {
     /// The kernel does not take the guard of native routing with the userspace data plane. The node must not be ready.
     #[error(
         "this node cannot tell pods' clear packets from opened ones, because the kernel refused nf_tables rules: {source}. Native \
-         routing (overlay: None) with the userspace data plane needs CONFIG_NF_TABLES_INET (modprobe nf_tables) and CAP_NET_ADMIN; \
-         or use overlay VXLAN or IPIP. Until then pairs that are encrypted are blocked, and the node is not ready"
+         routing (overlay: None) with the userspace data plane needs CAP_NET_ADMIN for them; or use overlay \
+         VXLAN or IPIP. Until then pairs that are encrypted are blocked, and the node is not ready"
     )]
     CannotGuard {
         /// The refusal.

@@ -1,15 +1,16 @@
 //! What native routing with the userspace data plane refuses. Pods' packets come in by the underlay as they are, or out of the TUN
-//! when they were opened. Policies cannot tell the one from the other; rules of nf_tables can. Where a kernel has none, routing rules
-//! do it for what is forwarded.
+//! when they were opened. Policies cannot tell the one from the other; rules of nf_tables can, and routing rules can for what is
+//! forwarded: these stand in where a kernel has no nf_tables, and beside them as long as no clear packets are accepted, for the case
+//! that somebody flushes them.
 
 use std::os::fd::OwnedFd;
 
-use espalier_netlink::{GUARD_TABLE, Guard, Socket};
+use espalier_netlink::{GUARD_TABLE, Guard, Link, Rule, Socket};
 use ipnet::IpNet;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::{
-    Desired, Engine, Error, Framing,
+    Desired, Engine, Error, Framing, devices,
     nftables::{self, Nftables},
     plan::{self, Owners},
     policies::pairs_of,
@@ -29,18 +30,33 @@ pub(crate) fn only_way_in(desired: &Desired) -> Option<&str> {
     }
 }
 
-/// The guard that should be there.
-pub(crate) fn wanted(desired: &Desired) -> Option<Guard> {
-    let device = only_way_in(desired).filter(|_| desired.deny_clear)?;
+/// The guard that should be there; `underlay` is the interface that has the node's address.
+pub(crate) fn wanted(desired: &Desired, underlay: Option<&str>) -> Option<Guard> {
+    let tun = only_way_in(desired).filter(|_| desired.deny_clear)?;
+    // Devices of other framings are not there now. Should an agent that knows of no guard come and make them, what comes out of
+    // them is its concern.
+    let others = devices::OURS.iter();
+    let others = others.filter(|(framing, ..)| *framing != Framing::Native);
+    let others = others.map(|(_, name, _)| *name);
     Some(Guard {
         refused: pairs_of(&desired.cluster_cidrs, &desired.pod_cidrs).collect(),
-        device: device.to_owned(),
+        devices: [tun].into_iter().chain(others).map(str::to_owned).collect(),
         own: desired.pod_cidrs.iter().map(IpNet::trunc).collect(),
         accepted: accepted(desired, &plan::owners(desired)),
+        underlay: underlay.map(str::to_owned),
     })
 }
 
-/// Of peers that may send clear packets, neighbours joined: few rules, however many peers there are.
+/// The routing rules that stand beside it, or, without `tables`, in its place.
+pub(crate) fn rules(guard: &Guard, underlay: Option<&Link>, tables: bool) -> Vec<Rule> {
+    // With nf_tables no packet of the host has to pass a rule for each accepted peer.
+    match underlay.filter(|_| guard.accepted.is_empty() || !tables) {
+        Some(underlay) => plan::guard_rules(guard, underlay),
+        None => Vec::new(),
+    }
+}
+
+/// Of peers that may send clear packets, neighbours joined.
 fn accepted(desired: &Desired, owners: &Owners<'_>) -> Vec<IpNet> {
     let same_family = |remote: std::net::IpAddr| remote.is_ipv4() == desired.local.is_ipv4();
     let accepting = desired
@@ -65,9 +81,17 @@ impl Guarding {
         self.tables.writes()
     }
 
-    /// Puts the rules there, all in one transaction. False: this kernel has no nf_tables.
+    /// Puts the table there, all in one transaction. False: this kernel has no nf_tables.
     pub(crate) fn put(&mut self, guard: &Guard) -> Result<bool, Error> {
-        match self.tables.counted(|socket| socket.put_guard(guard)) {
+        let mut put = self.tables.counted(|socket| socket.put_guard(guard));
+        if let Err(e) = put.as_ref()
+            && !nftables::lacks(e)
+        {
+            debug!(error = %e, "guard: trying again");
+            self.tables.reopen();
+            put = self.tables.counted(|socket| socket.put_guard(guard));
+        }
+        match put {
             Ok(written) => {
                 if written {
                     info!(accepted = guard.accepted.len(), "guard brought in line");
@@ -85,19 +109,33 @@ impl Guarding {
         Ok(nftables::none_is_fine(removed)?)
     }
 
+    /// Where there should be none. It fails no apply, since nothing that is secret or closed depends on it: what is wrong is given in
+    /// words.
+    pub(crate) fn leave(&mut self) -> Option<String> {
+        let error = self.remove().err()?;
+        self.tables.reopen();
+        warn!(%error, "looking for a guard that is to go");
+        Some(format!(
+            "guard: {error}; should {} be there still, clear packets of pods are dropped. Trying again",
+            in_words()
+        ))
+    }
+
     /// Whose clear packets a guard lets in that is there in full.
-    pub(crate) fn accepts(&mut self) -> Result<Option<Vec<IpNet>>, Error> {
+    pub(crate) fn accepts(&mut self) -> Option<Vec<IpNet>> {
         let found = self.tables.counted(Socket::guard_accepts);
-        Ok(nftables::none_is_fine(found)?)
+        nftables::none_is_fine(found).unwrap_or_else(|error| {
+            warn!(%error, "looking for a guard; none is found");
+            self.tables.reopen();
+            None
+        })
     }
 }
 
-/// Where routing rules stand in for it.
-pub(crate) fn note() -> String {
-    "overlay None: this kernel has no nf_tables; clear packets from pod addresses are refused on their way to pods, and not where \
-     they are for this node's own address among its pods (modprobe nf_tables, or overlay VXLAN or IPIP)"
-        .to_owned()
-}
+/// Where routing rules alone stand in for it.
+pub(crate) const NOTE: &str = "overlay None: this kernel has no nf_tables for both IP families (CONFIG_NF_TABLES_INET, modprobe \
+    nf_tables): clear packets from pod addresses are refused on their way from the underlay interface to pods, and neither by other \
+    interfaces nor where they are for this node's own address among its pods; or use overlay VXLAN or IPIP";
 
 /// What is removed, in words.
 pub(crate) fn in_words() -> String {
@@ -127,11 +165,11 @@ mod tests {
     #[test]
     fn clear_packets_of_neighbours_are_accepted_by_one_rule() {
         let mut desired = native();
-        assert_eq!(wanted(&desired).unwrap().accepted, []);
+        assert_eq!(wanted(&desired, Some("eth0")).unwrap().accepted, []);
         for name in ["b", "c"] {
             desired.peers.get_mut(name).unwrap().accept_clear = true;
         }
-        let guard = wanted(&desired).unwrap();
+        let guard = wanted(&desired, Some("eth0")).unwrap();
         assert_eq!(guard.accepted, ["10.244.2.0/23".parse().unwrap()]);
         let refused = (
             "10.244.0.0/16".parse().unwrap(),
@@ -176,7 +214,7 @@ mod tests {
             let mut overlay = with_guard_in(path_alone.unwrap());
             for _ in 0..2 {
                 let error = overlay.apply(&desired).unwrap_err().to_string();
-                assert!(error.contains("modprobe nf_tables"), "{error}");
+                assert!(error.contains("nf_tables rules"), "{error}");
             }
             let policies = ip("xfrm policy");
             assert!(policies.contains(BLOCK), "{policies}");
@@ -221,9 +259,16 @@ mod tests {
             let rules = ip("rule");
             assert!(rules.contains(&accepted("10.244.3.0/24")), "{rules}");
             assert!(!rules.contains(&accepted("10.244.5.0/24")), "{rules}");
+            // Beside nf_tables they stand while nobody is accepted.
             overlay.guard = Guarding::new(None);
             assert!(overlay.apply(&desired).unwrap().note.is_none());
             assert!(!ip("rule").contains(refused));
+            for (clear, beside) in [(false, true), (true, false), (false, true)] {
+                desired.peers.get_mut("c").unwrap().accept_clear = clear;
+                overlay.apply_changes(&desired).unwrap();
+                assert_eq!(overlay.apply(&desired).unwrap().writes, 0);
+                assert_eq!(ip("rule").contains(refused), beside);
+            }
         });
     }
 
@@ -243,7 +288,7 @@ mod tests {
         vxlan.framing = Framing::Vxlan;
         kernel.engine = Engine::Kernel;
         for desired in [open, vxlan, kernel] {
-            assert_eq!(wanted(&desired), None, "{desired:?}");
+            assert_eq!(wanted(&desired, None), None, "{desired:?}");
         }
     }
 }

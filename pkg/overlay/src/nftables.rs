@@ -26,6 +26,11 @@ impl Nftables {
         self.writes
     }
 
+    /// The next work begins with another socket.
+    pub(crate) fn reopen(&mut self) {
+        self.socket = None;
+    }
+
     pub(crate) fn counted<T>(
         &mut self,
         work: impl FnOnce(&mut Socket<Netfilter>) -> Result<T, Error>,
@@ -53,7 +58,8 @@ pub(crate) fn none_is_fine<T: Default>(found: Result<T, Error>) -> Result<T, Err
     }
 }
 
-/// EPROTONOSUPPORT: no netfilter; EINVAL: no nf_tables; EOPNOTSUPP and ENOENT: no NAT in it.
+/// EPROTONOSUPPORT: no netfilter; EINVAL: no nf_tables; EOPNOTSUPP and ENOENT: not what is asked of them, such as one table for both IP
+/// families, or NAT.
 pub(crate) fn lacks(e: &Error) -> bool {
     use Errno::{EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
     matches!(

@@ -92,7 +92,7 @@ impl Overlay {
 
     /// Whose clear packets a guard lets in: nf_tables, or the routing rules that stand in for them.
     fn guard_found(&mut self) -> Result<Option<Vec<IpNet>>, Error> {
-        if let Some(accepted) = self.guard.accepts()? {
+        if let Some(accepted) = self.guard.accepts() {
             return Ok(Some(accepted));
         }
         let rules = self.own_rules()?.into_iter();

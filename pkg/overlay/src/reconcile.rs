@@ -84,24 +84,41 @@ impl Overlay {
         self.applied = None;
         let before = self.writes();
         let underlay = self.route.link_by_address(desired.local)?;
-        let guard = guard::wanted(desired);
-        let guarding = self.guard_by(guard.as_ref(), underlay.as_ref());
-        let without;
-        let desired = match &guarding {
-            Ok(_) => desired,
-            // Policies close what it would have told apart.
-            Err(_) => {
-                without = desired.without_engine();
-                &without
+        let guard = guard::wanted(desired, underlay.as_ref().map(|link| link.name.as_str()));
+        let (rules, guard_note) = match self.guard_by(guard.as_ref(), underlay.as_ref()) {
+            Ok(guarded) => guarded,
+            Err(e) => {
+                // Policies close what it would have told apart.
+                self.bring(&desired.without_engine(), underlay.as_ref(), &[])?;
+                return Err(e);
             }
         };
+        let (devices, pod_mtu, note) = self.bring(desired, underlay.as_ref(), &rules)?;
+        let left = guard.is_none().then(|| self.guard.leave()).flatten();
+        let notes: Vec<String> = guard_note.into_iter().chain(left).chain(note).collect();
+        let done = Applied {
+            writes: self.writes() - before,
+            pod_mtu,
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
+        };
+        self.applied = Some(Remembered::new(desired, devices, guard, &done));
+        Ok(done)
+    }
+
+    /// All but the guard, beside which these routing rules stand. Gives the pod MTU, and a note.
+    fn bring(
+        &mut self,
+        desired: &Desired,
+        underlay: Option<&Link>,
+        beside: &[Rule],
+    ) -> Result<(Devices, u32, Option<String>), Error> {
         let refused = self.refuse(desired);
         // Before the routes: of a connection the first packet decides.
         let note = self.nat.settle(desired);
-        let guarded = self.spd.exists().unwrap_or(true);
-        let mut wanted = policies::wanted(desired, underlay.as_ref().map(|l| l.index));
+        let has_policies = self.spd.exists().unwrap_or(true);
+        let mut wanted = policies::wanted(desired, underlay.map(|link| link.index));
         // Without policies routing rules close the way to external networks.
-        wanted.retain(|policy| guarded || !policies::is_external(policy));
+        wanted.retain(|policy| has_policies || !policies::is_external(policy));
         let mut stale = match self.spd.install(&wanted) {
             Ok(stale) => stale,
             Err(e) => {
@@ -109,10 +126,6 @@ impl Overlay {
                 self.withdraw(desired, false)?;
                 return Err(e);
             }
-        };
-        let unguarded = match guard {
-            Some(_) => Ok(false),
-            None => self.guard.remove(),
         };
         if !desired.deny_clear {
             // What no route may wait for; policies that protect stay until nothing is sent by them.
@@ -122,30 +135,24 @@ impl Overlay {
             self.spd.remove(blocks, false)?;
             stale = others;
         }
-        let instead = guarding.as_deref().unwrap_or_default();
-        let bare = self.rules(desired, underlay.as_ref(), guarded, instead);
-        let opened = self.paths(desired, underlay.as_ref());
+        let mut rules = plan::bare_rules(desired, underlay);
+        rules.extend_from_slice(beside);
+        if !has_policies {
+            rules.extend(plan::external_rules(desired));
+        }
+        let bare = self.rules(&rules);
+        let opened = self.paths(desired, underlay);
         if opened.is_err() {
             self.withdraw(desired, true)?;
         }
         let closed = self.spd.remove(stale, desired.deny_clear);
-        let instead = guarding?;
-        unguarded?;
         refused?;
         bare?;
         let (devices, pod_mtu) = opened?;
         closed?;
         self.drop_refusals(desired)?;
         devices::drop_others(&mut self.route, desired.framing)?;
-        let stands_in = (!instead.is_empty()).then(guard::note);
-        let notes: Vec<String> = stands_in.into_iter().chain(note).collect();
-        let done = Applied {
-            writes: self.writes() - before,
-            pod_mtu,
-            note: (!notes.is_empty()).then(|| notes.join("; ")),
-        };
-        self.applied = Some(Remembered::new(desired, devices, guard, &done));
-        Ok(done)
+        Ok((devices, pod_mtu, note))
     }
 
     pub(crate) fn writes(&self) -> usize {
@@ -170,22 +177,20 @@ impl Overlay {
         self.del_routes(stale.map(|o| o.route).collect())
     }
 
-    /// Puts the guard there before anything is opened. Gives the routing rules that stand in for it where there are no nf_tables.
+    /// Puts the guard there before anything is opened. Gives the routing rules that stand beside it, and a note where they stand alone.
     fn guard_by(
         &mut self,
         guard: Option<&Guard>,
         underlay: Option<&Link>,
-    ) -> Result<Vec<Rule>, Error> {
+    ) -> Result<(Vec<Rule>, Option<String>), Error> {
         let Some(guard) = guard else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         };
-        if self.guard.put(guard)? {
-            return Ok(Vec::new());
-        }
-        let instead = underlay.map_or(Vec::new(), |link| plan::guard_rules(guard, link));
+        let tables = self.guard.put(guard)?;
+        let rules = guard::rules(guard, underlay, tables);
         let there = self.own_rules()?;
-        self.add_rules(&instead, &there)?;
-        Ok(instead)
+        self.add_rules(&rules, &there)?;
+        Ok((rules, (!tables).then(|| guard::NOTE.to_owned())))
     }
 
     fn add_rules(&mut self, wanted: &[Rule], there: &[Rule]) -> Result<(), Error> {
@@ -197,22 +202,10 @@ impl Overlay {
         Ok(())
     }
 
-    /// Pod packets that come in by the underlay as they are, outside of the overlay, are nobody's: policies cannot tell where
-    /// a forwarded packet came in, rules can. `guarded`: the kernel has policies at all; `instead`: those of [`Self::guard_by`].
-    fn rules(
-        &mut self,
-        desired: &Desired,
-        underlay: Option<&Link>,
-        guarded: bool,
-        instead: &[Rule],
-    ) -> Result<(), Error> {
-        let mut wanted = plan::bare_rules(desired, underlay);
-        wanted.extend_from_slice(instead);
-        if !guarded {
-            wanted.extend(plan::external_rules(desired));
-        }
+    /// These are there, and no others of ours: policies cannot tell where a forwarded packet came in, rules can.
+    fn rules(&mut self, wanted: &[Rule]) -> Result<(), Error> {
         let there = self.own_rules()?;
-        self.add_rules(&wanted, &there)?;
+        self.add_rules(wanted, &there)?;
         let stale = there.into_iter().filter(|rule| !wanted.contains(rule));
         self.del_rules(stale.collect())
     }

@@ -6,8 +6,8 @@ use tracing::warn;
 use crate::{Error, Overlay, devices, guard, masquerade, observe::Through};
 
 impl Overlay {
-    /// For uninstalling: removes our devices and all routes, rules, policies and the nf_tables table of ours, and nothing else. The TUN belongs to the
-    /// data plane, pods' routes to the CNI plugin, and `ip_forward` to the node. Gives a line about each that was removed.
+    /// For uninstalling: removes our devices and all routes, rules, policies and nf_tables tables of ours, and nothing else. The TUN belongs to the
+    /// data plane, pods' routes to the CNI plugin, and `ip_forward` and the underlay's `rp_filter` to the node. Gives a line about each that was removed.
     ///
     /// # Errors
     /// Everything that could not be removed; the rest is.

@@ -84,6 +84,11 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
+fn nft(node: &Node, words: &str) {
+    let mut command = std::process::Command::new("nft");
+    node.netns.output(command.args(words.split(' '))).unwrap();
+}
+
 fn v6(node: u8, host: u16) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0x10, node.into(), 0, 0, 0, 0, host).into()
 }
@@ -94,78 +99,205 @@ fn first(socket: &UdpSocket) -> Vec<u8> {
     buffer[..length].to_vec()
 }
 
+/// Node 2 is an intruder's host. What it sends arrives where clear is let in, and no longer where it is not; `again` by another way.
+struct Intrusion {
+    a: Node,
+    desired: Desired,
+    sent_by: Vec<(UdpSocket, SocketAddr)>,
+    heard_by: Vec<UdpSocket>,
+}
+
+impl Intrusion {
+    fn arrives(&mut self) {
+        self.desired.deny_clear = false;
+        self.a.settle(&self.desired);
+        self.send();
+        for socket in &self.heard_by {
+            let mut buffer = [0; 64];
+            let heard = socket.recv(&mut buffer);
+            let length = heard.unwrap_or_else(|e| panic!("{:?}: {e}", socket.local_addr()));
+            assert_eq!(&buffer[..length], INTRUDER);
+        }
+    }
+
+    fn is_refused(&mut self) {
+        self.desired.deny_clear = true;
+        self.a.settle(&self.desired);
+        self.is_refused_still();
+    }
+
+    fn is_refused_still(&self) {
+        (0..10).for_each(|_| self.send());
+        // On one machine a packet has arrived long before.
+        std::thread::sleep(Duration::from_millis(200));
+        for socket in &self.heard_by {
+            socket.set_nonblocking(true).unwrap();
+            let heard = socket.recv(&mut [0; 64]);
+            assert!(heard.is_err(), "{:?} heard it", socket.local_addr());
+            socket.set_nonblocking(false).unwrap();
+        }
+    }
+
+    fn send(&self) {
+        for (socket, to) in &self.sent_by {
+            socket.send_to(INTRUDER, to).unwrap();
+        }
+    }
+}
+
+const INTRUDER: &[u8] = b"intruder";
+/// The node's own address among its pods.
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1));
+
+fn bound(netns: &espalier_testnet::Netns, to: SocketAddr) -> UdpSocket {
+    let socket = netns.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    socket
+}
+
+/// To a pod and to its node, in IPv4 and to a pod in IPv6: from a peer's pod.
+fn intrusion(wire: &Wire) -> Intrusion {
+    let (mut a, mut b) = (Node::new(wire, 1), Node::new(wire, 2));
+    let mut desired = native(&a, &[2], RoutePath::Encrypted);
+    a.add_v6_pods(&mut desired, 2);
+    desired.deny_clear = false;
+    a.settle(&desired);
+    a.give_v6_address();
+    open(&mut b, &[1]);
+    a.ip("addr add 2001:db8::1/64 dev eth0 nodad");
+    b.ip("addr add 2001:db8::2/64 dev eth0 nodad");
+    // Of the question who has the next hop.
+    b.ip("addr add fe80::2/64 dev eth0 nodad");
+    b.ip("addr add fd00:10:2::2/128 dev lo nodad");
+    b.ip("route add fd00:10:1::/64 via 2001:db8::1 src fd00:10:2::2");
+    let ports = [PORT + 1, PORT + 2, PORT + 3];
+    let to = [
+        (pod(1).ip(), ports[0]).into(),
+        (HOST, ports[1]).into(),
+        (v6(1, 2), ports[2]).into(),
+    ];
+    let heard_by = [&a.pod.netns, &a.netns, &a.pod.netns].into_iter().zip(to);
+    let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, 0).into();
+    let from = [bound(&b.pod.netns, any), bound(&b.pod.netns, any)];
+    let from = from
+        .into_iter()
+        .chain([bound(&b.netns, (v6(2, 2), 0).into())]);
+    Intrusion {
+        heard_by: heard_by.map(|(netns, to)| bound(netns, to)).collect(),
+        sent_by: from.zip(to).collect(),
+        a,
+        desired,
+    }
+}
+
 #[test]
 fn s2_clear_packets_are_refused_and_opened_ones_come_in() {
     isolated(
         "s2_clear_packets_are_refused_and_opened_ones_come_in",
         || {
-            let mut wire = Wire::new();
-            let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
-            let plane = tun(&a);
-            let mut desired = native(&a, &[2], RoutePath::Encrypted);
-            a.add_v6_pods(&mut desired, 2);
-            a.settle(&desired);
-            a.give_v6_address();
-            open(&mut b, &[1]);
-            let host: SocketAddr = (Ipv4Addr::new(10, 244, 1, 1), PORT).into();
-            let own = a.netns.run(|| UdpSocket::bind(host)).unwrap().unwrap();
-            own.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            let six = a.pod.udp(&format!("[{}]:{PORT}", v6(1, 2)));
-
-            let before = wire.seen();
-            for _ in 0..10 {
-                b.pod.send(pod(1), b"intruder");
-                b.pod.send(host, b"intruder");
+            let wire = Wire::new();
+            let mut intrusion = intrusion(&wire);
+            let plane = tun(&intrusion.a);
+            intrusion.arrives();
+            intrusion.is_refused();
+            // What the data plane has opened comes in by the TUN.
+            let from = [pod(2).ip(), pod(2).ip(), v6(2, 2)];
+            for (socket, from) in intrusion.heard_by.iter().zip(from) {
+                let to = socket.local_addr().unwrap();
+                plane.send(&opened(from, to, b"opened")).unwrap();
+                assert_eq!(first(socket), b"opened");
             }
-            assert_eq!(wire.seen().since(&before).clear_between_pods, 20);
-            b.ip("addr add 2001:db8::2/64 dev eth0 nodad");
-            a.ip("addr add 2001:db8::1/64 dev eth0 nodad");
-            b.ip("addr add fd00:10:2::2/128 dev lo nodad");
-            b.ip("route add fd00:10:1::/64 via 2001:db8::1 src fd00:10:2::2");
-            let intruder = b
-                .netns
-                .run(|| UdpSocket::bind((v6(2, 2), 0)))
-                .unwrap()
-                .unwrap();
-            intruder.send_to(b"intruder", (v6(1, 2), PORT)).unwrap();
-            // What the data plane has opened by the same way is the first to arrive.
-            std::thread::sleep(Duration::from_millis(100));
-            for (from, to, text) in [
-                (pod(2).ip(), pod(1), &b"a pod's secret opened"[..]),
-                (pod(2).ip(), host, b"opened for the host"),
-                (v6(2, 2), (v6(1, 2), PORT).into(), b"opened in IPv6"),
-            ] {
-                plane.send(&opened(from, to, text)).unwrap();
-            }
-            assert_eq!(a.pod.receive(), (b" opened".to_vec(), pod(2).ip()));
-            assert_eq!(first(&own), b"opened for the host");
-            assert_eq!(first(&six), b"opened in IPv6");
         },
     );
+}
+
+/// `nft flush ruleset` is a thing that people do, and that services do when they are restarted.
+#[test]
+fn s2_a_flushed_guard_is_not_missed_by_pods_and_comes_back() {
+    isolated(
+        "s2_a_flushed_guard_is_not_missed_by_pods_and_comes_back",
+        || {
+            let wire = Wire::new();
+            let mut intrusion = intrusion(&wire);
+            let _plane = tun(&intrusion.a);
+            intrusion.arrives();
+            intrusion.is_refused();
+            nft(&intrusion.a, "flush ruleset");
+            // What is for the node's own address waits for the agent.
+            let host = intrusion.heard_by.remove(1);
+            intrusion.is_refused_still();
+            intrusion.a.apply(&intrusion.desired);
+            let address = host.local_addr().unwrap();
+            drop(host);
+            intrusion.heard_by.push(bound(&intrusion.a.netns, address));
+            intrusion.is_refused_still();
+        },
+    );
+}
+
+/// A Service's address becomes a pod's after the first of the guard's chains. That no peer is accepted would have a routing rule refuse it.
+#[test]
+fn s2_clear_packets_to_a_service_are_refused_too() {
+    isolated("s2_clear_packets_to_a_service_are_refused_too", || {
+        let wire = Wire::new();
+        let (a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+        let _plane = tun(&a);
+        nft(&a, "add table ip services");
+        nft(
+            &a,
+            "add chain ip services arriving { type nat hook prerouting priority -100 ; }",
+        );
+        nft(
+            &a,
+            "add rule ip services arriving ip daddr 10.96.0.10 dnat to 10.244.1.2",
+        );
+        let mut of_b = b.desired(&[1], RoutePath::Clear);
+        // Not by the node's address.
+        (of_b.framing, of_b.masquerade) = (Framing::Native, false);
+        b.settle(&of_b);
+        b.ip("route add 10.96.0.0/16 via 192.0.2.1");
+        let mut desired = native(&a, &[2, 3], RoutePath::Encrypted);
+        accepts(&mut desired, 3, true);
+        let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, 0).into();
+        let service = (Ipv4Addr::new(10, 96, 0, 10), PORT + 1).into();
+        let mut intrusion = Intrusion {
+            heard_by: vec![bound(&a.pod.netns, (pod(1).ip(), PORT + 1).into())],
+            sent_by: vec![(bound(&b.pod.netns, any), service)],
+            a,
+            desired,
+        };
+        intrusion.arrives();
+        intrusion.is_refused();
+    });
 }
 
 #[test]
 fn s2_nobody_comes_in_as_one_of_the_nodes_own_pods() {
     isolated("s2_nobody_comes_in_as_one_of_the_nodes_own_pods", || {
         let wire = Wire::new();
-        let (mut a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
+        let (a, mut b) = (Node::new(&wire, 1), Node::new(&wire, 2));
         let _plane = tun(&a);
-        let mut desired = native(&a, &[2], RoutePath::Clear);
-        a.settle(&desired);
+        for place in ["all", "eth0"] {
+            let key = format!("ipv4/conf/{place}/rp_filter");
+            let off = || espalier_testnet::sysctl(&key, "0");
+            a.netns.run(off).unwrap().unwrap();
+        }
         open(&mut b, &[1]);
         b.ip("addr add 10.244.1.9/32 dev lo");
-        let forged = b
-            .netns
-            .run(|| UdpSocket::bind("10.244.1.9:0"))
-            .unwrap()
-            .unwrap();
-        for _ in 0..10 {
-            forged.send_to(b"a pod's secret forged", pod(1)).unwrap();
-        }
-        b.pod.send(pod(1), b"accepted");
-        assert_eq!(a.pod.receive().0, b"accepted");
-        accepts(&mut desired, 2, false);
-        a.settle(&desired);
+        let from: SocketAddr = (Ipv4Addr::new(10, 244, 1, 9), 0).into();
+        let to = [(pod(1).ip(), PORT + 1).into(), (HOST, PORT + 2).into()];
+        let desired = native(&a, &[2], RoutePath::Clear);
+        a.ip("addr add 10.244.1.1/32 dev lo");
+        let mut intrusion = Intrusion {
+            heard_by: vec![bound(&a.pod.netns, to[0]), bound(&a.netns, to[1])],
+            sent_by: to.map(|to| (bound(&b.netns, from), to)).into(),
+            a,
+            desired,
+        };
+        intrusion.arrives();
+        intrusion.is_refused();
     });
 }
 
@@ -191,9 +323,9 @@ fn a_pair_that_accepts_clear_passes_and_is_found_again() {
             assert!(found.base_block && found.accepting.is_empty());
             assert_eq!(found.accepting_pods, of("10.244.2.0/24"));
 
-            // One transaction of nf_tables: table, chain, the old rules, five new ones.
+            // One transaction of nf_tables: table, two chains, the old rules, seven new ones in each.
             accepts(&mut desired, 3, true);
-            assert_eq!(a.apply_changes(&desired).writes, 7);
+            assert_eq!(a.apply_changes(&desired).writes, 18);
             assert_eq!(a.apply_changes(&desired).writes, 0);
             assert_eq!(a.apply(&desired).writes, 0);
             assert_pods_talk(&a, &c, b"accepted, too");

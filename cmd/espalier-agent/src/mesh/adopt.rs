@@ -30,7 +30,7 @@ fn accepts_clear(kernel: &KernelState, spec: &NodeSpec, remote: IpAddr) -> bool 
     let accepted = |cidr: &IpNet| kernel.accepting_pods.iter().any(|net| net.contains(cidr));
     !kernel.base_block
         || kernel.accepting.contains(&remote)
-        || !kernel.accepting_pods.is_empty() && spec.pod_cidrs.iter().all(accepted)
+        || !spec.pod_cidrs.is_empty() && spec.pod_cidrs.iter().all(accepted)
 }
 
 impl Found {
@@ -220,5 +220,49 @@ impl<D: Dataplane, K: Kernel> Mesh<D, K> {
             }
         }
         dump.sas.retain(|sa| known(&sa.peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pods' networks are what a guard tells, hosts what policies tell.
+    #[test]
+    fn whose_clear_packets_come_in_is_found_by_pods_or_hosts() {
+        let remote: IpAddr = "192.0.2.2".parse().unwrap();
+        let nets = |all: &[&str]| all.iter().map(|net| net.parse().unwrap()).collect();
+        let spec = |pods: &[&str]| NodeSpec {
+            name: "b".to_owned(),
+            uid: None,
+            addresses: vec![remote],
+            pod_cidrs: nets(pods),
+        };
+        let both = spec(&["10.244.2.0/24", "fd00:2::/64"]);
+        let guarded = |accepted: &[&str]| KernelState {
+            base_block: true,
+            accepting_pods: nets(accepted),
+            ..KernelState::default()
+        };
+        for (accepted, comes_in) in [
+            (&["10.244.2.0/23", "fd00:2::/64"][..], true),
+            (&["10.244.2.0/24"], false),
+            (&["10.244.3.0/24", "fd00:2::/64"], false),
+            (&[], false),
+        ] {
+            let found = accepts_clear(&guarded(accepted), &both, remote);
+            assert_eq!(found, comes_in, "{accepted:?}");
+        }
+        assert!(!accepts_clear(
+            &guarded(&["10.0.0.0/8"]),
+            &spec(&[]),
+            remote
+        ));
+        assert!(accepts_clear(&KernelState::default(), &both, remote));
+        let policies = KernelState {
+            accepting: [remote].into(),
+            ..guarded(&[])
+        };
+        assert!(accepts_clear(&policies, &both, remote));
     }
 }

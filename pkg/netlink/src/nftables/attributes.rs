@@ -32,12 +32,6 @@ impl Attributes {
         self.put(kind | NESTED, &value.0)
     }
 
-    /// Both lists, one after the other.
-    pub(super) fn and(mut self, more: Self) -> Self {
-        self.0.extend(more.0);
-        self
-    }
-
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.0
     }

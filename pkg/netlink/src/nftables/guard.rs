@@ -2,19 +2,36 @@
 
 use ipnet::IpNet;
 
-use super::{Netfilter, Place, Rule, comment, expression::End, expression::Expressions, labels};
-use crate::{Error, Socket, nftables::message::Kind};
+use super::{
+    Chain, Netfilter, Rule, Table, comment,
+    expression::{End, Expressions},
+    labels,
+    message::Kind,
+};
+use crate::{Error, Socket};
 
 /// The table, of both IP families, which is ours with all that is in it.
 pub const GUARD_TABLE: &str = "espalier-guard";
 
+const TABLE: Table = Table {
+    name: GUARD_TABLE,
+    chains: &[ARRIVING, FORWARDED],
+};
+
 /// `NF_INET_PRE_ROUTING` and `NF_IP_PRI_RAW`: before connection tracking, for the host's own addresses, too.
-pub(super) const PLACE: Place = Place {
-    table: GUARD_TABLE,
-    chain: "guard",
+const ARRIVING: Chain = Chain {
+    name: "arriving",
     kind: "filter",
     hook: 0,
     priority: -300,
+};
+
+/// `NF_INET_FORWARD` and `NF_IP_PRI_FILTER`: behind what gives a packet for a Service or a host's port the address of a pod.
+const FORWARDED: Chain = Chain {
+    name: "forwarded",
+    kind: "filter",
+    hook: 2,
+    priority: 0,
 };
 
 /// In the label of a rule that lets a source in.
@@ -25,31 +42,55 @@ const FROM: &str = "from ";
 pub struct Guard {
     /// Those between these networks,
     pub refused: Vec<(IpNet, IpNet)>,
-    /// unless they come in by this device,
-    pub device: String,
+    /// unless they come in by one of these devices,
+    pub devices: Vec<String>,
     /// from these networks of this node,
     pub own: Vec<IpNet>,
-    /// or from these, which are accepted.
+    /// or from these, which are accepted;
     pub accepted: Vec<IpNet>,
+    /// and those that come in by this device as from one of this node's own.
+    pub underlay: Option<String>,
 }
 
 impl Guard {
     pub(super) fn rules(&self) -> Vec<Rule> {
-        let new = Expressions::new;
-        let from = |network: &IpNet| new().address(End::Source, *network);
-        let device = new().comes_by(&self.device).leave_alone();
-        let own = self.own.iter().map(|net| from(net).leave_alone());
-        let accepted = self.accepted.iter().map(|net| Rule {
-            label: Some(format!("{FROM}{net}")),
-            ..from(net).leave_alone().into()
+        let arriving = self.expressions().map(|(rule, accepted)| Rule {
+            label: accepted.map(|network| format!("{FROM}{network}")),
+            ..Rule::of(&ARRIVING, rule)
         });
-        let refused = self.refused.iter();
-        let refused =
-            refused.map(|(source, to)| from(source).address(End::Destination, *to).drop());
-        let open = [device].into_iter().chain(own).map(Rule::from);
-        open.chain(accepted)
-            .chain(refused.map(Rule::from))
-            .collect()
+        let forwarded = self.expressions();
+        let forwarded = forwarded.map(|(rule, _)| Rule::of(&FORWARDED, rule));
+        arriving.chain(forwarded).collect()
+    }
+
+    /// Of one chain, in order, and the network that a rule accepts.
+    fn expressions(&self) -> impl Iterator<Item = (Expressions, Option<IpNet>)> {
+        let new = Expressions::new;
+        let from = move |network: &IpNet| new().address(End::Source, *network);
+        let devices = self.devices.iter();
+        let devices = devices.map(move |name| new().comes_by(name).leave_alone());
+        let forged = self.underlay.iter().flat_map(move |underlay| {
+            let own = self.own.iter();
+            own.map(move |network| {
+                let by = new().comes_by(underlay);
+                by.address(End::Source, *network).drop()
+            })
+        });
+        let own = self
+            .own
+            .iter()
+            .map(move |network| from(network).leave_alone());
+        let accepted = self.accepted.iter();
+        let accepted = accepted.map(move |net| (from(net).leave_alone(), Some(*net)));
+        let refused = self.refused.iter().map(move |(source, destination)| {
+            let between = from(source).address(End::Destination, *destination);
+            (between.drop(), None)
+        });
+        let first = devices.chain(forged).chain(own);
+        first
+            .map(|rule| (rule, None))
+            .chain(accepted)
+            .chain(refused)
     }
 }
 
@@ -59,7 +100,7 @@ impl Socket<Netfilter> {
     /// # Errors
     /// As [`Socket::request`]; nothing has changed then.
     pub fn put_guard(&mut self, wanted: &Guard) -> Result<bool, Error> {
-        self.put(&PLACE, &wanted.rules())
+        self.put(&TABLE, &wanted.rules())
     }
 
     /// What a guard that is there in full accepts; `None` where there is none.
@@ -67,7 +108,7 @@ impl Socket<Netfilter> {
     /// # Errors
     /// As [`Socket::request`].
     pub fn guard_accepts(&mut self) -> Result<Option<Vec<IpNet>>, Error> {
-        let there = self.dump(PLACE.rule(Kind::GetRule, super::Attributes::new()))?;
+        let there = self.dump(TABLE.rules(Kind::GetRule))?;
         let comments = there.iter().map(|rule| rule.userdata().and_then(comment));
         let comments: Option<Vec<&str>> = comments.collect();
         let labels = comments.as_deref().and_then(labels);
@@ -84,6 +125,6 @@ impl Socket<Netfilter> {
     /// # Errors
     /// As [`Socket::request`].
     pub fn remove_guard(&mut self) -> Result<bool, Error> {
-        self.remove(&PLACE)
+        self.remove(&TABLE)
     }
 }

@@ -2,16 +2,23 @@
 
 use ipnet::IpNet;
 
-use super::{Netfilter, Place, Rule, expression::End, expression::Expressions};
+use super::{
+    Chain, Netfilter, Rule, Table,
+    expression::{End, Expressions},
+};
 use crate::{Error, Socket};
 
 /// The table, of both IP families, which is ours with all that is in it.
 pub const MASQUERADE_TABLE: &str = "espalier";
 
+pub(super) const TABLE: Table = Table {
+    name: MASQUERADE_TABLE,
+    chains: &[CHAIN],
+};
+
 /// `NF_INET_POST_ROUTING` and `NF_IP_PRI_NAT_SRC`.
-pub(super) const PLACE: Place = Place {
-    table: MASQUERADE_TABLE,
-    chain: "masquerade",
+pub(super) const CHAIN: Chain = Chain {
+    name: "masquerade",
     kind: "nat",
     hook: 4,
     priority: 100,
@@ -44,7 +51,7 @@ impl Masquerade {
         let sources = self.sources.iter();
         let sources = sources.map(|network| new().address(End::Source, *network).masquerade());
         let rules = others.map(Expressions::leave_alone).chain(sources);
-        rules.map(Rule::from).collect()
+        rules.map(|rule| Rule::of(&CHAIN, rule)).collect()
     }
 }
 
@@ -54,7 +61,7 @@ impl Socket<Netfilter> {
     /// # Errors
     /// As [`Socket::request`]; nothing has changed then. ENOENT and EOPNOTSUPP: this kernel has no NAT in nf_tables.
     pub fn put_masquerade(&mut self, wanted: &Masquerade) -> Result<bool, Error> {
-        self.put(&PLACE, &wanted.rules())
+        self.put(&TABLE, &wanted.rules())
     }
 
     /// Removes the table. True: there was one.
@@ -62,6 +69,6 @@ impl Socket<Netfilter> {
     /// # Errors
     /// As [`Socket::request`].
     pub fn remove_masquerade(&mut self) -> Result<bool, Error> {
-        self.remove(&PLACE)
+        self.remove(&TABLE)
     }
 }

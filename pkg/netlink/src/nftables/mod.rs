@@ -1,4 +1,4 @@
-//! nf_tables, as far as two chains need it: one gives pods' packets the node's address where they leave the cluster, one drops what
+//! nf_tables, as far as two tables need it: one gives pods' packets the node's address where they leave the cluster, one drops what
 //! comes in from pod addresses in clear.
 //!
 //! ```text
@@ -11,16 +11,18 @@
 //!    }
 //!  }
 //!  table inet espalier-guard {
-//!    chain guard {                                         # prerouting, priority raw
+//!    chain arriving {                                      # prerouting, priority raw
 //!      iifname "espalier.tun" return                       # what was opened
-//!      ip saddr 10.244.1.0/24 return                       # this node's own pods
+//!      iifname "eth0" ip saddr 10.244.1.0/24 drop          # nobody comes in as one of this node's own pods
+//!      ip saddr 10.244.1.0/24 return
 //!      ip saddr 10.244.2.0/24 return                       # a peer whose clear packets are accepted
 //!      ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 drop
 //!    }
+//!    chain forwarded { … }                                 # the same where a Service's address has become a pod's
 //!  }
 //! ```
 //!
-//! Every rule has a comment with a digest of all of them: a chain that has these comments, in this order and no more, is ours as
+//! Every rule has a comment with a digest of all of them: a table that has these comments, in this order and no more, is ours as
 //! it was written. It is written in one transaction.
 
 mod attributes;
@@ -44,55 +46,66 @@ use message::Kind;
 /// Of the digest (FNV-1a, 64 bits): it tells versions of our own rules apart, and guards against nobody.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
 
-/// A table of both IP families, which is ours with all that is in it: one chain.
+/// A table of both IP families, which is ours with all that is in it.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    table: &'static str,
-    chain: &'static str,
+struct Table {
+    name: &'static str,
+    chains: &'static [Chain],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    name: &'static str,
     kind: &'static str,
     hook: u32,
     priority: i32,
 }
 
-impl Place {
-    fn table(&self, kind: Kind) -> NetfilterMessage {
-        let name = Attributes::new().text(1, self.table);
-        NetfilterMessage::new(kind, format!("table inet {}", self.table), name)
+impl Table {
+    fn message(&self, kind: Kind) -> NetfilterMessage {
+        let name = Attributes::new().text(1, self.name);
+        NetfilterMessage::new(kind, format!("table inet {}", self.name), name)
     }
 
-    fn new_chain(&self) -> NetfilterMessage {
-        let priority = self.priority.cast_unsigned();
-        let hook = Attributes::new().number(1, self.hook).number(2, priority);
+    fn new_chain(&self, chain: &Chain) -> NetfilterMessage {
+        let priority = chain.priority.cast_unsigned();
+        let hook = Attributes::new().number(1, chain.hook).number(2, priority);
         let attributes = Attributes::new()
-            .text(1, self.table)
-            .text(3, self.chain)
+            .text(1, self.name)
+            .text(3, chain.name)
             .nested(4, &hook)
-            .text(7, self.kind);
-        NetfilterMessage::new(Kind::NewChain, self.object(), attributes)
+            .text(7, chain.kind);
+        NetfilterMessage::new(Kind::NewChain, self.object(chain.name), attributes)
     }
 
-    /// A rule of the chain; without anything more, all of them.
-    fn rule(&self, kind: Kind, more: Attributes) -> NetfilterMessage {
-        let place = Attributes::new().text(1, self.table).text(2, self.chain);
-        NetfilterMessage::new(kind, self.object(), place.and(more))
+    /// All rules of the table.
+    fn rules(&self, kind: Kind) -> NetfilterMessage {
+        let table = Attributes::new().text(1, self.name);
+        NetfilterMessage::new(kind, format!("rules of table inet {}", self.name), table)
     }
 
-    fn object(&self) -> String {
-        format!("chain inet {} {}", self.table, self.chain)
+    fn new_rule(&self, rule: &Rule, comment: &str) -> NetfilterMessage {
+        let attributes = Attributes::new()
+            .text(1, self.name)
+            .text(2, rule.chain)
+            .nested(4, &rule.expressions)
+            .bytes(7, &userdata(comment));
+        NetfilterMessage::new(Kind::NewRule, self.object(rule.chain), attributes)
     }
 
-    /// Table, chain and these rules in the place of all that are there.
+    fn object(&self, chain: &str) -> String {
+        format!("chain inet {} {chain}", self.name)
+    }
+
+    /// Table, chains and these rules in the place of all that are there.
     fn transaction(&self, rules: &[Rule]) -> Vec<(NetfilterMessage, u16)> {
-        let mut batch = vec![
-            (self.table(Kind::NewTable), CREATE),
-            (self.new_chain(), CREATE),
-            (self.rule(Kind::DelRule, Attributes::new()), PLAIN),
-        ];
+        let chains = self.chains.iter();
+        let chains = chains.map(|chain| (self.new_chain(chain), CREATE));
+        let mut batch = vec![(self.message(Kind::NewTable), CREATE)];
+        batch.extend(chains);
+        batch.push((self.rules(Kind::DelRule), PLAIN));
         batch.extend(rules.iter().zip(comments(rules)).map(|(rule, comment)| {
-            let attributes = Attributes::new()
-                .nested(4, &rule.expressions)
-                .bytes(7, &userdata(&comment));
-            let message = self.rule(Kind::NewRule, attributes);
+            let message = self.new_rule(rule, &comment);
             (message, NLM_F_CREATE | NLM_F_APPEND)
         }));
         batch
@@ -102,14 +115,16 @@ impl Place {
 /// What one rule does.
 #[derive(Clone, Debug)]
 struct Rule {
+    chain: &'static str,
     expressions: Attributes,
     /// Behind its comment, for who reads it back.
     label: Option<String>,
 }
 
-impl From<Expressions> for Rule {
-    fn from(expressions: Expressions) -> Self {
+impl Rule {
+    fn of(chain: &Chain, expressions: Expressions) -> Self {
         Self {
+            chain: chain.name,
             expressions: expressions.into_attributes(),
             label: None,
         }
@@ -133,7 +148,7 @@ fn comments(rules: &[Rule]) -> Vec<String> {
     rules.iter().enumerate().map(comment).collect()
 }
 
-/// The labels of a chain's rules, if all of them are there.
+/// The labels of a table's rules, if all of them are there.
 fn labels<'c>(comments: &[&'c str]) -> Option<Vec<Option<&'c str>>> {
     let (first, _) = comments.first()?.split_once(" 1/")?;
     let label = |(at, comment): (usize, &&'c str)| {
@@ -164,31 +179,31 @@ fn comment(userdata: &[u8]) -> Option<&str> {
 
 impl Socket<Netfilter> {
     /// Writes the rules unless exactly these are there. True: they were not.
-    fn put(&mut self, place: &Place, rules: &[Rule]) -> Result<bool, Error> {
-        let there = self.dump(place.rule(Kind::GetRule, Attributes::new()))?;
+    fn put(&mut self, table: &Table, rules: &[Rule]) -> Result<bool, Error> {
+        let there = self.dump(table.rules(Kind::GetRule))?;
         let wanted: Vec<_> = comments(rules).iter().map(|c| userdata(c)).collect();
         let there = there.iter().map(NetfilterMessage::userdata);
         if there.eq(wanted.iter().map(|comment| Some(comment.as_slice()))) {
             return Ok(false);
         }
-        if let Err(e) = self.transaction(place.transaction(rules)) {
+        if let Err(e) = self.transaction(table.transaction(rules)) {
             // A chain of this name that hangs elsewhere, in a table that is ours: EEXIST, or in newer kernels EOPNOTSUPP.
             let in_the_way = e.is_exists() || e.errno() == Some(Errno::EOPNOTSUPP);
-            if !in_the_way || !self.remove(place)? {
+            if !in_the_way || !self.remove(table)? {
                 return Err(e);
             }
-            self.transaction(place.transaction(rules))?;
+            self.transaction(table.transaction(rules))?;
         }
         Ok(true)
     }
 
     /// Removes the table. True: there was one.
-    fn remove(&mut self, place: &Place) -> Result<bool, Error> {
-        let all = self.dump(place.table(Kind::GetTable))?;
-        if !all.iter().any(|t| t.table() == Some(place.table)) {
+    fn remove(&mut self, table: &Table) -> Result<bool, Error> {
+        let all = self.dump(table.message(Kind::GetTable))?;
+        if !all.iter().any(|t| t.table() == Some(table.name)) {
             return Ok(false);
         }
-        match self.transaction(vec![(place.table(Kind::DelTable), PLAIN)]) {
+        match self.transaction(vec![(table.message(Kind::DelTable), PLAIN)]) {
             Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(false),
             other => other.map(|()| true),
         }

@@ -5,7 +5,7 @@ use netlink_packet_core::NetlinkSerializable;
 use super::{expression::End, *};
 use crate::Family;
 
-const PLACE: &Place = &masquerade::PLACE;
+const TABLE: &Table = &masquerade::TABLE;
 
 fn example() -> Masquerade {
     Masquerade {
@@ -52,7 +52,7 @@ fn a_batch_says_whose_it_is() {
 /// What `nft --debug=mnl add table inet espalier` sends.
 #[test]
 fn a_table_is_named_and_of_both_families() {
-    let message = PLACE.table(Kind::NewTable);
+    let message = TABLE.message(Kind::NewTable);
     let mut expected = vec![1, 0, 0, 0];
     expected.extend(13_u16.to_ne_bytes());
     expected.extend(1_u16.to_ne_bytes());
@@ -90,7 +90,7 @@ fn comments_differ_with_any_rule() {
 
 #[test]
 fn only_what_changes_something_is_a_write() {
-    let writes = |kind| Netfilter::is_write(PLACE.table(kind).message_type());
+    let writes = |kind| Netfilter::is_write(TABLE.message(kind).message_type());
     assert!(writes(Kind::NewTable) && writes(Kind::DelRule) && writes(Kind::DelTable));
     assert!(!writes(Kind::GetRule) && !writes(Kind::GetTable) && !writes(Kind::BatchEnd));
 }
@@ -118,7 +118,7 @@ fn rules_are_written_once_and_mended() {
             assert_eq!(rules, expected);
         }
         socket
-            .transaction(vec![(PLACE.rule(Kind::DelRule, Attributes::new()), PLAIN)])
+            .transaction(vec![(TABLE.rules(Kind::DelRule), PLAIN)])
             .unwrap();
         assert!(socket.put_masquerade(&example()).unwrap(), "flushed");
         assert!(socket.remove_masquerade().unwrap());
@@ -141,9 +141,7 @@ fn many_networks_go_in_one_transaction() {
         };
         assert!(socket.put_masquerade(&wanted).unwrap());
         assert!(!socket.put_masquerade(&wanted).unwrap());
-        let there = socket
-            .dump(PLACE.rule(Kind::GetRule, Attributes::new()))
-            .unwrap();
+        let there = socket.dump(TABLE.rules(Kind::GetRule)).unwrap();
         assert_eq!(there.len(), 2005);
     });
 }
@@ -156,11 +154,15 @@ fn a_chain_that_stands_in_the_way_is_replaced() {
         let mut socket = Socket::<Netfilter>::open().unwrap();
         let attributes = Attributes::new()
             .text(1, MASQUERADE_TABLE)
-            .text(3, PLACE.chain)
+            .text(3, masquerade::CHAIN.name)
             .nested(4, &Attributes::new().number(1, 3).number(2, 0))
             .text(7, "filter");
-        let other = NetfilterMessage::new(Kind::NewChain, PLACE.object(), attributes);
-        let both = vec![(PLACE.table(Kind::NewTable), CREATE), (other, CREATE)];
+        let other = NetfilterMessage::new(
+            Kind::NewChain,
+            TABLE.object(masquerade::CHAIN.name),
+            attributes,
+        );
+        let both = vec![(TABLE.message(Kind::NewTable), CREATE), (other, CREATE)];
         socket.transaction(both).unwrap();
         assert!(socket.put_masquerade(&example()).unwrap());
         assert!(!socket.put_masquerade(&example()).unwrap());
@@ -174,9 +176,10 @@ fn guard() -> Guard {
             (net("10.244.0.0/16"), net("10.244.1.0/24")),
             (net("fd00:10::/32"), net("fd00:10:1::/64")),
         ],
-        device: "espalier.tun".to_owned(),
+        devices: vec!["espalier.tun".to_owned()],
         own: vec![net("10.244.1.0/24")],
         accepted: vec![net("10.244.2.0/23"), net("fd00:10:2::/64")],
+        underlay: Some("eth0".to_owned()),
     }
 }
 
@@ -192,13 +195,14 @@ fn a_guard_is_written_read_back_and_removed() {
         if let Some(rules) = listed(GUARD_TABLE) {
             let expected = [
                 "iifname \"espalier.tun\" return",
+                "iifname \"eth0\" ip saddr 10.244.1.0/24 drop",
                 "ip saddr 10.244.1.0/24 return",
                 "ip saddr 10.244.2.0/23 return",
                 "ip6 saddr fd00:10:2::/64 return",
                 "ip saddr 10.244.0.0/16 ip daddr 10.244.1.0/24 drop",
                 "ip6 saddr fd00:10::/32 ip6 daddr fd00:10:1::/64 drop",
             ];
-            assert_eq!(rules, expected);
+            assert_eq!(rules, [expected, expected].concat(), "in both chains");
         }
         // The masquerade's table is another one.
         assert!(socket.put_masquerade(&example()).unwrap());
