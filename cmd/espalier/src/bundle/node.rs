@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use espalier_netlink::{Route, RouteFilter, Socket, Xfrm};
+use espalier_netlink::{GUARD_TABLE, Netfilter, Route, RouteFilter, Socket, Xfrm};
 use serde::{Deserialize, Serialize};
 
 use crate::mesh::{self, AgentSocket};
@@ -144,6 +144,7 @@ pub(super) fn look(socket: &Path, http: Option<&str>) -> Report {
     report.take("links.txt", links());
     report.take("routes.txt", routes());
     report.take("policies.txt", policies());
+    report.take("rules.txt", rules());
     report.take("files.txt", Ok(names()));
     report
 }
@@ -222,6 +223,19 @@ fn policies() -> Result<String> {
     )?))
 }
 
+/// Routing rules of ours and others' that refuse or let pass by a source, and what a guard of nf_tables accepts.
+fn rules() -> Result<String> {
+    let rules = Socket::<Route>::open()?.rules();
+    let rules = lines(&rules.context("listing routing rules")?);
+    let guard = Socket::<Netfilter>::open().and_then(|mut tables| tables.guard_accepts());
+    let guard = match guard {
+        Ok(Some(accepted)) => format!("there, accepts {accepted:?}"),
+        Ok(None) => "none, or not whole".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Ok(format!("{rules}table inet {GUARD_TABLE}: {guard}\n"))
+}
+
 /// One level deep, with sizes.
 fn names() -> String {
     let mut text = String::new();
@@ -279,6 +293,7 @@ mod tests {
         let report = look(Path::new("/nonexistent/agent.sock"), Some("127.0.0.1:1"));
         assert!(report.files["kernel.txt"].contains("kernel.osrelease = "));
         assert!(report.files["links.txt"].contains("lo"));
+        assert!(report.files["rules.txt"].contains("table inet espalier-guard: "));
         assert!(
             report
                 .errors

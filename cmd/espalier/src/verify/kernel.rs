@@ -10,7 +10,10 @@ use espalier_netlink::packet_xfrm::constants::{
 };
 use espalier_netlink::packet_xfrm::policy::DelGetMessage;
 use espalier_netlink::packet_xfrm::{Selector, UserPolicyInfo, XfrmMessage};
-use espalier_netlink::{Direction, InstalledPolicy, Route, RouteEntry, RouteFilter, Socket, Xfrm};
+use espalier_netlink::{
+    Direction, GUARD_TABLE, InstalledPolicy, Netfilter, Route, RouteEntry, RouteFilter, Socket,
+    Then, Xfrm,
+};
 use ipnet::IpNet;
 
 use super::{Finding, cidrs, required};
@@ -29,6 +32,10 @@ const IPIP: &str = "espalier.ip";
 const NATIVE: &str = "espalier.gw";
 /// IP in IP.
 const IPIP_PROTOCOLS: [u8; 2] = [4, 41];
+/// `FRA_PROTOCOL` of our routing rules.
+const OWN_PROTOCOL: u8 = 229;
+/// In the agent's note where a kernel has no nf_tables and native routing needs them.
+const NO_TABLES: &str = "overlay None: this kernel has no nf_tables";
 const RESTART: &str = "the agent puts it back; if it does not, restart it and look at its log";
 
 /// What the kernel holds.
@@ -38,6 +45,13 @@ struct State {
     /// Hosts that a policy of ours seals for.
     sealed: BTreeSet<IpAddr>,
     devices: BTreeMap<String, u32>,
+    guard: Guard,
+}
+
+/// What tells opened packets from clear ones where native routing ends in a TUN.
+struct Guard {
+    table: bool,
+    rules: bool,
 }
 
 pub(super) fn check(status: &Node, underlay: &str) -> Result<Vec<Finding>> {
@@ -58,7 +72,10 @@ fn judge(state: &State, status: &Node, underlay: &str) -> Result<Vec<Finding>> {
         }
     }
     if required(status) {
-        findings.extend(state.unguarded_port());
+        findings.extend(match state.is_native_tun() {
+            true => state.unguarded_tun(status).into_iter().collect(),
+            false => state.unguarded_port(),
+        });
         let pairs = clusters
             .iter()
             .flat_map(|from| clusters.iter().map(move |to| (*from, *to)));
@@ -81,6 +98,7 @@ impl State {
                 .context("listing routes")?,
             policies,
             sealed,
+            guard: guard(&mut route)?,
             devices: links
                 .into_iter()
                 .map(|link| (link.name, link.index))
@@ -150,6 +168,29 @@ impl State {
             .iter()
             .find(|(_, index)| route.oif == Some(**index));
         named.map_or("no device", |(name, _)| name)
+    }
+
+    fn is_native_tun(&self) -> bool {
+        [NATIVE, TUN]
+            .iter()
+            .all(|name| self.devices.contains_key(*name))
+    }
+
+    /// S2 where policies cannot tell what comes out of the TUN.
+    fn unguarded_tun(&self, status: &Node) -> Option<Finding> {
+        let without_tables = status.notes.iter().any(|note| note.contains(NO_TABLES));
+        let (stands, what) = match without_tables {
+            true => (
+                self.guard.rules,
+                "no routing rule of ours refuses".to_owned(),
+            ),
+            false => (
+                self.guard.table,
+                format!("no whole nf_tables table inet {GUARD_TABLE} refuses"),
+            ),
+        };
+        let what = format!("{what} clear packets from pod addresses to pods: they pass");
+        (!stands).then(|| Finding::new(what, RESTART))
     }
 
     /// S2: clear overlay packets are refused, and not sent.
@@ -233,6 +274,19 @@ impl State {
             .filter(|policy| OWN_PRIORITIES.contains(&policy.priority));
         own.filter(|policy| policy.action == XFRM_POLICY_BLOCK)
     }
+}
+
+fn guard(route: &mut Socket<Route>) -> Result<Guard> {
+    let accepts = Socket::<Netfilter>::open().and_then(|mut tables| tables.guard_accepts());
+    let rules = route.rules().context("listing routing rules")?;
+    Ok(Guard {
+        // Where there are none, the agent has a note.
+        table: accepts.is_ok_and(|accepts| accepts.is_some()),
+        rules: rules.iter().any(|rule| {
+            let between = rule.interface.is_some() && rule.destination.is_some();
+            rule.protocol == OWN_PROTOCOL && rule.then == Then::Drop && between
+        }),
+    })
 }
 
 /// All policies, and the hosts that ours seal for.
@@ -373,6 +427,51 @@ mod tests {
                 );
             }
         });
+    }
+
+    /// Native routing that ends in a TUN: what comes in is told apart by nf_tables, or by routing rules where there are none.
+    #[test]
+    fn a_guard_that_is_missing_is_named() {
+        isolated(
+            "verify::kernel::tests::a_guard_that_is_missing_is_named",
+            || {
+                let native = GOOD.lines().map(str::trim);
+                let native = native.filter(|line| !line.is_empty() && !line.contains("4789"));
+                native.filter(|line| !line.contains("fwd")).for_each(ip);
+                ip("link add espalier.gw type bridge");
+                let net = |text: &str| text.parse().unwrap();
+                let guard = espalier_netlink::Guard {
+                    refused: vec![(net("10.244.0.0/16"), net("10.244.1.0/24"))],
+                    devices: vec![TUN.to_owned()],
+                    ..espalier_netlink::Guard::default()
+                };
+                let missing = |notes: &[&str]| {
+                    let mut status = status("Encrypted");
+                    status.notes = notes.iter().map(ToString::to_string).collect();
+                    let findings = check(&status, "under0").unwrap();
+                    findings.into_iter().map(|f| f.what).collect::<Vec<_>>()
+                };
+                let found = missing(&[]);
+                assert!(
+                    found.len() == 1 && found[0].contains("espalier-guard"),
+                    "{found:?}"
+                );
+                let mut tables = Socket::<Netfilter>::open().unwrap();
+                tables.put_guard(&guard).unwrap();
+                assert_eq!(missing(&[]), Vec::<String>::new());
+                let found = missing(&[NO_TABLES]);
+                assert!(
+                    found.len() == 1 && found[0].contains("routing rule"),
+                    "{found:?}"
+                );
+                ip(
+                    "rule add from 10.244.0.0/16 to 10.244.1.0/24 iif under0 blackhole prio 50 proto 229",
+                );
+                assert_eq!(missing(&[NO_TABLES]), Vec::<String>::new());
+                tables.remove_guard().unwrap();
+                assert_eq!(missing(&[]).len(), 1);
+            },
+        );
     }
 
     #[test]
