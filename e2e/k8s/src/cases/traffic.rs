@@ -204,6 +204,7 @@ pub(super) fn native(ground: &mut Ground<'_>) -> Result<String> {
     for case in [pods, services, host_to_pod, pod_to_host, pod_to_outside] {
         case(ground)?;
     }
+    super::cli::verified(ground)?;
     let said = toggle(ground)?;
     mesh::set(ground, "overlay", "VXLAN")?;
     mesh::settled(ground, Mode::Required)?;
