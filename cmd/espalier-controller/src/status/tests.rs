@@ -161,7 +161,7 @@ fn what_the_rules_of_the_crd_refuse_is_refused_here_too() {
             json!({"protocol": "AH", "udpEncapsulation": "Always"}),
             "AH",
         ),
-        (json!({"dataplane": "Userspace", "overlay": "None"}), "None"),
+        (json!({"dataplane": "Userspace", "protocol": "AH"}), "AH"),
         (
             json!({"transitionDeadlineSeconds": 0}),
             "transitionDeadlineSeconds",
