@@ -21,6 +21,9 @@ const GONE_LONGEST_POLL: Duration = Duration::from_millis(2);
 /// Groups of interfaces that are removed together have this bit and 30 random ones: nobody's table of group names goes so far.
 const GROUP: u32 = 1 << 30;
 
+/// What waits for the kernel.
+pub type Work = Box<dyn FnOnce() + Send>;
+
 /// Removes the host's end of a pod's interface, and with it the pod's, for a process that lives on: returns when nobody sees
 /// them any more. The kernel waits for a while then before it gives their memory back (`netdev_run_todo`: an RCU barrier), and a
 /// thread waits with it. True: there was one.
@@ -28,7 +31,13 @@ const GROUP: u32 = 1 << 30;
 /// # Errors
 /// [`Error::Foreign`], or the kernel's.
 pub fn detach(container_id: &str, ifname: &str) -> Result<bool, Error> {
-    detach_all(&[(container_id, ifname)])?
+    let thread = |work| {
+        // Work that is dropped is done by who asked for it.
+        let _ = thread::Builder::new()
+            .name("del-link".to_owned())
+            .spawn(work);
+    };
+    detach_all(&[(container_id, ifname)], &thread)?
         .pop()
         .unwrap_or(Ok(false))
 }
@@ -36,15 +45,22 @@ pub fn detach(container_id: &str, ifname: &str) -> Result<bool, Error> {
 /// The same for many pods (container and interface) at once, in about the time of one: the kernel removes them as a group, and waits
 /// once for all. What cannot be in the group, or all where the kernel refuses it, is removed one by one. One outcome for each
 /// pod, in order. Calls of one process are to come one after the other: the kernel's lock lets no two at it anyway, and those who
-/// wait for it spin.
+/// wait for it spin. `thread` is given what waits for the kernel: it has it done by a thread of its own and does not wait for that.
 ///
 /// # Errors
 /// When the kernel cannot be asked at all; nothing is removed then.
-pub fn detach_all(pods: &[(&str, &str)]) -> Result<Vec<Result<bool, Error>>, Error> {
-    detach_as(fresh_group(), pods)
+pub fn detach_all(
+    pods: &[(&str, &str)],
+    thread: &dyn Fn(Work),
+) -> Result<Vec<Result<bool, Error>>, Error> {
+    detach_as(fresh_group(), pods, thread)
 }
 
-fn detach_as(group: u32, pods: &[(&str, &str)]) -> Result<Vec<Result<bool, Error>>, Error> {
+fn detach_as(
+    group: u32,
+    pods: &[(&str, &str)],
+    thread: &dyn Fn(Work),
+) -> Result<Vec<Result<bool, Error>>, Error> {
     let mut host = Socket::<Route>::open().at_step("open netlink")?;
     let mut look = |(container_id, ifname): &(&str, &str)| {
         host_end(&mut host, &host_name(container_id, ifname))
@@ -56,13 +72,13 @@ fn detach_as(group: u32, pods: &[(&str, &str)]) -> Result<Vec<Result<bool, Error
     };
     let together: Vec<Link> = ends.iter().zip(pods).filter_map(together).collect();
     if together.len() > 1
-        && let Err(error) = remove_together(&mut host, &together, group)
+        && let Err(error) = remove_together(&mut host, &together, group, thread)
     {
         tracing::warn!(%error, count = together.len(), "interfaces cannot be removed together, and go one by one");
     }
     let mut finish = |end: Result<Option<Link>, Error>| match end {
         Ok(Some(link)) if is_there(&link.name) == Some(false) => Ok(true),
-        Ok(Some(link)) => remove_and_look(&mut host, &link).map(|()| true),
+        Ok(Some(link)) => remove_and_look(&mut host, &link, thread).map(|()| true),
         Ok(None) => Ok(false),
         Err(error) => Err(error),
     };
@@ -70,12 +86,17 @@ fn detach_as(group: u32, pods: &[(&str, &str)]) -> Result<Vec<Result<bool, Error
 }
 
 /// Whoever is killed between the two steps leaves interfaces that are in a group and otherwise as they were.
-fn remove_together(host: &mut Socket<Route>, ours: &[Link], group: u32) -> Result<(), Error> {
+fn remove_together(
+    host: &mut Socket<Route>,
+    ours: &[Link],
+    group: u32,
+    thread: &dyn Fn(Work),
+) -> Result<(), Error> {
     let names = put_into(host, ours, group)?;
     if names.is_empty() {
         return Ok(());
     }
-    match removed_by(names, move |socket| socket.del_group(group)) {
+    match removed_by(names, thread, move |socket| socket.del_group(group)) {
         Some(outcome) => outcome,
         None => missing_is_fine(host.del_group(group)),
     }
@@ -117,9 +138,13 @@ fn fresh_group() -> u32 {
     GROUP | (random as u32 & (GROUP - 1))
 }
 
-fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
+fn remove_and_look(
+    host: &mut Socket<Route>,
+    link: &Link,
+    thread: &dyn Fn(Work),
+) -> Result<(), Error> {
     let index = link.index;
-    let outcome = removed_by(vec![link.name.clone()], move |socket| {
+    let outcome = removed_by(vec![link.name.clone()], thread, move |socket| {
         socket.del_link(index)
     });
     outcome.unwrap_or_else(|| remove(host, link))
@@ -128,6 +153,7 @@ fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
 /// Has a thread do the removal, and returns when nobody sees `names` any more. `None`: there is no thread to be had.
 fn removed_by(
     mut names: Vec<String>,
+    thread: &dyn Fn(Work),
     removal: impl FnOnce(&mut Socket<Route>) -> Result<(), espalier_netlink::Error> + Send + 'static,
 ) -> Option<Result<(), Error>> {
     let (report, outcome) = mpsc::channel();
@@ -136,8 +162,7 @@ fn removed_by(
         // Nobody listens any more when the interfaces were seen to be gone.
         let _ = report.send(done);
     };
-    let thread = thread::Builder::new().name("del-link".to_owned());
-    thread.spawn(work).ok()?;
+    thread(Box::new(work));
     let mut pause = GONE_FIRST_POLL;
     loop {
         match outcome.recv_timeout(pause) {
@@ -203,6 +228,10 @@ mod tests {
         socket().add_veth(&pair).unwrap();
     }
 
+    fn spawn(work: Work) {
+        thread::spawn(work);
+    }
+
     fn socket() -> Socket<Route> {
         Socket::open().unwrap()
     }
@@ -248,11 +277,11 @@ mod tests {
             let mut asked = make(0..40);
             regroup(&host_name("pod3", "eth0"), 77);
             asked.insert(1, "nobody".into());
-            let outcomes = found(detach_all(&pods(&asked)).unwrap());
+            let outcomes = found(detach_all(&pods(&asked), &spawn).unwrap());
             assert_eq!(outcomes.iter().filter(|found| !**found).count(), 1);
             assert!(!outcomes[1]);
             assert_eq!(socket().links().unwrap(), others);
-            let again = found(detach_all(&pods(&asked)).unwrap());
+            let again = found(detach_all(&pods(&asked), &spawn).unwrap());
             assert!(again.iter().all(|found| !found));
         });
     }
@@ -262,9 +291,9 @@ mod tests {
         isolated("detach::tests::one_message_removes_the_whole_group", || {
             let others = others();
             let ours = ends(&make(0..3));
-            remove_together(&mut socket(), &ours, GROUP).unwrap();
+            remove_together(&mut socket(), &ours, GROUP, &spawn).unwrap();
             assert_eq!(socket().links().unwrap(), others);
-            remove_together(&mut socket(), &ours, GROUP).unwrap();
+            remove_together(&mut socket(), &ours, GROUP, &spawn).unwrap();
         });
     }
 
@@ -287,10 +316,11 @@ mod tests {
                     let asked = make(0..4);
                     regroup(stranger, GROUP + 1);
                     let ours = ends(&asked);
-                    let refused = remove_together(&mut socket(), &ours, GROUP + 1).unwrap_err();
+                    let refused =
+                        remove_together(&mut socket(), &ours, GROUP + 1, &spawn).unwrap_err();
                     assert!(refused.to_string().contains(stranger), "{refused}");
                     assert!(ours.iter().all(|link| is_there(&link.name) == Some(true)));
-                    let outcomes = found(detach_as(GROUP + 1, &pods(&asked)).unwrap());
+                    let outcomes = found(detach_as(GROUP + 1, &pods(&asked), &spawn).unwrap());
                     assert_eq!(outcomes, [true; 4]);
                     regroup(
                         stranger,
@@ -314,9 +344,15 @@ mod tests {
                 let refused = socket().del_group(GROUP).unwrap_err();
                 assert_eq!(refused.errno(), Some(espalier_netlink::Errno::EOPNOTSUPP));
                 assert!(socket().del_group(0).is_err());
-                assert_eq!(found(detach_as(GROUP, &pods(&asked)).unwrap()), [true; 3]);
+                assert_eq!(
+                    found(detach_as(GROUP, &pods(&asked), &spawn).unwrap()),
+                    [true; 3]
+                );
                 regroup("lo", 0);
-                assert_eq!(found(detach_as(0, &pods(&make(3..6))).unwrap()), [true; 3]);
+                assert_eq!(
+                    found(detach_as(0, &pods(&make(3..6)), &spawn).unwrap()),
+                    [true; 3]
+                );
                 assert_eq!(socket().links().unwrap(), before);
             },
         );
@@ -336,7 +372,7 @@ mod tests {
                 assert!(detach("pod0", "eth0").unwrap());
                 teardown("pod1", "eth0", None).unwrap();
                 assert_eq!(
-                    found(detach_all(&pods(&asked[1..4])).unwrap()),
+                    found(detach_all(&pods(&asked[1..4]), &spawn).unwrap()),
                     [false, true, true]
                 );
                 assert_eq!(teardown_all().unwrap().len(), 2);
@@ -355,7 +391,7 @@ mod tests {
                 veth(&host_name("silent", "eth0"), "silent1");
                 socket().add_bridge(&host_name("bridge", "eth0")).unwrap();
                 let asked = ["pod0", "silent", "bridge", "pod1"].map(String::from);
-                let outcomes = detach_all(&pods(&asked)).unwrap();
+                let outcomes = detach_all(&pods(&asked), &spawn).unwrap();
                 assert!(matches!(
                     outcomes[..],
                     [Ok(true), Ok(true), Err(Error::Foreign { .. }), Ok(true)]

@@ -24,7 +24,7 @@ mod spec;
 mod teardown;
 
 pub use check::{Allowance, check, check_with};
-pub use detach::{detach, detach_all};
+pub use detach::{Work, detach, detach_all};
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use list::{HostVeth, exists, list};

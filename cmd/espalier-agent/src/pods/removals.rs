@@ -69,7 +69,7 @@ fn remove_all(pods: &Pods, batch: Vec<Waiting>) {
         })
         .collect();
     let stays = |error: &espalier_podnet::Error| Status::failed_precondition(error.to_string());
-    let found = match espalier_podnet::detach_all(&names) {
+    let found = match espalier_podnet::detach_all(&names, &in_background) {
         Ok(outcomes) => outcomes
             .into_iter()
             .map(|one| one.map_err(|e| stays(&e)))
@@ -81,6 +81,11 @@ fn remove_all(pods: &Pods, batch: Vec<Waiting>) {
         // Who has left meanwhile asks again.
         let _ = waiting.report.send(outcome);
     }
+}
+
+/// A thread of the runtime's: those stay for the next removal, and have their memory already.
+fn in_background(work: espalier_podnet::Work) {
+    tokio::task::spawn_blocking(work);
 }
 
 fn release(pods: &Pods, key: &Key) -> Result<bool, Status> {
