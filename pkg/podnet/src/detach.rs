@@ -222,7 +222,7 @@ mod tests {
             mtu: None,
             mac: None,
             peer,
-            up: true,
+            up: false,
             queues: Some(1),
         };
         socket().add_veth(&pair).unwrap();
