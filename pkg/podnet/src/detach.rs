@@ -405,6 +405,6 @@ mod tests {
     #[test]
     fn groups_are_fresh_and_never_the_default() {
         let (one, other) = (fresh_group(), fresh_group());
-        assert!(one >= GROUP && one < 2 * GROUP && one != other);
+        assert!((GROUP..2 * GROUP).contains(&one) && one != other);
     }
 }
