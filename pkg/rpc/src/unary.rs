@@ -173,17 +173,21 @@ async fn exchange(io: Io, method: &'static str, request: Bytes) -> Answer {
     let shaken = h2::client::handshake(io).await;
     let (sender, connection) = shaken.map_err(|error| lost(&error))?;
     let (mut connection, mut call) = (pin!(connection), pin!(call(sender, method, request)));
-    let mut open = true;
     poll_fn(|context| {
         if let Poll::Ready(answer) = call.as_mut().poll(context) {
             return Poll::Ready(answer);
         }
-        if open && connection.as_mut().poll(context).is_ready() {
-            // Its end is told to the call, too.
-            open = false;
-            return call.as_mut().poll(context);
+        let Poll::Ready(ended) = connection.as_mut().poll(context) else {
+            return Poll::Pending;
+        };
+        // What came before its end is the call's to read; it is not always told of the end.
+        match (call.as_mut().poll(context), ended) {
+            (Poll::Ready(answer), _) => Poll::Ready(answer),
+            (Poll::Pending, Err(error)) => Poll::Ready(Err(lost(&error))),
+            (Poll::Pending, Ok(())) => {
+                Poll::Ready(Err(CallError::Lost("the connection was closed".into())))
+            }
         }
-        Poll::Pending
     })
     .await
 }
