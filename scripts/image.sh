@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the container image without a registry or a Docker: an OCI archive, which `ctr -n k8s.io images import` takes.
 #   image.sh [--profile release|dev] [--binaries FOLDER] OUT.tar REFERENCE
-# The binaries are static (glibc), built for this machine's processor; with --binaries those in FOLDER are taken as they are.
+# The binaries are static, built for this machine's processor; with --binaries those in FOLDER are taken as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=release binaries=

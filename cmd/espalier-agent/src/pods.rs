@@ -1,6 +1,7 @@
 //! Addresses for pods: the CNI plugin's side of the agent.
 
 mod orphans;
+mod removals;
 mod strays;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::mesh::NodeFacts;
 use orphans::Orphans;
+use removals::Removals;
 
 /// A freed address rests this long before it is given out again.
 const REUSE_DELAY: Duration = Duration::from_secs(30);
@@ -34,6 +36,7 @@ pub(crate) struct Pods {
     facts: watch::Receiver<NodeFacts>,
     /// Open once this node's pod CIDRs are known, with the CIDRs that it was opened for.
     store: Mutex<Option<(Vec<IpNet>, Store)>>,
+    removals: Removals,
 }
 
 impl Pods {
@@ -43,6 +46,7 @@ impl Pods {
             state_dir,
             facts,
             store: Mutex::new(None),
+            removals: Removals::default(),
         });
         tokio::spawn(keep_up(pods.clone()));
         pods
@@ -259,12 +263,7 @@ impl Cni for Pods {
         let request = request.into_inner();
         let key = key(&request.container_id, &request.ifname)?;
         self.cidrs_known()?;
-        let remove = || espalier_podnet::detach(&key.container_id, &key.ifname);
-        let found = tokio::task::block_in_place(remove)
-            .map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let released = self
-            .with_store(|store| store.release(&key, SystemTime::now()))?
-            .is_some();
+        let (found, released) = self.removals.remove(self, key.clone()).await?;
         debug!(%key, found, released, "detached");
         Ok(Response::new(DetachReply { found, released }))
     }

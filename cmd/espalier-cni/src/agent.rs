@@ -1,56 +1,36 @@
 //! The agent, called over its unix socket and waited for.
 
-use std::error::Error as StdError;
 use std::fmt;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use espalier_cni_types::{Args, Attachment, Error, ErrorCode};
-use espalier_rpc::agent::cni_client::CniClient;
 use espalier_rpc::agent::{
-    AllocateReply, AllocateRequest, CollectRequest, ReadyRequest, ReleaseRequest,
+    AllocateReply, AllocateRequest, CollectReply, CollectRequest, DetachReply, ReadyReply,
+    ReadyRequest, ReleaseReply, ReleaseRequest,
 };
-use espalier_rpc::connect_unix;
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinHandle;
-use tokio::time::error::Elapsed;
-use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use espalier_rpc::{Call, CallError};
+use prost::Message;
+use tonic::{Code, Status};
 
-use crate::failure::{AGENT, io_failure};
+use crate::failure::AGENT;
 
 /// An agent that takes longer hangs. Runtimes wait for two minutes and more.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of the runtime, in which a request gets as far as the socket.
-const TURNS: usize = 3;
 
 pub(crate) struct Agent {
     socket: PathBuf,
-    runtime: Runtime,
-    client: CniClient<Channel>,
 }
 
 impl Agent {
     pub(crate) fn new(socket: PathBuf) -> Result<Self, Error> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| io_failure(&e))?;
-        let _entered = runtime.enter();
-        let channel = connect_unix(&socket).map_err(|e| {
-            Error::new(
+        match espalier_rpc::check_length(&socket) {
+            Ok(()) => Ok(Self { socket }),
+            Err(e) => Err(Error::new(
                 ErrorCode::InvalidConfig,
                 format!("network configuration: socket: {e}"),
-            )
-        })?;
-        let client = CniClient::new(channel);
-        drop(_entered);
-        Ok(Self {
-            socket,
-            runtime,
-            client,
-        })
+            )),
+        }
     }
 
     /// Asks for addresses and does not wait for them: the agent takes as long to put the lease on a disk as it takes to make an
@@ -61,7 +41,7 @@ impl Agent {
         attachment: &Attachment,
         netns: &Path,
         args: &Args,
-    ) -> Asked {
+    ) -> Call {
         let request = AllocateRequest {
             network: network.to_owned(),
             container_id: attachment.container_id.clone(),
@@ -70,33 +50,23 @@ impl Agent {
             pod_namespace: args.pod_namespace().unwrap_or_default().to_owned(),
             pod_name: args.pod_name().unwrap_or_default().to_owned(),
         };
-        let mut client = self.client.clone();
-        let call = async move { limited(client.allocate(request)).await };
-        let asked = self.runtime.spawn(call);
-        // Not more than a start: whatever is missing still, `addresses` does.
-        self.runtime.block_on(async {
-            for _ in 0..TURNS {
-                tokio::task::yield_now().await;
-            }
-        });
-        Asked(asked)
+        self.ask("/espalier.agent.v1.Cni/Allocate", &request)
     }
 
     /// Waits for what was asked for.
-    pub(crate) fn addresses(&self, asked: Asked) -> Result<AllocateReply, Failure> {
-        let outcome = self.runtime.block_on(asked.0);
-        self.outcome(outcome.unwrap_or_else(|e| Ok(Err(Status::unknown(e.to_string())))))
+    pub(crate) fn addresses(&self, asked: Call) -> Result<AllocateReply, Failure> {
+        self.answer(asked)
     }
 
     pub(crate) fn release(&self, attachment: &Attachment) -> Result<(), Failure> {
-        self.call(self.client.clone().release(reference(attachment)))
-            .map(drop)
+        let asked = self.ask("/espalier.agent.v1.Cni/Release", &reference(attachment));
+        self.answer(asked).map(|_: ReleaseReply| ())
     }
 
     /// Removes the interface and gives its addresses back.
     pub(crate) fn detach(&self, attachment: &Attachment) -> Result<(), Failure> {
-        self.call(self.client.clone().detach(reference(attachment)))
-            .map(drop)
+        let asked = self.ask("/espalier.agent.v1.Cni/Detach", &reference(attachment));
+        self.answer(asked).map(|_: DetachReply| ())
     }
 
     /// Gives back what `network` leased and none of `keep` has.
@@ -105,53 +75,29 @@ impl Agent {
             network: network.to_owned(),
             keep: keep.iter().map(reference).collect(),
         };
-        self.call(self.client.clone().collect(request)).map(drop)
+        let asked = self.ask("/espalier.agent.v1.Cni/Collect", &request);
+        self.answer(asked).map(|_: CollectReply| ())
     }
 
     pub(crate) fn lookup(&self, attachment: &Attachment) -> Result<AllocateReply, Failure> {
-        self.call(self.client.clone().lookup(reference(attachment)))
+        self.answer(self.ask("/espalier.agent.v1.Cni/Lookup", &reference(attachment)))
     }
 
     pub(crate) fn ready(&self) -> Result<(), Failure> {
-        self.call(self.client.clone().ready(ReadyRequest {}))
-            .map(drop)
+        let asked = self.ask("/espalier.agent.v1.Cni/Ready", &ReadyRequest {});
+        self.answer(asked).map(|ReadyReply {}| ())
     }
 
-    fn call<T>(
-        &self,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Failure> {
-        let outcome = self.runtime.block_on(limited(call));
-        self.outcome(outcome)
+    fn ask(&self, method: &'static str, request: &impl Message) -> Call {
+        Call::start(&self.socket, method, request, CALL_TIMEOUT)
     }
 
-    fn outcome<T>(&self, outcome: Outcome<T>) -> Result<T, Failure> {
-        let kind = match outcome {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) => Kind::of(status),
-            Err(_) => Kind::Silent,
-        };
-        Err(Failure {
+    fn answer<T: Message + Default>(&self, asked: Call) -> Result<T, Failure> {
+        asked.wait().map_err(|error| Failure {
             socket: self.socket.clone(),
-            kind,
+            kind: Kind::of(error),
         })
     }
-}
-
-/// A request for addresses that is under way.
-pub(crate) struct Asked(JoinHandle<Outcome<AllocateReply>>);
-
-impl Asked {
-    /// The answer is there, or it is certain that none will come.
-    pub(crate) fn is_answered(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
-type Outcome<T> = Result<Result<Response<T>, Status>, Elapsed>;
-
-async fn limited<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Outcome<T> {
-    tokio::time::timeout(CALL_TIMEOUT, call).await
 }
 
 fn reference(attachment: &Attachment) -> ReleaseRequest {
@@ -177,35 +123,23 @@ enum Kind {
     /// No answer in time.
     Silent,
     /// The agent said no.
-    Refused(Status),
+    Refused(Box<Status>),
 }
 
 impl Kind {
-    fn of(status: Status) -> Self {
-        match connect_error(&status) {
-            Some(text) => Self::NotConnected(text),
-            None if matches!(
-                status.code(),
-                Code::Unavailable | Code::Cancelled | Code::Unknown
-            ) =>
-            {
-                Self::Lost(status.message().to_owned())
-            }
-            None => Self::Refused(status),
+    fn of(error: CallError) -> Self {
+        match error {
+            CallError::Connect(error) => Self::NotConnected(error.to_string()),
+            CallError::Lost(text) => Self::Lost(text),
+            CallError::Silent => Self::Silent,
+            CallError::Refused(status) => match status.code() {
+                Code::Unavailable | Code::Cancelled | Code::Unknown => {
+                    Self::Lost(status.message().to_owned())
+                }
+                _ => Self::Refused(status),
+            },
         }
     }
-}
-
-/// The transport's own error at the bottom of a status that no agent sent.
-fn connect_error(status: &Status) -> Option<String> {
-    let mut next: Option<&(dyn StdError + 'static)> = status.source();
-    while let Some(error) = next {
-        if let Some(espalier_rpc::Error::Connect { .. }) = error.downcast_ref() {
-            return Some(error.to_string());
-        }
-        next = error.source();
-    }
-    None
 }
 
 impl Failure {

@@ -19,9 +19,12 @@ use serde_json::Value;
 
 use crate::plugin::Plugin;
 
+/// A configuration fits in mostly, in bytes, and is read at once then.
+const USUAL_INPUT: usize = 4096;
+
 fn main() -> ExitCode {
     start_logging();
-    let mut input = Vec::new();
+    let mut input = Vec::with_capacity(USUAL_INPUT);
     let read = io::stdin().read_to_end(&mut input);
     let read =
         read.map_err(|error| Error::new(ErrorCode::Io, format!("cannot read stdin: {error}")));

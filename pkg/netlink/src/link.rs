@@ -35,6 +35,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Bridge (or other controller) that it is a port of.
     pub master: Option<u32>,
+    /// Group of interfaces that it is in; 0 is the kernel's default.
+    pub group: u32,
     /// Alias, set by whoever made it.
     pub alias: Option<String>,
     /// `veth`, `vxlan`, `bridge`, …; none for hardware and loopback.
@@ -116,6 +118,8 @@ pub struct LinkChange<'a> {
     pub mac: Option<[u8; 6]>,
     /// Index of the bridge to become a port of; 0 leaves the one it is in.
     pub master: Option<u32>,
+    /// Group of interfaces to put it into ([`Socket::del_group`]).
+    pub group: Option<u32>,
     /// Move it to this network namespace.
     pub netns: Option<BorrowedFd<'a>>,
     /// New name.
@@ -174,6 +178,7 @@ impl LinkChange<'_> {
             self.mtu.map(LinkAttribute::Mtu),
             self.mac.map(|mac| LinkAttribute::Address(mac.to_vec())),
             self.master.map(LinkAttribute::Controller),
+            self.group.map(LinkAttribute::Group),
             self.netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())),
             known_as
                 .or(self.name)
@@ -386,6 +391,19 @@ impl Socket<Route> {
         self.request(RouteNetlinkMessage::DelLink(message(index)), PLAIN)
             .map(drop)
     }
+
+    /// Removes all interfaces of a group with one message: the kernel waits once for what it has to wait for, not once for each
+    /// (`rtnl_group_dellink`).
+    ///
+    /// # Errors
+    /// As [`Socket::request`]; ENODEV when nothing is in the group, EOPNOTSUPP when something in it cannot be removed, EPERM for the
+    /// default group 0: nothing is removed then.
+    pub fn del_group(&mut self, group: u32) -> Result<(), Error> {
+        let mut all = message(0);
+        all.attributes.push(LinkAttribute::Group(group));
+        self.request(RouteNetlinkMessage::DelLink(all), PLAIN)
+            .map(drop)
+    }
 }
 
 /// Address family of an address.
@@ -458,6 +476,7 @@ fn parse(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => parse_info(&mut link, infos),
             _ => {}

@@ -3,7 +3,17 @@
 //! In a container `/proc/sys` is read-only. What is refused for that reason is written by way of [`HOST`], where the host's
 //! `/proc/sys/net` is to be mounted; it shows the namespace of whoever looks, too.
 
-use std::{fs, io, os::fd::BorrowedFd};
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::fd::BorrowedFd,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat},
+    sys::stat::Mode,
+};
 
 use crate::{Error, in_netns};
 
@@ -67,6 +77,37 @@ pub fn put_if_there(key: &str, value: &str) -> Result<(), Error> {
         Err(error) if error.is_missing() => Ok(()),
         other => other,
     }
+}
+
+/// As [`put_if_there`], for several settings of one folder (`net/ipv6/conf/eth0`): the kernel looks for the way there once. That
+/// takes the longer, the more network namespaces there are.
+///
+/// # Errors
+/// As [`write()`].
+pub fn put_all_if_there(folder: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
+    let place = path(folder);
+    let failed = |what: &str, e: Errno| Error::io(format!("{what} {place}"), io::Error::from(e));
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let opened = match open(place.as_str(), flags, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        opened => opened.map_err(|e| failed("look into", e))?,
+    };
+    for (name, value) in settings {
+        match openat(
+            &opened,
+            *name,
+            OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(setting) => File::from(setting)
+                .write_all(value.as_bytes())
+                .map_err(|e| Error::io(format!("write {value} to {place}/{name}"), e))?,
+            Err(Errno::ENOENT) => {}
+            Err(Errno::EROFS) => put_if_there(&format!("{folder}/{name}"), value)?,
+            Err(e) => return Err(failed(&format!("open {name} in"), e)),
+        }
+    }
+    Ok(())
 }
 
 fn path(key: &str) -> String {

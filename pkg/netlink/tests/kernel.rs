@@ -425,6 +425,34 @@ fn settings_belong_to_the_namespace() {
 }
 
 #[test]
+fn settings_of_one_folder_are_put_together_where_they_are() {
+    isolated(
+        "settings_of_one_folder_are_put_together_where_they_are",
+        || {
+            let other = Netns::new("other").unwrap();
+            let settings = [
+                ("rp_filter", "2"),
+                ("no_such_setting", "0"),
+                ("forwarding", "1"),
+            ];
+            let put = |folder: &str| sysctl::put_all_if_there(folder, &settings);
+            visit_netns(other.file(), || put("net/ipv4/conf/lo").unwrap()).unwrap();
+            put("net/ipv4/conf/nothing").unwrap();
+            for (name, value) in [("rp_filter", "2"), ("forwarding", "1")] {
+                let key = format!("net/ipv4/conf/lo/{name}");
+                let there = sysctl::read(Some(other.file().as_fd()), &key).unwrap();
+                assert_eq!(there.as_deref(), Some(value), "{name}");
+            }
+            let here = sysctl::read(None, "net/ipv4/conf/lo/rp_filter").unwrap();
+            assert_ne!(here.as_deref(), Some("2"));
+            let refused = sysctl::put_all_if_there("net/ipv4/conf/lo", &[("rp_filter", "high")]);
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("net/ipv4/conf/lo/rp_filter"), "{refused}");
+        },
+    );
+}
+
+#[test]
 fn a_visit_ends_at_home_even_by_a_panic() {
     isolated("a_visit_ends_at_home_even_by_a_panic", || {
         let other = Netns::new("other").unwrap();

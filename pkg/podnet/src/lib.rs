@@ -13,6 +13,7 @@
 //! again. Both ends carry an alias that says whose they are.
 
 mod check;
+mod detach;
 mod error;
 mod fault;
 mod identity;
@@ -23,12 +24,13 @@ mod spec;
 mod teardown;
 
 pub use check::{Allowance, check, check_with};
+pub use detach::{Work, detach, detach_all};
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use list::{HostVeth, exists, list};
 pub use setup::{Begun, Pending, PodInterface, begin, setup};
 pub use spec::{PodAddress, PodSpec};
-pub use teardown::{detach, remove_listed, teardown, teardown_all};
+pub use teardown::{remove_listed, teardown, teardown_all};
 
 /// `rtm_protocol` of Espalier's routes.
 pub const ROUTE_PROTOCOL: u8 = 229;

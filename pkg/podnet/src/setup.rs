@@ -3,11 +3,12 @@ use std::time::{Duration, Instant};
 
 use espalier_netlink::packet_route::RouteNetlinkMessage;
 use espalier_netlink::{
-    Address, EXCLUSIVE, LinkChange, LinkRef, Neighbour, PLAIN, REPLACE, Route, RouteEntry, Socket,
-    Veth, VethPeer, sysctl,
+    Address, EXCLUSIVE, Errno, LinkChange, LinkRef, Neighbour, PLAIN, REPLACE, Route, RouteEntry,
+    Socket, Veth, VethPeer, sysctl,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::error::At;
 use crate::identity::{Identity, macs};
@@ -289,10 +290,9 @@ impl Pending {
             self.undo.insert(0, Undo::Loopback(undo));
         }
         crate::fault::at("loopback")?;
-        let key = |setting| format!("net/ipv6/conf/{ifname}/{setting}");
         // Addresses are unique by construction: no need to ask around.
-        sysctl::put_if_there(&key("accept_ra"), "0")
-            .and_then(|()| sysctl::put_if_there(&key("accept_dad"), "0"))
+        let settings = [("accept_ra", "0"), ("accept_dad", "0")];
+        sysctl::put_all_if_there(&format!("net/ipv6/conf/{ifname}"), &settings)
             .at("pod-settings")?;
         let index = index_of(&mut socket, ifname).at("find-pod-end")?;
         Ok(End { socket, index })
@@ -357,8 +357,15 @@ fn host_settings(name: &str) -> Result<(), Error> {
     sysctl::put_if_there(&format!("net/ipv6/conf/{name}/accept_ra"), "0").at("host-settings")
 }
 
+/// By a socket: whoever looks below `/proc/sys/net` has the kernel go through what it remembers of all namespaces there.
 fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6/conf").exists()
+    let opened = socket(
+        AddressFamily::Inet6,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    !matches!(opened, Err(Errno::EAFNOSUPPORT))
 }
 
 /// Sends all, and gives the first refusal: the kernel goes on after one, and what it did is taken back with the rest.

@@ -1,21 +1,11 @@
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
 
 use espalier_netlink::{Link, Route, Socket};
 
 use crate::error::At;
 use crate::identity::{Identity, is_host_name};
-use crate::list::is_there;
 use crate::netns::PodNetns;
 use crate::{Error, HostVeth, host_name};
-
-/// Between the first two looks at an interface that is being removed, which mostly takes a millisecond; a quarter longer with each
-/// look, up to the longest.
-const GONE_FIRST_POLL: Duration = Duration::from_micros(100);
-const GONE_LONGEST_POLL: Duration = Duration::from_millis(2);
 
 /// Removes a pod's interface from both sides. Succeeds when there is none, and without the namespace or when that is gone
 /// already. Goes on after an error.
@@ -28,46 +18,6 @@ pub fn teardown(container_id: &str, ifname: &str, netns: Option<&Path>) -> Resul
         pod_side(container_id, ifname, netns),
     ];
     Error::collect(sides.into_iter().filter_map(Result::err).collect())
-}
-
-/// Removes the host's end of a pod's interface, and with it the pod's, for a process that lives on: returns when nobody sees
-/// them any more. The kernel waits for a while then before it gives their memory back (`netdev_run_todo`: an RCU barrier), and a
-/// thread waits with it. True: there was one. Removals of one process come one after the other: the kernel's lock lets no two at it
-/// anyway, and those who wait for it spin.
-///
-/// # Errors
-/// [`Error::Foreign`], or the kernel's.
-pub fn detach(container_id: &str, ifname: &str) -> Result<bool, Error> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut host = Socket::<Route>::open().at_step("open netlink")?;
-    match host_end(&mut host, &host_name(container_id, ifname))? {
-        Some(link) => remove_and_look(&mut host, &link).map(|()| true),
-        None => Ok(false),
-    }
-}
-
-fn remove_and_look(host: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
-    let (index, (report, outcome)) = (link.index, mpsc::channel());
-    let work = move || {
-        let done = Socket::<Route>::open().and_then(|mut socket| socket.del_link(index));
-        // Nobody listens any more when the interface was seen to be gone.
-        let _ = report.send(done);
-    };
-    let thread = thread::Builder::new().name("del-link".to_owned());
-    if thread.spawn(work).is_err() {
-        return remove(host, link);
-    }
-    let mut pause = GONE_FIRST_POLL;
-    loop {
-        match outcome.recv_timeout(pause) {
-            Ok(Err(error)) if !error.is_missing() => return Err(error).at_step("remove the veth"),
-            Ok(_) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) if is_there(&link.name) == Some(false) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => pause = (pause * 5 / 4).min(GONE_LONGEST_POLL),
-            Err(RecvTimeoutError::Disconnected) => return remove(host, link),
-        }
-    }
 }
 
 /// Removes what [`crate::list`] found, whatever its name is now.
@@ -117,7 +67,7 @@ fn host_side(container_id: &str, ifname: &str) -> Result<(), Error> {
     }
 }
 
-fn host_end(host: &mut Socket<Route>, name: &str) -> Result<Option<Link>, Error> {
+pub(crate) fn host_end(host: &mut Socket<Route>, name: &str) -> Result<Option<Link>, Error> {
     match host.link(name).at_step("look for the host's end")? {
         Some(link) if link.kind.as_deref() != Some("veth") => Err(Error::Foreign {
             name: link.name,
@@ -140,13 +90,17 @@ fn pod_side(container_id: &str, ifname: &str, netns: Option<&Path>) -> Result<()
     })
 }
 
-fn is_of(link: &Link, container_id: &str, ifname: &str) -> bool {
+pub(crate) fn is_of(link: &Link, container_id: &str, ifname: &str) -> bool {
     let identity = link.alias.as_deref().and_then(Identity::parse);
     link.kind.as_deref() == Some("veth") && identity.is_some_and(|i| i.is_of(container_id, ifname))
 }
 
-fn remove(socket: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
-    match socket.del_link(link.index) {
+pub(crate) fn remove(socket: &mut Socket<Route>, link: &Link) -> Result<(), Error> {
+    missing_is_fine(socket.del_link(link.index))
+}
+
+pub(crate) fn missing_is_fine(done: Result<(), espalier_netlink::Error>) -> Result<(), Error> {
+    match done {
         Err(error) if error.is_missing() => Ok(()),
         other => other.at_step("remove the veth"),
     }

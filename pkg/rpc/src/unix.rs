@@ -236,7 +236,11 @@ impl Connected for Cuttable {
     }
 }
 
-fn check_length(path: &Path) -> Result<(), Error> {
+/// Whether a socket address has room for a path.
+///
+/// # Errors
+/// [`Error::PathTooLong`].
+pub fn check_length(path: &Path) -> Result<(), Error> {
     if path.as_os_str().len() > MAX_PATH {
         Err(Error::PathTooLong(path.into()))
     } else {
@@ -247,14 +251,15 @@ fn check_length(path: &Path) -> Result<(), Error> {
 async fn connect(path: PathBuf) -> Result<TokioIo<UnixStream>, Error> {
     match UnixStream::connect(&path).await {
         Ok(stream) => Ok(TokioIo::new(stream)),
-        Err(cause) => {
-            let remedy = remedy(&path, cause.kind());
-            Err(Error::Connect {
-                path,
-                cause,
-                remedy,
-            })
-        }
+        Err(cause) => Err(not_connected(&path, cause)),
+    }
+}
+
+pub(crate) fn not_connected(path: &Path, cause: io::Error) -> Error {
+    Error::Connect {
+        path: path.into(),
+        remedy: remedy(path, cause.kind()),
+        cause,
     }
 }
 
