@@ -3,6 +3,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use netlink_packet_core::NlasIterator;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
@@ -17,6 +18,11 @@ use crate::{
     Error, Route, Socket,
     socket::{EXCLUSIVE, PLAIN},
 };
+
+/// Where the attributes of a link begin: behind `nlmsghdr` and `ifinfomsg`, in bytes.
+const ATTRIBUTES: usize = 32;
+/// linux/if_link.h.
+const IFLA_GROUP: u16 = 27;
 
 /// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -215,6 +221,20 @@ impl Socket<Route> {
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let all = without_statistics(LinkMessage::default());
         Ok(links(self.dump(RouteNetlinkMessage::GetLink(all))?))
+    }
+
+    /// The interfaces of the namespace that are in this group.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn links_in_group(&mut self, group: u32) -> Result<Vec<Link>, Error> {
+        let all = RouteNetlinkMessage::GetLink(without_statistics(LinkMessage::default()));
+        let inside = self.dump_where(all, |message| {
+            group_of(message).is_none_or(|of| of == group)
+        })?;
+        let mut inside = links(inside);
+        inside.retain(|link| link.group == group);
+        Ok(inside)
     }
 
     /// The interface of this name, if there is one.
@@ -419,6 +439,15 @@ fn message(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
+}
+
+/// `None`: it cannot be told, or not so cheaply.
+fn group_of(message: &[u8]) -> Option<u32> {
+    let attributes = message.get(ATTRIBUTES..)?;
+    let nla = NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .find(|nla| nla.kind() == IFLA_GROUP)?;
+    Some(u32::from_ne_bytes(nla.value().try_into().ok()?))
 }
 
 /// The question, without what makes two thirds of the answer.

@@ -154,8 +154,21 @@ impl<F: Family> Socket<F> {
     where
         F::Message: Clone,
     {
+        self.dump_where(message, |_| true)
+    }
+
+    /// The same of those elements, whole messages with their header, that `wanted` is true for: the others need not be decoded,
+    /// which takes longer than all else.
+    pub(crate) fn dump_where(
+        &mut self,
+        message: F::Message,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<F::Message>, Error>
+    where
+        F::Message: Clone,
+    {
         for _ in 0..DUMP_TRIES {
-            if let Some(list) = self.dump_once(message.clone())? {
+            if let Some(list) = self.dump_once(message.clone(), &wanted)? {
                 return Ok(list);
             }
         }
@@ -166,7 +179,11 @@ impl<F: Family> Socket<F> {
     }
 
     /// `None`: the list changed while it was read.
-    fn dump_once(&mut self, message: F::Message) -> Result<Option<Vec<F::Message>>, Error> {
+    fn dump_once(
+        &mut self,
+        message: F::Message,
+        wanted: &impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Vec<F::Message>>, Error> {
         let what = F::describe(&message);
         let mut bytes = Bytes::new::<F>();
         let sequence = self.encode(message, NLM_F_DUMP, &mut bytes);
@@ -183,6 +200,7 @@ impl<F: Family> Socket<F> {
                 }
                 steady &= flags & NLM_F_DUMP_INTR == 0;
                 match reply {
+                    Reply::Message(bytes) if !wanted(bytes) => {}
                     Reply::Message(bytes) => list.push(decode::<F>(bytes, &what)?),
                     Reply::Done(Ok(())) => return Ok(steady.then_some(list)),
                     Reply::Done(Err((Errno::EINTR, _))) => return Ok(None),

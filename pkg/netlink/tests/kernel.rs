@@ -125,6 +125,39 @@ fn links_are_changed_and_found_by_address() {
 }
 
 #[test]
+fn a_group_is_listed_and_removed_as_a_whole() {
+    isolated("a_group_is_listed_and_removed_as_a_whole", || {
+        let mut socket = Socket::<Route>::open().unwrap();
+        for n in 0..5 {
+            let (name, peer) = (format!("a{n}"), format!("b{n}"));
+            socket.add_veth(&veth(&name, &peer)).unwrap();
+        }
+        let group = |group| LinkChange {
+            group: Some(group),
+            ..LinkChange::default()
+        };
+        for (name, of) in [("a0", 7), ("a1", 7), ("b1", 7), ("a2", 8)] {
+            let index = socket.index_of(name).unwrap();
+            socket.set_link(index, &group(of)).unwrap();
+        }
+        let mut names = |of| {
+            let inside = socket.links_in_group(of).unwrap();
+            let mut names: Vec<_> = inside.into_iter().map(|link| link.name).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(7), ["a0", "a1", "b1"]);
+        assert_eq!(names(8), ["a2"]);
+        assert!(names(9).is_empty());
+        assert_eq!(names(0).len(), 7, "lo and all others");
+        socket.del_group(7).unwrap();
+        assert!(socket.del_group(7).unwrap_err().is_missing());
+        assert_eq!(socket.links().unwrap().len(), 7, "of pairs both ends went");
+        assert!(socket.del_group(0).is_err());
+    });
+}
+
+#[test]
 fn routes_are_replaced_in_place_and_filtered_by_protocol() {
     isolated(
         "routes_are_replaced_in_place_and_filtered_by_protocol",

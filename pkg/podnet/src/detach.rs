@@ -115,8 +115,7 @@ fn put_into(host: &mut Socket<Route>, ours: &[Link], group: u32) -> Result<Vec<S
     };
     host.batch(ours.iter().map(put))
         .at_step("group the veths")?;
-    let mut inside = host.links().at_step("look at the group")?;
-    inside.retain(|link| link.group == group);
+    let inside = host.links_in_group(group).at_step("look at the group")?;
     let is_ours = |link: &Link| {
         let same = |own: &&Link| {
             (own.index, &own.name, &own.alias) == (link.index, &link.name, &link.alias)
