@@ -81,7 +81,11 @@ fn connected([a, b]: [&End; 2]) -> Result<(TcpStream, TcpStream)> {
     let to = SocketAddr::from((b.pod, STREAM_PORT));
     let listener = b.netns.run(|| TcpListener::bind(to))??;
     let sent = a.netns.run(|| TcpStream::connect_timeout(&to, START))??;
-    Ok((sent, listener.accept()?.0))
+    let (received, _) = listener.accept()?;
+    // A path that passes small packets only must not hang who measures it.
+    sent.set_write_timeout(Some(START))?;
+    received.set_read_timeout(Some(START))?;
+    Ok((sent, received))
 }
 
 fn read_all(mut stream: &TcpStream, count: &AtomicU64) {
