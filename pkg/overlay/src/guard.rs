@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(overlay.apply(&desired).unwrap().writes, 0);
             let accepted =
                 |from| format!("49:\tfrom {from} to 10.244.1.0/24 iif eth0 lookup main proto 229");
-            let refused = "50:\tfrom 10.244.0.0/16 to 10.244.1.0/24 iif eth0 blackhole proto 229";
+            let refused = "51:\tfrom 10.244.0.0/16 to 10.244.1.0/24 iif eth0 blackhole proto 229";
             let rules = ip("rule");
             assert!(rules.contains(&accepted("10.244.5.0/24")), "{rules}");
             assert!(rules.contains(refused), "{rules}");

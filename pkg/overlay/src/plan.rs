@@ -17,8 +17,10 @@ use crate::{
 
 /// Of the rules against bare pod packets: before the main table's 32766 and most others', after the local table's 0.
 const BARE_RULE_PRIORITY: u32 = 50;
-/// Of the rules for bare pod packets that may come in all the same.
+/// Of the rules that stand beside the guard: what may come in, and the rest. Not [`BARE_RULE_PRIORITY`]: the kernel takes a rule without
+/// a destination for one that is there with a destination, when they are alike otherwise.
 const ACCEPTED_RULE_PRIORITY: u32 = 49;
+const GUARD_RULE_PRIORITY: u32 = 51;
 
 /// The interfaces that routes go through.
 #[derive(Clone, Copy, Debug)]
@@ -282,7 +284,7 @@ pub(crate) fn guard_rules(guard: &Guard, underlay: &Link) -> Vec<Rule> {
     let accepted = pairs_of(&guard.accepted, &guard.own)
         .map(|pair| rule(pair, Then::Main, ACCEPTED_RULE_PRIORITY));
     let refused = guard.refused.iter();
-    let refused = refused.map(|pair| rule(*pair, Then::Drop, BARE_RULE_PRIORITY));
+    let refused = refused.map(|pair| rule(*pair, Then::Drop, GUARD_RULE_PRIORITY));
     accepted.chain(refused).collect()
 }
 

@@ -398,28 +398,29 @@ fn what_encrypts_and_what_is_around_may_change_and_nothing_stays_behind() {
                 .run(|| espalier_testnet::sysctl("ipv4/conf/eth0/rp_filter", "1"))
                 .unwrap()
                 .unwrap();
-            for (framing, engine, guarded) in [
-                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+            let tun = || Engine::Tun(TUN.to_owned());
+            let steps = [
+                (Framing::Native, tun(), true),
                 (Framing::Native, Engine::Kernel, false),
-                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
-                (Framing::Vxlan, Engine::Tun(TUN.to_owned()), false),
-                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
+                (Framing::Native, tun(), true),
+                (Framing::Vxlan, tun(), false),
+                (Framing::Native, tun(), true),
                 (Framing::Native, Engine::None, false),
-                (Framing::Native, Engine::Tun(TUN.to_owned()), true),
-            ] {
-                let mut desired = native(&a, &[2], RoutePath::Clear);
-                (desired.framing, desired.engine) = (framing, engine);
-                a.settle(&desired);
-                let forwarded = a.ip("xfrm policy").contains("dir fwd action block");
-                let policies = framing == Framing::Native && !guarded;
-                assert_eq!(
-                    a.observe().accepting_pods.is_empty(),
-                    !guarded,
-                    "{desired:?}"
-                );
-                assert!(a.observe().base_block, "{desired:?}");
-                if framing == Framing::Native {
-                    assert_eq!(forwarded, policies, "{desired:?}");
+                (Framing::Native, tun(), true),
+            ];
+            for clear in [true, false] {
+                for (framing, engine, guarded) in steps.clone() {
+                    let mut desired = native(&a, &[2], RoutePath::Blocked);
+                    (desired.framing, desired.engine) = (framing, engine);
+                    accepts(&mut desired, 2, clear);
+                    a.settle(&desired);
+                    let forwarded = a.ip("xfrm policy").contains("dir fwd action block");
+                    let found = a.observe();
+                    assert_eq!(!found.accepting_pods.is_empty(), guarded && clear);
+                    assert!(found.base_block, "{desired:?}");
+                    if framing == Framing::Native {
+                        assert_eq!(forwarded, !guarded, "{desired:?}");
+                    }
                 }
             }
             // A strict filter would drop what comes in by the underlay from a peer whose route is the TUN.
