@@ -117,7 +117,7 @@ impl Guarding {
         warn!(%error, "looking for a guard that is to go");
         Some(format!(
             "guard: {error}; should {} be there still, clear packets of pods are dropped. Trying again",
-            in_words()
+            nftables::in_words(GUARD_TABLE)
         ))
     }
 
@@ -132,14 +132,16 @@ impl Guarding {
     }
 }
 
-/// Where routing rules alone stand in for it.
-pub(crate) const NOTE: &str = "overlay None: this kernel has no nf_tables for both IP families (CONFIG_NF_TABLES_INET, modprobe \
-    nf_tables): clear packets from pod addresses are refused on their way from the underlay interface to pods, and neither by other \
-    interfaces nor where they are for this node's own address among its pods; or use overlay VXLAN or IPIP";
+/// What a note begins with where routing rules alone stand in for the guard.
+pub const NO_TABLES: &str = "overlay None: this kernel has no nf_tables";
 
-/// What is removed, in words.
-pub(crate) fn in_words() -> String {
-    format!("nf_tables table inet {GUARD_TABLE}")
+/// The whole of it.
+pub(crate) fn note() -> String {
+    format!(
+        "{NO_TABLES} for both IP families (CONFIG_NF_TABLES_INET, modprobe nf_tables): clear packets from pod addresses are refused on \
+         their way from the underlay interface to pods, and neither by other interfaces nor where they are for this node's own \
+         address among its pods; or use overlay VXLAN or IPIP"
+    )
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ use ipnet::IpNet;
 
 pub use error::Error;
 pub use espalier_dataplane_core::PROBE_PORT;
+pub use guard::NO_TABLES;
 pub use reconcile::Overlay;
 
 /// Name of the VXLAN device.

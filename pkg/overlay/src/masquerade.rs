@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use espalier_netlink::{Error, MASQUERADE_TABLE, Masquerade, Socket};
+use espalier_netlink::{Error, Masquerade, Socket};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
@@ -76,11 +76,6 @@ impl Nat {
     pub(crate) fn remove(&mut self) -> Result<bool, Error> {
         nftables::none_is_fine(self.tables.counted(Socket::remove_masquerade))
     }
-}
-
-/// What is removed, in words.
-pub(crate) fn in_words() -> String {
-    format!("nf_tables table inet {MASQUERADE_TABLE}")
 }
 
 /// The mesh's own packets are left alone, and so is what a pod makes look like them: with the node's address the policies between

@@ -50,6 +50,11 @@ impl Nftables {
     }
 }
 
+/// A table of ours, as it is told of.
+pub(crate) fn in_words(table: &str) -> String {
+    format!("nf_tables table inet {table}")
+}
+
 /// Where there are no nf_tables there is nothing to find in them.
 pub(crate) fn none_is_fine<T: Default>(found: Result<T, Error>) -> Result<T, Error> {
     match found {

@@ -190,7 +190,7 @@ impl Overlay {
         let rules = guard::rules(guard, underlay, tables);
         let there = self.own_rules()?;
         self.add_rules(&rules, &there)?;
-        Ok((rules, (!tables).then(|| guard::NOTE.to_owned())))
+        Ok((rules, (!tables).then(guard::note)))
     }
 
     fn add_rules(&mut self, wanted: &[Rule], there: &[Rule]) -> Result<(), Error> {

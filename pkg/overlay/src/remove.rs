@@ -1,9 +1,9 @@
 //! The end: nothing of ours stays in the kernel.
 
-use espalier_netlink::{Address, Link};
+use espalier_netlink::{Address, GUARD_TABLE, Link, MASQUERADE_TABLE};
 use tracing::warn;
 
-use crate::{Error, Overlay, devices, guard, masquerade, observe::Through};
+use crate::{Error, Overlay, devices, nftables, observe::Through};
 
 impl Overlay {
     /// For uninstalling: removes our devices and all routes, rules, policies and nf_tables tables of ours, and nothing else. The TUN belongs to the
@@ -96,12 +96,18 @@ impl Overlay {
 
     fn remove_guard(&mut self) -> Result<Vec<String>, Error> {
         let there = self.guard.remove()?;
-        Ok(there.then(guard::in_words).into_iter().collect())
+        Ok(there
+            .then(|| nftables::in_words(GUARD_TABLE))
+            .into_iter()
+            .collect())
     }
 
     fn remove_masquerade(&mut self) -> Result<Vec<String>, Error> {
         let there = self.nat.remove()?;
-        Ok(there.then(masquerade::in_words).into_iter().collect())
+        Ok(there
+            .then(|| nftables::in_words(MASQUERADE_TABLE))
+            .into_iter()
+            .collect())
     }
 
     fn remove_refusals(&mut self) -> Result<Vec<String>, Error> {

@@ -14,6 +14,7 @@ use espalier_netlink::{
     Direction, GUARD_TABLE, InstalledPolicy, Netfilter, Route, RouteEntry, RouteFilter, Socket,
     Then, Xfrm,
 };
+use espalier_overlay::NO_TABLES;
 use ipnet::IpNet;
 
 use super::{Finding, cidrs, required};
@@ -34,8 +35,6 @@ const NATIVE: &str = "espalier.gw";
 const IPIP_PROTOCOLS: [u8; 2] = [4, 41];
 /// `FRA_PROTOCOL` of our routing rules.
 const OWN_PROTOCOL: u8 = 229;
-/// In the agent's note where a kernel has no nf_tables and native routing needs them.
-const NO_TABLES: &str = "overlay None: this kernel has no nf_tables";
 const RESTART: &str = "the agent puts it back; if it does not, restart it and look at its log";
 
 /// What the kernel holds.
@@ -45,10 +44,11 @@ struct State {
     /// Hosts that a policy of ours seals for.
     sealed: BTreeSet<IpAddr>,
     devices: BTreeMap<String, u32>,
-    guard: Guard,
+    /// Where native routing ends in a TUN.
+    guard: Option<Guard>,
 }
 
-/// What tells opened packets from clear ones where native routing ends in a TUN.
+/// What tells opened packets from clear ones.
 struct Guard {
     table: bool,
     rules: bool,
@@ -72,9 +72,9 @@ fn judge(state: &State, status: &Node, underlay: &str) -> Result<Vec<Finding>> {
         }
     }
     if required(status) {
-        findings.extend(match state.is_native_tun() {
-            true => state.unguarded_tun(status).into_iter().collect(),
-            false => state.unguarded_port(),
+        findings.extend(match &state.guard {
+            Some(guard) => guard.is_missing(status).into_iter().collect(),
+            None => state.unguarded_port(),
         });
         let pairs = clusters
             .iter()
@@ -91,6 +91,9 @@ impl State {
     fn read() -> Result<Self> {
         let mut route = Socket::<Route>::open()?;
         let links = route.links().context("listing devices")?;
+        let devices = links.into_iter().map(|link| (link.name, link.index));
+        let devices: BTreeMap<_, _> = devices.collect();
+        let native_tun = [NATIVE, TUN].iter().all(|name| devices.contains_key(*name));
         let (policies, sealed) = policies().context("listing XFRM policies (root is needed)")?;
         Ok(Self {
             routes: route
@@ -98,11 +101,8 @@ impl State {
                 .context("listing routes")?,
             policies,
             sealed,
-            guard: guard(&mut route)?,
-            devices: links
-                .into_iter()
-                .map(|link| (link.name, link.index))
-                .collect(),
+            guard: native_tun.then(|| Guard::read(&mut route)).transpose()?,
+            devices,
         })
     }
 
@@ -168,29 +168,6 @@ impl State {
             .iter()
             .find(|(_, index)| route.oif == Some(**index));
         named.map_or("no device", |(name, _)| name)
-    }
-
-    fn is_native_tun(&self) -> bool {
-        [NATIVE, TUN]
-            .iter()
-            .all(|name| self.devices.contains_key(*name))
-    }
-
-    /// S2 where policies cannot tell what comes out of the TUN.
-    fn unguarded_tun(&self, status: &Node) -> Option<Finding> {
-        let without_tables = status.notes.iter().any(|note| note.contains(NO_TABLES));
-        let (stands, what) = match without_tables {
-            true => (
-                self.guard.rules,
-                "no routing rule of ours refuses".to_owned(),
-            ),
-            false => (
-                self.guard.table,
-                format!("no whole nf_tables table inet {GUARD_TABLE} refuses"),
-            ),
-        };
-        let what = format!("{what} clear packets from pod addresses to pods: they pass");
-        (!stands).then(|| Finding::new(what, RESTART))
     }
 
     /// S2: clear overlay packets are refused, and not sent.
@@ -276,17 +253,33 @@ impl State {
     }
 }
 
-fn guard(route: &mut Socket<Route>) -> Result<Guard> {
-    let accepts = Socket::<Netfilter>::open().and_then(|mut tables| tables.guard_accepts());
-    let rules = route.rules().context("listing routing rules")?;
-    Ok(Guard {
-        // Where there are none, the agent has a note.
-        table: accepts.is_ok_and(|accepts| accepts.is_some()),
-        rules: rules.iter().any(|rule| {
-            let between = rule.interface.is_some() && rule.destination.is_some();
-            rule.protocol == OWN_PROTOCOL && rule.then == Then::Drop && between
-        }),
-    })
+impl Guard {
+    fn read(route: &mut Socket<Route>) -> Result<Self> {
+        let accepts = Socket::<Netfilter>::open().and_then(|mut tables| tables.guard_accepts());
+        let rules = route.rules().context("listing routing rules")?;
+        Ok(Self {
+            // Where there are none, the agent has a note.
+            table: accepts.is_ok_and(|accepts| accepts.is_some()),
+            rules: rules.iter().any(|rule| {
+                let between = rule.interface.is_some() && rule.destination.is_some();
+                rule.protocol == OWN_PROTOCOL && rule.then == Then::Drop && between
+            }),
+        })
+    }
+
+    /// S2 where policies cannot tell what comes out of the TUN.
+    fn is_missing(&self, status: &Node) -> Option<Finding> {
+        let without_tables = status.notes.iter().any(|note| note.contains(NO_TABLES));
+        let (stands, what) = match without_tables {
+            true => (self.rules, "no routing rule of ours refuses".to_owned()),
+            false => (
+                self.table,
+                format!("no whole nf_tables table inet {GUARD_TABLE} refuses"),
+            ),
+        };
+        let what = format!("{what} clear packets from pod addresses to pods: they pass");
+        (!stands).then(|| Finding::new(what, RESTART))
+    }
 }
 
 /// All policies, and the hosts that ours seal for.
@@ -465,7 +458,7 @@ mod tests {
                     "{found:?}"
                 );
                 ip(
-                    "rule add from 10.244.0.0/16 to 10.244.1.0/24 iif under0 blackhole prio 50 proto 229",
+                    "rule add from 10.244.0.0/16 to 10.244.1.0/24 iif under0 blackhole prio 51 proto 229",
                 );
                 assert_eq!(missing(&[NO_TABLES]), Vec::<String>::new());
                 tables.remove_guard().unwrap();
