@@ -11,6 +11,9 @@ use espalier_testnet::{Netns, Process, VethEnd, address, sysctl, veth};
 use crate::espalier::IN_UDP;
 use crate::{Arguments, cost, espalier, load, wireguard};
 
+/// gotatun reads each packet into a buffer of 4,096 bytes, its own headers included: what is larger stands still (0.10.2).
+const GOTATUN_MTU: u16 = 4000;
+
 /// A way from one namespace to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Name {
@@ -201,7 +204,7 @@ fn connect(name: Name, mtu: u16, arguments: &Arguments, ends: [&End; 2]) -> Resu
         ),
         Name::Gotatun => wireguard::connect(
             ends,
-            mtu - 60,
+            (mtu - 60).min(GOTATUN_MTU),
             arguments.wireguard.as_deref(),
             arguments.tools.as_deref(),
             "gotatun",
