@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # e2e.sh [kind] [ARGUMENT…]: Espalier on a real Kubernetes cluster, in namespaces of this machine or on kind; arguments choose
 # (see `espalier-e2e-k8s run --help`). docs/e2e.md. Needs root. ESPALIER_IMAGE=FILE takes a ready image of scripts/image.sh,
-# ESPALIER_PROFILE=dev builds one that is not optimised, ESPALIER_HELM=4 uses Helm 4.
+# ESPALIER_PROFILE=dev builds one that is not optimised, ESPALIER_HELM=4 uses Helm 4. ESPALIER_KUBERNETES=FOLDER takes the programs of
+# another release (kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 on=namespaces
@@ -37,12 +38,13 @@ if [[ $on == kind ]]; then
   fi
 else
   scripts/packages.sh e2e
-  arguments+=(--kubernetes "$(scripts/kubernetes.sh)")
+  kubernetes=${ESPALIER_KUBERNETES:-$(scripts/kubernetes.sh)}
+  arguments+=(--kubernetes "$kubernetes")
 fi
 . scripts/chart/tools.sh
 helm=$(helm_of "${ESPALIER_HELM:-3}")/helm
-if [[ ${ESPALIER_HELM:-3} == 4 ]]; then
-  # Kubernetes 1.20 refuses the CRDs' rules where they are applied on its side.
+if [[ ${ESPALIER_HELM:-3} == 4 && ${kubernetes:+$("$kubernetes/kubelet" --version)} == *" v1.2"[0-4].* ]]; then
+  # Kubernetes before 1.25 does not know the CRDs' rules, and refuses them where they are applied on its side.
   printf '#!/bin/sh\ncase $1 in install | upgrade) set -- "$@" --server-side=false ;; esac\nexec "%s" "$@"\n' "$(realpath "$helm")" > "$out/helm"
   chmod +x "$out/helm"
   helm=$out/helm

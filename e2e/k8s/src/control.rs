@@ -11,6 +11,7 @@ use espalier_e2e::{cluster_cidr, until_within};
 use espalier_testnet::{Netns, Process};
 
 use crate::pki::Pki;
+use crate::programs::Programs;
 
 /// Of the API server and everything else of the control plane.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
@@ -32,7 +33,7 @@ pub(crate) fn server() -> String {
 /// The processes; they end when it is dropped.
 pub(crate) struct Control {
     netns: Netns,
-    programs: PathBuf,
+    programs: Programs,
     logs: PathBuf,
     pki: Pki,
     etcd_data: PathBuf,
@@ -41,8 +42,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Certificates only; nothing runs. `programs`: the folder of Kubernetes.
-    pub(crate) fn new(netns: Netns, programs: &Path, root: &Path, logs: &Path) -> Result<Self> {
+    /// Certificates only; nothing runs.
+    pub(crate) fn new(netns: Netns, programs: &Programs, root: &Path, logs: &Path) -> Result<Self> {
         let pki = Pki::new(&root.join("pki"))?;
         let addresses: [IpAddr; 3] = [
             ADDRESS.into(),
@@ -66,7 +67,7 @@ impl Control {
         pki.service_accounts()?;
         Ok(Self {
             netns,
-            programs: programs.to_owned(),
+            programs: programs.clone(),
             logs: logs.to_owned(),
             pki,
             etcd_data: root.join("etcd"),
@@ -194,14 +195,14 @@ impl Control {
 
     /// kubectl as the cluster's admin, to be run in [`Self::netns`].
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.programs.join("kubectl"));
+        let mut command = Command::new(self.programs.path("kubectl"));
         command.env("KUBECONFIG", self.path("admin.kubeconfig"));
         command.args(arguments);
         command
     }
 
     fn kubernetes(&self, program: &str) -> Command {
-        Command::new(self.programs.join(program))
+        Command::new(self.programs.path(program))
     }
 
     fn path(&self, file: &str) -> String {

@@ -1,6 +1,6 @@
 //! Outside of the sandbox: control groups, the interrupt, and what is left to remove at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::cgroup::Groups;
 use crate::kind::{self, Kind};
 use crate::namespaces::{Namespaces, Shape};
+use crate::programs::Programs;
 use crate::suite::{self, On, Options};
 
 /// What the inner run is told.
@@ -53,7 +54,8 @@ pub(crate) fn inside(inside: &Inside) -> Result<ExitCode> {
     let options = &inside.options;
     let shape = Shape {
         nodes: options.nodes,
-        programs: options.kubernetes.clone().unwrap_or_default(),
+        programs: Programs::new(options.kubernetes.as_deref().unwrap_or(Path::new("")))?,
+        proxy_mode: options.proxy_mode,
         logs: options.logs(),
         cgroup: inside.cgroup.clone(),
     };

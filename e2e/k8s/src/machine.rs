@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::control::{self, flag, logged};
 use crate::images;
 use crate::pki::Pki;
+use crate::programs::{Programs, ProxyMode};
 
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,8 +49,8 @@ pub(crate) struct Plan<'a> {
     /// Its folders; on a file system that overlays can be on.
     pub(crate) root: PathBuf,
     pub(crate) logs: PathBuf,
-    /// Folder of Kubernetes.
-    pub(crate) programs: PathBuf,
+    pub(crate) programs: Programs,
+    pub(crate) proxy_mode: ProxyMode,
     /// Control group of its pods.
     pub(crate) cgroup: String,
     pub(crate) pki: &'a Pki,
@@ -60,7 +61,8 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) netns: Netns,
     logs: PathBuf,
-    programs: PathBuf,
+    programs: Programs,
+    proxy_mode: ProxyMode,
     kubelet_config: PathBuf,
     kubeconfig: PathBuf,
     proxy_kubeconfig: PathBuf,
@@ -102,6 +104,7 @@ impl Machine {
             netns: plan.netns,
             logs: plan.logs,
             programs: plan.programs,
+            proxy_mode: plan.proxy_mode,
             address: plan.address,
             holder,
             kubelet: None,
@@ -113,8 +116,11 @@ impl Machine {
 
     /// kubelet and kube-proxy; the node registers itself.
     pub(crate) fn join(&mut self) -> Result<()> {
-        let mut kubelet = self.command(&self.programs.join("kubelet").display().to_string());
-        kubelet.args(["--container-runtime=remote", "--v=2"]);
+        let mut kubelet = self.command(&shown(&self.programs.path("kubelet")));
+        kubelet.arg("--v=2");
+        if self.programs.names_its_runtime() {
+            kubelet.arg("--container-runtime=remote");
+        }
         let endpoint = format!("unix://{CONTAINERD_SOCKET}");
         flag(&mut kubelet, "container-runtime-endpoint", &endpoint);
         flag(&mut kubelet, "kubeconfig", &shown(&self.kubeconfig));
@@ -156,16 +162,16 @@ impl Machine {
     }
 
     fn start_proxy(&mut self) -> Result<()> {
-        let mut proxy = self.command(&self.programs.join("kube-proxy").display().to_string());
+        let mut proxy = self.command(&shown(&self.programs.path("kube-proxy")));
         // The table of connections is the machine's: its size is not ours to change.
         proxy.args([
-            "--proxy-mode=iptables",
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
             "--conntrack-tcp-timeout-established=0s",
             "--conntrack-tcp-timeout-close-wait=0s",
             "--oom-score-adj=0",
         ]);
+        flag(&mut proxy, "proxy-mode", self.proxy_mode.name());
         flag(&mut proxy, "cluster-cidr", &cluster_cidr().to_string());
         flag(&mut proxy, "hostname-override", &self.name);
         flag(&mut proxy, "kubeconfig", &shown(&self.proxy_kubeconfig));
@@ -203,6 +209,11 @@ impl Plan<'_> {
             of(&format!("{certificate}.crt")),
             of(&format!("{certificate}.key")),
         );
+        let refusal = if self.programs.may_refuse_cgroup_v1() {
+            "failCgroupV1: false\n"
+        } else {
+            ""
+        };
         format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1\n\
              kind: KubeletConfiguration\n\
@@ -219,7 +230,8 @@ impl Plan<'_> {
              evictionHard: {{}}\n\
              registerNode: true\n\
              resolvConf: \"\"\n\
-             volumePluginDir: /var/lib/kubelet/volume-plugins\n"
+             volumePluginDir: /var/lib/kubelet/volume-plugins\n\
+             {refusal}"
         )
     }
 }

@@ -19,6 +19,7 @@ mod namespaces;
 mod oci;
 mod pki;
 mod pods;
+mod programs;
 mod report;
 mod suite;
 

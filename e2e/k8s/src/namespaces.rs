@@ -24,6 +24,7 @@ use crate::control::{self, Control};
 use crate::harness::Harness;
 use crate::images;
 use crate::machine::{Machine, Plan};
+use crate::programs::{Programs, ProxyMode};
 
 const MTU: u32 = 1500;
 const PREFIX: u8 = 24;
@@ -36,8 +37,8 @@ const ROOT: &str = "/mnt";
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) nodes: u8,
-    /// Folder of Kubernetes.
-    pub(crate) programs: PathBuf,
+    pub(crate) programs: Programs,
+    pub(crate) proxy_mode: ProxyMode,
     pub(crate) logs: PathBuf,
     /// Control group of the nodes' groups.
     pub(crate) cgroup: String,
@@ -188,6 +189,7 @@ fn machine(bridge: &Bridge, control: &Control, shape: &Shape, index: u8) -> Resu
         root: Path::new(ROOT).join(&name),
         logs: shape.logs.clone(),
         programs: shape.programs.clone(),
+        proxy_mode: shape.proxy_mode,
         cgroup: format!("{}/{name}", shape.cgroup),
         pki: control.pki(),
         name,

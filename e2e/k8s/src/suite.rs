@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cases::{self, Case, Needs};
 use crate::ground::Ground;
 use crate::harness::Harness;
+use crate::programs::ProxyMode;
 use crate::report::{self, Measured, Outcome, Row};
 
 /// What the cluster is made of.
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Folder of Kubernetes, as scripts/kubernetes.sh prints it.
     #[arg(long)]
     pub(crate) kubernetes: Option<PathBuf>,
+    /// What kube-proxy writes Services' rules with.
+    #[arg(long, value_enum, default_value_t = ProxyMode::Iptables)]
+    pub(crate) proxy_mode: ProxyMode,
     /// Helm.
     #[arg(long)]
     pub(crate) helm: Option<PathBuf>,
