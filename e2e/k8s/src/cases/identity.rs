@@ -160,7 +160,7 @@ fn refused(ground: &Ground<'_>, token: &str, node: &str, name: &str) -> Result<S
 }
 
 /// What a thief finds on a node: the token of its agent.
-fn token_of(ground: &Ground<'_>, node: &str) -> Result<String> {
+pub(super) fn token_of(ground: &Ground<'_>, node: &str) -> Result<String> {
     let agent = ground.agent_on(node)?;
     let uid = agent["metadata"]["uid"].as_str();
     let uid = uid.context("a pod without a UID")?;

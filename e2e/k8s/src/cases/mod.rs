@@ -5,6 +5,7 @@ mod cluster;
 mod identity;
 mod install;
 mod mesh;
+mod own_node;
 mod peers;
 mod plumbing;
 mod restarts;
@@ -150,6 +151,11 @@ pub(crate) const ALL: &[Case] = &[
         "wrong_request_refused",
         "another node's identity asked with a stolen token, or with one of no pod: refused",
         identity::wrong_request_refused,
+    ),
+    installed(
+        "own_node_only",
+        "another node's objects written with a stolen token: refused by the API server, where it can (1.32)",
+        own_node::own_node_only,
     ),
     installed(
         "invalid_policy_refused",
