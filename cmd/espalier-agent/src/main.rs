@@ -37,10 +37,19 @@ use pages::Pages;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// The allocator asks for huge pages and gives back what rests: after each pause the kernel would clear 2 MB for a thread that needs some KB
+/// (docs/cni.md).
+fn without_huge_pages() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        info!(%error, "huge pages stay as they are");
+    }
+}
+
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     let args = Args::parse();
     espalier_telemetry::init("espalier-agent", &args.log)?;
+    without_huge_pages();
     info!(
         node = args.node,
         version = env!("CARGO_PKG_VERSION"),
@@ -145,6 +154,12 @@ async fn first(signal: impl Future<Output = ()>, mesh: oneshot::Receiver<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agents_memory_has_no_huge_pages() {
+        without_huge_pages();
+        assert_eq!(nix::sys::prctl::get_thp_disable(), Ok(true));
+    }
 
     #[tokio::test]
     async fn the_agent_ends_when_its_mesh_task_panics() {

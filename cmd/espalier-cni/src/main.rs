@@ -19,6 +19,10 @@ use serde_json::Value;
 
 use crate::plugin::Plugin;
 
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// A configuration fits in mostly, in bytes, and is read at once then.
 const USUAL_INPUT: usize = 4096;
 
