@@ -43,7 +43,10 @@ else
 fi
 . scripts/chart/tools.sh
 helm=$(helm_of "${ESPALIER_HELM:-3}")/helm
-if [[ ${ESPALIER_HELM:-3} == 4 && ${kubernetes:+$("$kubernetes/kubelet" --version)} == *" v1.2"[0-4].* ]]; then
+# What the node image that is made here has is as old.
+release=${ESPALIER_KIND_IMAGE:+Kubernetes v1.20.2}
+if [[ $on != kind ]]; then release=$("$kubernetes/kubelet" --version); fi
+if [[ ${ESPALIER_HELM:-3} == 4 && $release == *" v1.2"[0-4].* ]]; then
   # Kubernetes before 1.25 does not know the CRDs' rules, and refuses them where they are applied on its side.
   printf '#!/bin/sh\ncase $1 in install | upgrade) set -- "$@" --server-side=false ;; esac\nexec "%s" "$@"\n' "$(realpath "$helm")" > "$out/helm"
   chmod +x "$out/helm"
