@@ -11,7 +11,7 @@ if [[ ${1:-} == enter ]]; then
   place=${2:?control, gateway, wire or a node}
   shift 2
   pid=$(pgrep -n -f '^[^ ]*espalier-e2e-k8s inside') || { echo "no cluster is up: \`make e2e ONLY=--keep\` leaves it up" >&2; exit 1; }
-  exec nsenter -t "$pid" -m -p -- env KUBECONFIG=/mnt/pki/admin.kubeconfig "PATH=$PATH:$(scripts/kubernetes.sh)" \
+  exec nsenter -t "$pid" -m -p -- env KUBECONFIG=/mnt/pki/admin.kubeconfig "PATH=$PATH:${ESPALIER_KUBERNETES:-$(scripts/kubernetes.sh)}" \
     nsenter --net="/run/netns/$place" "${@:-bash}"
 fi
 if [[ ${1:-} == kind ]]; then
